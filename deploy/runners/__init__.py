@@ -1,0 +1,1 @@
+"""What runs a model: one interface over PyTorch and the runtimes."""

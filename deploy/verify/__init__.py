@@ -1,0 +1,1 @@
+"""Comparison of outputs, derived budgets, the chain of links, and the report."""

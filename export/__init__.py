@@ -1,0 +1,1 @@
+"""What turns a trained network into files. Imports neither `pipeline` nor `deploy`."""

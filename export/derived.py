@@ -1,0 +1,140 @@
+"""Layers whose weight and bias are computed from other parameters, and the parts of a graph that exist in training only.
+
+A derived layer runs the plain operation on `derivation()`; folding stores what `derivation()` returns. It is one function,
+so the folded graph has the bits of the training graph. Nothing here knows which method a derivation belongs to.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+WeightAndBias = tuple[torch.Tensor, torch.Tensor | None]
+
+
+class Derivation(nn.Module, ABC):
+    """A small differentiable function from parameters to the weight and bias of a plain layer."""
+
+    @abstractmethod
+    def forward(self) -> WeightAndBias:
+        """The weight and bias that the plain operation runs with."""
+
+
+class Plain(Derivation):
+    """Weight and bias are the parameters themselves."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self) -> WeightAndBias:
+        return self.weight, self.bias
+
+
+class Foldable(nn.Module, ABC):
+    """A layer of the training graph that is replaced by a plain one in the folded graph."""
+
+    @abstractmethod
+    def folded(self) -> nn.Module:
+        """The plain layer that computes, bit for bit, what this one computes in evaluation."""
+
+
+class DerivedConv2d(Foldable):
+    """A convolution on a derived weight. Stride, padding, dilation and groups are those of `like`."""
+
+    def __init__(self, like: nn.Conv2d, derivation: Derivation) -> None:
+        super().__init__()
+        if like.padding_mode != "zeros" or isinstance(like.padding, str):
+            raise ValueError(f"padding {like.padding!r} in mode {like.padding_mode!r} has no derived form")
+        self.derivation = derivation
+        self.stride, self.padding, self.dilation, self.groups = like.stride, like.padding, like.dilation, like.groups
+        self.kernel_size = like.kernel_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.derivation()
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def folded(self) -> nn.Conv2d:
+        weight, bias = _stored(self.derivation)
+        plain = nn.Conv2d(
+            weight.shape[1] * self.groups,
+            weight.shape[0],
+            cast("tuple[int, int]", self.kernel_size),
+            self.stride,
+            cast("tuple[int, int]", self.padding),
+            self.dilation,
+            self.groups,
+            bias=bias is not None,
+            device="meta",
+        )
+        return _with_values(plain, weight, bias)
+
+
+class DerivedLinear(Foldable):
+    """A linear layer on a derived weight."""
+
+    def __init__(self, derivation: Derivation) -> None:
+        super().__init__()
+        self.derivation = derivation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, *self.derivation())
+
+    def folded(self) -> nn.Linear:
+        weight, bias = _stored(self.derivation)
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        return _with_values(plain, weight, bias)
+
+
+class TrainingOnly(nn.Module, ABC):
+    """A part that acts in training mode only: noise, dropout, batch statistics. `active` switches it off without leaving training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.active = True
+
+    @property
+    def acts(self) -> bool:
+        """Whether the next forward pass does what only training does."""
+        return self.active and self.training
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """What it does, in a few words for the report."""
+
+
+def training_only_parts(graph: nn.Module) -> dict[str, TrainingOnly]:
+    """The parts of a graph that exist in training only, by name."""
+    return {name: part for name, part in graph.named_modules() if isinstance(part, TrainingOnly)}
+
+
+@contextmanager
+def training_only_parts_off(graph: nn.Module) -> Iterator[None]:
+    """Switch every training-only part off for a while; the graph stays in the mode it is in."""
+    parts = training_only_parts(graph).values()
+    before = [part.active for part in parts]
+    for part in parts:
+        part.active = False
+    try:
+        yield
+    finally:
+        for part, active in zip(parts, before, strict=True):
+            part.active = active
+
+
+def _stored(derivation: Derivation) -> WeightAndBias:
+    with torch.no_grad():
+        weight, bias = derivation()
+        return weight.detach().clone(), None if bias is None else bias.detach().clone()
+
+
+def _with_values[Layer: (nn.Conv2d, nn.Linear)](plain: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> Layer:
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    plain.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return plain

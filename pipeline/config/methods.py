@@ -1,0 +1,69 @@
+"""The options of each training method; the method itself is the file of the same name in `pipeline/methods`.
+
+A new method adds its options here, to `MethodOptions` below, and to the table in `pipeline/methods/__init__.py`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Section
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class CzmigOptions(Section):
+    """Channel-wise zero-mean initialisation and gradients (Mean Shift Rejection). The defaults are the recommended ones."""
+
+    name: Literal["czmig"]
+    zmg: Share = 0.85
+    """z: how much of each slice's mean is taken out of its gradient. 0 leaves the initialisation only (CZMI)."""
+    zmg_form: Literal["paper", "code"] = "paper"
+    """paper: grad - z mean(grad). code: grad + z (grad - mean(grad)), the later form in the authors' file."""
+    mean_over: Literal["slice", "filter"] = "slice"
+    """slice: the mean over the kernel's height and width. filter: over the input channels too."""
+    initial_scale: Positive = 0.8
+    """e^g at the start. Smaller starts more slowly; 1 may diverge in deep networks."""
+    luma: NonNegative = 5.0e-4
+    """Weight of the penalty (|V| - 1)^2 per filter, which keeps filters at unit norm."""
+    classifier_luma: NonNegative = 5.0e-4
+    """The same for the rows of the classifier."""
+    noise: Share = 0.1
+    """Half the width of the uniform factor around 1 at the input of each residual unit. 0 switches it off."""
+    noise_per: Literal["channel", "element"] = "channel"
+    """channel: one draw per sample and channel. element: one per value, which is slower than what it replaces."""
+    noise_on_shortcut: bool = True
+    """Whether the shortcut carries the noise as well."""
+    first_layer_zero_mean: bool = False
+    """Whether the slices of the first convolution start at zero mean. The paper says no, its code yes."""
+    first_layer_scaled: bool = False
+    """Whether the first convolution has an e^g."""
+    first_layer_luma: bool = False
+    """Whether the penalty holds for the first convolution too."""
+    pointwise_zero_mean: bool = False
+    """Whether 1x1 filters start at zero mean over their input channels, as in the authors' code."""
+    biases: Literal["ends", "all"] = "ends"
+    """ends: one after the first convolution and one on the classifier. all: every convolution has one."""
+    slow_share: Positive = 0.25
+    """Learning rate of biases and classifier as a share of the others' (0.1 against 0.4 in the authors' runs)."""
+
+
+class BatchnormOptions(Section):
+    """The network as it is written, with batch normalisation: the baseline."""
+
+    name: Literal["batchnorm"]
+    weight_decay: NonNegative = 5.0e-4
+    """L2 decay on every parameter."""
+
+
+class NonormOptions(Section):
+    """Every normalisation removed, He initialisation, biases. Deep networks diverge early; small rates only."""
+
+    name: Literal["nonorm"]
+    weight_decay: NonNegative = 5.0e-4
+    """L2 decay on every parameter."""
+
+
+MethodOptions = Annotated[CzmigOptions | BatchnormOptions | NonormOptions, Field(discriminator="name")]

@@ -1,0 +1,142 @@
+"""Everything a config may say, section by section, with its default and its range."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Section
+from pipeline.config.methods import MethodOptions, NonNegative, Positive, Share
+
+Count = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Augment(Section):
+    """Random changes to training images, drawn per sample on the device."""
+
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    crop_padding: NonNegativeInt = 0
+    """Pad with black by this many pixels, then crop back at a random place."""
+
+
+class Data(Section):
+    """What is trained and tested on."""
+
+    name: Literal["digits", "cifar10", "imagefolder"] = "digits"
+    """digits: scikit-learn's 1,797 handwritten digits, no network needed. imagefolder: ROOT/train/CLASS/*.png and ROOT/test/..."""
+    root: str = "data"
+    """The folder of the data set (imagefolder), or where it is kept (cifar10)."""
+    download: bool = False
+    """Fetch cifar10 when it is not under root."""
+    batch_size: Count = 128
+    image_size: Count | None = None
+    """imagefolder: bring every image to this height and width (resize the shorter side, crop the centre)."""
+    color: Literal["auto", "rgb", "gray"] = "auto"
+    """imagefolder: auto takes gray only where every image is gray."""
+    normalisation: Literal["centred", "dataset"] | tuple[tuple[float, ...], tuple[float, ...]] = "centred"
+    """centred: (p - 128) / 64, exact in floating point. dataset: the data set's own mean and deviation. Or [[mean...], [std...]] of p / 255."""
+    residence: Literal["auto", "device", "stream"] = "auto"
+    """device: the whole set as bytes on the device. stream: read by workers, batch by batch. auto: by size."""
+    workers: NonNegativeInt = 2
+    """Processes that read images when streaming."""
+    augment: Augment = Augment()
+
+
+class Network(Section):
+    """Which network, written the ordinary way, with BatchNorm."""
+
+    name: str = "resnet20"
+    """A name of `pipeline/networks`, torchvision:NAME, or my_module:my_function (called with num_classes and in_channels)."""
+
+
+class Schedule(Section):
+    """How the learning rate goes from step to step."""
+
+    name: Literal["constant", "multistep"] = "multistep"
+    milestones: tuple[Count, ...] = ()
+    """Epochs after which the rate is multiplied by factor."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    warmup_epochs: NonNegative = 0.0
+    """The rate rises linearly, step by step, over this many epochs."""
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> "Schedule":
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise, got {list(self.milestones)}")
+        return self
+
+
+class Training(Section):
+    """The loop and its optimiser: SGD with momentum."""
+
+    epochs: Count = 200
+    learning_rate: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: NonNegativeInt = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast where the device computes in it and the images are at least 16 pixels wide, else float32."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    deterministic: bool = False
+    """Only algorithms that repeat bit for bit, where the device offers them."""
+    channels_last: bool = True
+    """The memory layout while training; checks always use the contiguous one."""
+    schedule: Schedule = Schedule()
+
+    @model_validator(mode="after")
+    def _milestones_are_reached(self) -> "Training":
+        late = [m for m in self.schedule.milestones if m >= self.epochs]
+        if late:
+            raise ValueError(f"milestones {late} are never reached in {self.epochs} epochs")
+        if self.schedule.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs {self.schedule.warmup_epochs} is more than epochs {self.epochs}")
+        return self
+
+
+class Batch(Section):
+    """The batch sizes that a deployed model is built for."""
+
+    min: Count = 1
+    best: Count = 64
+    max: Count = 256
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Batch":
+        if not self.min <= self.best <= self.max:
+            raise ValueError(f"min <= best <= max must hold, got {self.min}, {self.best}, {self.max}")
+        return self
+
+
+class Export(Section):
+    """The files that come out."""
+
+    opset: Literal[20] = 20
+    """The one opset that every runtime here takes."""
+    batch: Batch = Batch()
+
+
+class Verify(Section):
+    """What the exported model is checked on, and where."""
+
+    runtimes: tuple[Literal["onnxruntime-cpu", "onnxruntime-cuda"], ...] = ("onnxruntime-cpu",)
+    samples: Literal["test"] | Count = "test"
+    """test: the whole test set. A number: that many of its first samples. Hostile inputs are always added."""
+    batch_size: Count = 64
+    """The batch at which links are compared; PyTorch's bits depend on it, so it is one number for all of them."""
+
+
+class Config(Section):
+    """One run, from data to bundle."""
+
+    data: Data = Data()
+    network: Network = Network()
+    method: MethodOptions
+    training: Training = Training()
+    export: Export = Export()
+    verify: Verify = Verify()
+
+
+__all__ = ["Augment", "Batch", "Config", "Data", "Export", "Network", "Schedule", "Share", "Training", "Verify"]

@@ -7,13 +7,14 @@ so the folded graph has the bits of the training graph. Nothing here knows which
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 WeightAndBias = tuple[torch.Tensor, torch.Tensor | None]
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 class Derivation(nn.Module, ABC):
@@ -134,7 +135,7 @@ def _stored(derivation: Derivation) -> WeightAndBias:
         return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 
-def _with_values[Layer: (nn.Conv2d, nn.Linear)](plain: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> Layer:
+def _with_values(plain: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> Layer:
     plain.weight = nn.Parameter(weight, requires_grad=False)
     plain.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return plain

@@ -57,7 +57,10 @@ class DerivedConv2d(Foldable):
         self.kernel_size = like.kernel_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.derivation()
+        return self.run(x, *self.derivation())
+
+    def run(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The plain operation on a given weight and bias."""
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def folded(self) -> nn.Conv2d:
@@ -84,7 +87,11 @@ class DerivedLinear(Foldable):
         self.derivation = derivation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, *self.derivation())
+        return self.run(x, *self.derivation())
+
+    def run(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The plain operation on a given weight and bias."""
+        return F.linear(x, weight, bias)
 
     def folded(self) -> nn.Linear:
         weight, bias = _stored(self.derivation)

@@ -1,1 +1,24 @@
-"""Training methods, one file each; `method_from_options` is the table of them."""
+"""Training methods, one file each. A new one is its file, its row in `METHODS`, and its options in `pipeline/config/methods.py`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.config.methods import MethodOptions
+from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
+from pipeline.methods.batchnorm import Batchnorm
+from pipeline.methods.czmig import Czmig
+from pipeline.methods.nonorm import Nonorm
+
+METHODS: dict[str, Callable[[Any], Method]] = {
+    "czmig": Czmig,
+    "batchnorm": Batchnorm,
+    "nonorm": Nonorm,
+}
+
+
+def method_from_options(options: MethodOptions) -> Method:
+    """The method that the options belong to."""
+    return METHODS[options.name](options)
+
+
+__all__ = ["METHODS", "Method", "ParameterGroup", "Rewritten", "TrainingRules", "method_from_options"]

@@ -1,0 +1,234 @@
+"""Names the parts of a traced graph: convolutions and their norms, residual units, the classifier.
+
+What it cannot place it refuses by name; nothing is skipped in silence. It reads the graph and changes nothing.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeVar
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from export.errors import UsageError
+from pipeline.graph.vocabulary import CONVOLUTIONS_AND_LINEAR, is_addition
+
+Kind = Literal["first", "spatial", "pointwise", "depthwise", "linear", "classifier"]
+LayerType = TypeVar("LayerType", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch normalisation; `follows` is the layer whose output it alone reads, None where it stands by itself."""
+
+    node: Node
+    module: nn.BatchNorm2d | nn.BatchNorm1d
+    follows: Node | None
+
+    @property
+    def name(self) -> str:
+        return str(self.node.target)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution or linear layer, what kind it is, and the norm that follows it."""
+
+    node: Node
+    module: nn.Conv2d | nn.Linear
+    kind: Kind
+    norm: Norm | None
+
+    @property
+    def name(self) -> str:
+        return str(self.node.target)
+
+
+@dataclass(frozen=True)
+class ResidualUnit:
+    """`add` joins `branch_end` and `shortcut_end`, which both come from `start`."""
+
+    start: Node
+    add: Node
+    branch_end: Node
+    shortcut_end: Node
+    branch: tuple[Convolution, ...]
+    shortcut: tuple[Convolution, ...]
+
+    @cached_property
+    def inside(self) -> frozenset[Node]:
+        """Every node between start and add, start excluded and add included."""
+        return frozenset({self.add} | self.inside_branch | _between(self.start, self.shortcut_end))
+
+    @cached_property
+    def inside_branch(self) -> frozenset[Node]:
+        """Every node of the branch, start excluded."""
+        return frozenset(_between(self.start, self.branch_end))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one graph, in the order in which they are computed."""
+
+    convolutions: tuple[Convolution, ...]
+    norms: tuple[Norm, ...]
+    units: tuple[ResidualUnit, ...]
+    classifier: Convolution
+
+    @property
+    def units_by_start(self) -> dict[Node, list[ResidualUnit]]:
+        """The units of each start; several where additions are nested."""
+        grouped: dict[Node, list[ResidualUnit]] = {}
+        for unit in self.units:
+            grouped.setdefault(unit.start, []).append(unit)
+        return grouped
+
+
+def find_parts(graph: GraphModule) -> Parts:
+    """The parts of a traced network."""
+    norms = tuple(
+        Norm(node, module, _layer_before(graph, node))
+        for node, module in _modules_of(graph, (nn.BatchNorm2d, nn.BatchNorm1d))
+    )
+    convolutions = _convolutions(graph, norms)
+    return Parts(convolutions, norms, _residual_units(graph, convolutions), convolutions[-1])
+
+
+def _modules_of(graph: GraphModule, types: tuple[type[LayerType], ...]) -> list[tuple[Node, LayerType]]:
+    found: list[tuple[Node, LayerType]] = []
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and isinstance(module := graph.get_submodule(node.target), types):
+            _refuse_second_use(node, (other for other, _ in found))
+            found.append((node, module))
+    return found
+
+
+def _refuse_second_use(node: Node, earlier: Iterable[Node]) -> None:
+    if any(other.target == node.target for other in earlier):
+        raise UsageError(f"layer {node.target!r} is used at more than one place; give each place a layer of its own")
+
+
+def _layer_before(graph: GraphModule, norm: Node) -> Node | None:
+    (before,) = norm.all_input_nodes
+    if before.op != "call_module" or len(before.users) != 1:
+        return None
+    return before if isinstance(graph.get_submodule(str(before.target)), CONVOLUTIONS_AND_LINEAR) else None
+
+
+def _convolutions(graph: GraphModule, norms: tuple[Norm, ...]) -> tuple[Convolution, ...]:
+    layers = _modules_of(graph, (nn.Conv2d, nn.Linear))
+    if not layers:
+        raise UsageError("the network has no convolution and no linear layer; there is nothing to train")
+    norm_after = {norm.follows: norm for norm in norms if norm.follows is not None}
+    classifier = _classifier(graph, [node for node, _ in layers])
+    has_layer_before = _nodes_after({node for node, _ in layers})
+    found = [
+        Convolution(
+            node, module, _kind(node, module, node is classifier, node in has_layer_before), norm_after.get(node)
+        )
+        for node, module in layers
+        if node is not classifier
+    ]
+    module = graph.get_submodule(str(classifier.target))
+    assert isinstance(module, (nn.Conv2d, nn.Linear))
+    return (*found, Convolution(classifier, module, "classifier", norm_after.get(classifier)))
+
+
+def _kind(node: Node, module: nn.Conv2d | nn.Linear, is_classifier: bool, has_layer_before: bool) -> Kind:
+    if is_classifier:
+        return "classifier"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if not has_layer_before:
+        return "first"
+    if module.groups == module.in_channels and module.groups > 1:
+        return "depthwise"
+    return "pointwise" if module.kernel_size == (1, 1) else "spatial"
+
+
+def _classifier(graph: GraphModule, layers: list[Node]) -> Node:
+    """The one layer behind which no other layer stands, on every way to the output."""
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    last, waiting, seen = set(), list(output.all_input_nodes), set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in layers:
+            last.add(node)
+        else:
+            waiting.extend(node.all_input_nodes)
+    if len(last) != 1:
+        names = ", ".join(sorted(str(node.target) for node in last)) or "none"
+        raise UsageError(
+            f"the network's output must come from one classifier layer, found {names}; join them before a last linear layer"
+        )
+    return last.pop()
+
+
+def _nodes_after(layers: set[Node]) -> set[Node]:
+    (graph,) = {node.graph for node in layers}
+    after: set[Node] = set()
+    for node in graph.nodes:
+        if any(before in layers or before in after for before in node.all_input_nodes):
+            after.add(node)
+    return after
+
+
+def _residual_units(graph: GraphModule, convolutions: tuple[Convolution, ...]) -> tuple[ResidualUnit, ...]:
+    dominator = _immediate_dominators(graph)
+    layer_at = {convolution.node: convolution for convolution in convolutions}
+    return tuple(_unit(node, dominator[node], layer_at) for node in graph.graph.nodes if is_addition(node))
+
+
+def _unit(add: Node, start: Node, layer_at: dict[Node, Convolution]) -> ResidualUnit:
+    if len(add.all_input_nodes) != 2:
+        raise UsageError(
+            f"node {add.name!r} adds {add.args[1:]} to {add.args[0]}; an addition must join two different values of the graph"
+        )
+    ends = add.all_input_nodes
+    layers = [
+        tuple(layer_at[node] for node in add.graph.nodes if node in _between(start, end) and node in layer_at)
+        for end in ends
+    ]
+    weights = [(len(found), sum(layer.module.weight.numel() for layer in found)) for found in layers]
+    if weights[0] == weights[1]:
+        raise UsageError(
+            f"node {add.name!r} joins two ways of equal length from {start.name!r}; it cannot be told which is the branch and which the shortcut"
+        )
+    branch, shortcut = (0, 1) if weights[0] > weights[1] else (1, 0)
+    return ResidualUnit(start, add, ends[branch], ends[shortcut], layers[branch], layers[shortcut])
+
+
+def _immediate_dominators(graph: GraphModule) -> dict[Node, Node]:
+    """For each node the nearest other node that every way from the image to it passes through."""
+    dominator: dict[Node, Node] = {}
+    position = {node: number for number, node in enumerate(graph.graph.nodes)}
+    for node in graph.graph.nodes:
+        inputs = [before for before in node.all_input_nodes if before.op != "get_attr"]
+        if not inputs:
+            continue
+        meeting = inputs[0]
+        for other in inputs[1:]:
+            while meeting is not other:
+                if position[meeting] > position[other]:
+                    meeting = dominator[meeting]
+                else:
+                    other = dominator[other]  # noqa: PLW2901 - the walk up the tree is the point
+        dominator[node] = meeting
+    return dominator
+
+
+def _between(start: Node, end: Node) -> set[Node]:
+    """The nodes on the ways from start to end, start excluded, end included where it is not start."""
+    found: set[Node] = set()
+    waiting = [end]
+    while waiting:
+        node = waiting.pop()
+        if node is start or node in found:
+            continue
+        found.add(node)
+        waiting.extend(node.all_input_nodes)
+    return found

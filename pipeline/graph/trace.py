@@ -1,0 +1,139 @@
+"""From a network written the ordinary way to a graph of plain layers: raw uint8 pixels in, logits out.
+
+Takes any `nn.Module` that torch.fx can trace; refuses, by name, each node that is not a plain layer.
+"""
+
+import operator
+from typing import cast
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+
+from export.derived import TrainingOnly
+from export.errors import UsageError
+from pipeline.graph.vocabulary import refuse_unknown_nodes
+
+
+class Normalise(nn.Module):
+    """Raw pixels to network input: (p - mean) / deviation, a subtraction and a division, which every runtime rounds alike."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return (image.to(self.mean.dtype) - self.mean) / self.deviation
+
+
+class Dropout(TrainingOnly):
+    """Inverted dropout that can be switched off without leaving training mode."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, self.probability, training=True) if self.acts else x
+
+    @property
+    def summary(self) -> str:
+        return f"dropout with probability {self.probability}"
+
+
+class _FromPixels(nn.Module):
+    def __init__(self, normalise: Normalise, network: nn.Module) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return cast("torch.Tensor", self.network(self.normalise(image)))
+
+
+class _PlainLayerTracer(Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Normalise) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(network: nn.Module, normalise: Normalise, image_shape: tuple[int, int, int], num_classes: int) -> GraphModule:
+    """The network as a graph, in training mode, with the shape of every value noted on its node."""
+    network.train()
+    graph = _traced(_FromPixels(normalise, network))
+    refuse_unknown_nodes(graph)
+    _require_one_output(graph.graph)
+    _make_functional(graph)
+    _make_dropout_switchable(graph)
+    note_shapes(graph, image_shape)
+    _require_logits(graph, num_classes)
+    return graph
+
+
+def note_shapes(graph: GraphModule, image_shape: tuple[int, int, int]) -> None:
+    """Write the shape of every value, for a batch of 2, into the nodes' `meta`; the parameters and buffers stay as they are."""
+    before = {name: value.clone() for name, value in graph.state_dict().items()}
+    image = torch.zeros((2, *image_shape), dtype=torch.uint8)
+    try:
+        with torch.no_grad():
+            ShapeProp(graph).propagate(image)
+    except RuntimeError as error:
+        raise UsageError(
+            f"the network cannot run on images of {' x '.join(map(str, image_shape))}: {str(error).splitlines()[0]}; "
+            "choose a network made for this size, or set data.image_size"
+        ) from error
+    graph.load_state_dict(before)
+
+
+def _traced(whole: nn.Module) -> GraphModule:
+    tracer = _PlainLayerTracer()
+    try:
+        return GraphModule(whole, tracer.trace(whole))
+    except (torch.fx.proxy.TraceError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise UsageError(
+            f"the network cannot be traced: {str(error).splitlines()[0]}; its forward must not branch on the values of its tensors"
+        ) from error
+
+
+def _require_one_output(graph: Graph) -> None:
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    if not isinstance(output.args[0], Node):
+        raise UsageError(
+            f"the network returns {type(output.args[0]).__name__}, not one tensor of logits; return the logits alone"
+        )
+
+
+def _make_functional(graph: GraphModule) -> None:
+    """No operation writes into its input: a rewrite may give that input a second reader, which must not see the change."""
+    for node in graph.graph.nodes:
+        if node.target is operator.iadd:
+            node.target = operator.add
+        elif node.op == "call_method" and node.target == "add_":
+            node.target = "add"
+        elif node.kwargs.get("inplace"):
+            node.update_kwarg("inplace", False)
+    for layer in graph.modules():
+        if isinstance(layer, (nn.ReLU, nn.ReLU6)):
+            layer.inplace = False
+    graph.recompile()
+
+
+def _make_dropout_switchable(graph: GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        if node.op == "call_module" and isinstance(layer := graph.get_submodule(node.target), nn.Dropout):
+            graph.set_submodule(node.target, Dropout(layer.p))
+    graph.recompile()
+
+
+def _require_logits(graph: GraphModule, num_classes: int) -> None:
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    shape = tuple(output.args[0].meta["tensor_meta"].shape)
+    if shape != (2, num_classes):
+        raise UsageError(
+            f"the network returns {shape} for 2 images of {num_classes} classes; expected (2, {num_classes})"
+        )

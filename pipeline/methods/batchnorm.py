@@ -1,0 +1,129 @@
+"""The network as it is written, with batch normalisation. In evaluation each norm acts on its layer's weight, so that folding keeps the bits.
+
+A norm that follows no convolution becomes a 1x1 depthwise convolution in evaluation.
+"""
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from export.derived import Derivation, DerivedConv2d, DerivedLinear, Foldable, TrainingOnly, WeightAndBias
+from export.errors import UsageError
+from pipeline.config.methods import BatchnormOptions
+from pipeline.graph import Convolution, Norm, find_parts
+from pipeline.graph.rewrite import bypass, finish, replace_layer
+from pipeline.methods.base import Method, Rewritten
+from pipeline.methods.initialisation import he_normal, per_filter, xavier_normal
+from pipeline.methods.nonorm import OneGroup
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+class BatchStatistics(TrainingOnly):
+    """Stands for the use of the batch's own mean and variance; switched off, the running ones are used."""
+
+    @property
+    def summary(self) -> str:
+        return "batch statistics of a BatchNorm"
+
+
+class NormOnWeight(Derivation):
+    """The weight and bias of a layer with its norm's running statistics worked in."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, norm: BatchNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.norm = norm
+
+    def forward(self) -> WeightAndBias:
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None
+        assert variance is not None
+        factor = torch.rsqrt(variance + self.norm.eps)
+        if self.norm.weight is not None:
+            factor = factor * self.norm.weight
+        bias = -mean * factor if self.bias is None else (self.bias - mean) * factor
+        if self.norm.bias is not None:
+            bias = bias + self.norm.bias
+        return self.weight * per_filter(factor, self.weight), bias
+
+
+class Normed(Foldable):
+    """A convolution or linear layer and the norm behind it, as one layer."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, norm: BatchNorm) -> None:
+        super().__init__()
+        derivation = NormOnWeight(layer.weight, layer.bias, norm)
+        self.operation = DerivedConv2d(layer, derivation) if isinstance(layer, nn.Conv2d) else DerivedLinear(derivation)
+        self.statistics = BatchStatistics()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.statistics.acts:
+            return self.operation(x)
+        derivation = self.operation.derivation
+        assert isinstance(derivation, NormOnWeight)
+        return derivation.norm(self.operation.run(x, derivation.weight, derivation.bias))
+
+    def folded(self) -> nn.Module:
+        return self.operation.folded()
+
+
+class NormAlone(Foldable):
+    """A norm that follows no layer of its own; in evaluation a 1x1 depthwise convolution on a weight of ones."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        channels = norm.num_features
+        ones = nn.Parameter(torch.ones(channels, 1, 1, 1), requires_grad=False)
+        shape = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
+        self.norm = norm
+        self.operation = DerivedConv2d(shape, NormOnWeight(ones, None, norm))
+        self.statistics = BatchStatistics()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = self.norm(x) if self.statistics.acts else self.operation(x)
+        return normed
+
+    def folded(self) -> nn.Module:
+        return self.operation.folded()
+
+
+class Batchnorm(Method):
+    """The baseline: training uses batch statistics, which makes its training graph another than the deployed one."""
+
+    def __init__(self, options: BatchnormOptions) -> None:
+        self.options = options
+
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+        parts = find_parts(graph)
+        for layer in parts.convolutions:
+            _initialise(layer, generator)
+            if layer.norm is not None:
+                replace_layer(graph, layer.node, Normed(layer.module, _with_statistics(layer.norm)))
+                bypass(graph, layer.norm.node)
+        for norm in parts.norms:
+            if norm.follows is None:
+                replace_layer(graph, norm.node, _alone(norm))
+        return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay))
+
+
+def _initialise(layer: Convolution, generator: torch.Generator) -> None:
+    draw = xavier_normal if layer.kind == "classifier" else he_normal
+    layer.module.weight = nn.Parameter(draw(layer.module.weight.shape, generator))
+    if layer.module.bias is not None:
+        nn.init.zeros_(layer.module.bias)
+
+
+def _with_statistics(norm: Norm) -> BatchNorm:
+    if norm.module.running_mean is None:
+        raise UsageError(
+            f"norm {norm.name!r} keeps no running statistics, so it has no form in evaluation; set track_running_stats=True"
+        )
+    return norm.module
+
+
+def _alone(norm: Norm) -> NormAlone:
+    module = _with_statistics(norm)
+    if not isinstance(module, nn.BatchNorm2d):
+        raise UsageError(f"norm {norm.name!r} follows no linear layer; put it directly behind one")
+    return NormAlone(module)

@@ -1,0 +1,205 @@
+"""CZMIG (Mean Shift Rejection): zero-mean filters at the start, zero-mean gradients on the way, W = e^g V, and no normalisation.
+
+The training graph is the deployed graph but for the noise. Gradient correction and penalty act outside the graph, on all layers at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from export.derived import Derivation, DerivedConv2d, DerivedLinear, Plain, TrainingOnly, WeightAndBias
+from pipeline.config.methods import CzmigOptions
+from pipeline.graph import Convolution, Parts, find_parts
+from pipeline.graph.rewrite import finish, insert_at_start, remove_norms, replace_layer
+from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
+from pipeline.methods.initialisation import per_filter, unit_uniform, xavier_normal
+from pipeline.methods.stacks import Stacks
+
+_SLICE_DIMS = (2, 3)
+_FILTER_DIMS = (1, 2, 3)
+
+
+class ExpScaled(Derivation):
+    """W_f = e^(g_f) V_f, one scale per output filter."""
+
+    def __init__(self, direction: torch.Tensor, initial_scale: float, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(direction)
+        self.log_scale = nn.Parameter(torch.full((direction.shape[0],), initial_scale).log())
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self) -> WeightAndBias:
+        return self.direction * per_filter(self.log_scale.exp(), self.direction), self.bias
+
+
+class Noise(TrainingOnly):
+    """x -> x u with u uniform around 1, one draw per sample and channel, or per value."""
+
+    def __init__(self, amplitude: float, *, per_element: bool) -> None:
+        super().__init__()
+        self.amplitude, self.per_element = amplitude, per_element
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.acts:
+            return x
+        shape = x.shape if self.per_element else x.shape[:2] + (1,) * (x.dim() - 2)
+        return x * torch.empty(shape, dtype=x.dtype, device=x.device).uniform_(1 - self.amplitude, 1 + self.amplitude)
+
+    @property
+    def summary(self) -> str:
+        drawn = "value" if self.per_element else "sample and channel"
+        return f"multiplies by a uniform factor in 1 +- {self.amplitude}, one per {drawn}"
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """Filters that the penalty keeps at norm 1, with its weight."""
+
+    filters: Stacks
+    strength: float
+
+
+class CzmigRules(TrainingRules):
+    """Learning rates in two groups, the penalty on filter norms, the correction of the gradients' slice means."""
+
+    def __init__(self, graph: nn.Module, options: CzmigOptions, layers: dict[str, list[nn.Parameter]]) -> None:
+        slow = layers["classifier"] + layers["bias"]
+        slow_ids = {id(parameter) for parameter in slow}
+        fast = [parameter for parameter in graph.parameters() if id(parameter) not in slow_ids]
+        self._groups = (
+            ParameterGroup(name="filters and scales", parameters=tuple(fast)),
+            ParameterGroup(name="biases and classifier", parameters=tuple(slow), rate_share=options.slow_share),
+        )
+        anchored = (
+            Anchored(Stacks(layers["anchored"]), options.luma),
+            Anchored(Stacks(layers["classifier"]), options.classifier_luma),
+        )
+        self._anchored = tuple(each for each in anchored if each.strength > 0)
+        self._corrected = Stacks(layers["corrected"])
+        self._options = options
+
+    @property
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        return self._groups
+
+    @torch.no_grad()
+    def add_penalty_gradient(self) -> torch.Tensor | None:
+        """LUMA: strength (|V| - 1)^2 per filter, with gradient 2 strength (|V| - 1) V / |V|."""
+        values = [
+            self._pull_to_unit_norm(filters, each.strength) for each in self._anchored for filters in each.filters
+        ]
+        return torch.stack(values).sum() if values else None
+
+    @staticmethod
+    def _pull_to_unit_norm(filters: "list[nn.Parameter]", strength: float) -> torch.Tensor:
+        stacked = torch.stack([each.detach() for each in filters])
+        norm = torch.linalg.vector_norm(stacked.flatten(2), dim=2)
+        factor = 2 * strength * (norm - 1) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        pull = stacked * factor.view(*factor.shape, *([1] * (stacked.dim() - 2)))
+        torch._foreach_add_([_gradient(each) for each in filters], list(pull.unbind()))
+        return strength * (norm - 1).square().sum()
+
+    @torch.no_grad()
+    def correct_gradients(self) -> None:
+        """CZMG. paper: grad - z mean; code: grad + z (grad - mean), the zero-mean part scaled up instead of the mean down."""
+        z, over = self._options.zmg, _SLICE_DIMS if self._options.mean_over == "slice" else _FILTER_DIMS
+        if z == 0:
+            return
+        for filters in self._corrected:
+            gradients = [_gradient(each) for each in filters]
+            means = torch.stack(gradients).mean([dim + 1 for dim in over], keepdim=True)
+            if self._options.zmg_form == "code":
+                torch._foreach_mul_(gradients, 1 + z)
+            torch._foreach_sub_(gradients, list((z * means).unbind()))
+
+
+class Czmig(Method):
+    """The rewrite: norms out, filters at zero mean and unit norm on a learned scale, noise at the start of residual units."""
+
+    def __init__(self, options: CzmigOptions) -> None:
+        self.options = options
+
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+        parts = find_parts(graph)
+        self._insert_noise(graph, parts)  # while every unit still begins at the node where it was found
+        remove_norms(graph, parts.norms)
+        for layer in parts.convolutions:
+            derivation = self._derivation(layer, generator)
+            derived = (
+                DerivedConv2d(layer.module, derivation)
+                if isinstance(layer.module, nn.Conv2d)
+                else DerivedLinear(derivation)
+            )
+            replace_layer(graph, layer.node, derived)
+        return Rewritten(finish(graph), CzmigRules(graph, self.options, self._parameters(graph, parts)))
+
+    def _derivation(self, layer: Convolution, generator: torch.Generator) -> Derivation:
+        weight = self._initial_weight(layer, generator)
+        has_bias = self.options.biases == "all" or layer.kind in ("first", "classifier")
+        bias = torch.zeros(weight.shape[0]) if has_bias else None
+        if layer.kind == "classifier" or (layer.kind == "first" and not self.options.first_layer_scaled):
+            return Plain(weight, bias)
+        return ExpScaled(weight, self.options.initial_scale, bias)
+
+    def _initial_weight(self, layer: Convolution, generator: torch.Generator) -> torch.Tensor:
+        shape = layer.module.weight.shape
+        if layer.kind == "classifier":
+            return xavier_normal(shape, generator)
+        return unit_uniform(shape, generator, self._initial_mean_dims(layer))
+
+    def _initial_mean_dims(self, layer: Convolution) -> tuple[int, ...]:
+        """Over which dimensions a filter starts at zero mean; a kernel of one pixel has no spatial mean."""
+        if layer.kind == "first" and not self.options.first_layer_zero_mean:
+            return ()
+        if _has_extent(layer):
+            return _SLICE_DIMS if self.options.mean_over == "slice" else _FILTER_DIMS
+        return (1,) if layer.kind == "pointwise" and self.options.pointwise_zero_mean else ()
+
+    def _insert_noise(self, graph: GraphModule, parts: Parts) -> None:
+        if self.options.noise == 0:
+            return
+        for number, units in enumerate(parts.units_by_start.values(), start=1):
+            noise = Noise(self.options.noise, per_element=self.options.noise_per == "element")
+            insert_at_start(graph, units, f"noise_{number}", noise, on_shortcut=self.options.noise_on_shortcut)
+
+    def _parameters(self, graph: GraphModule, parts: Parts) -> dict[str, list[nn.Parameter]]:
+        """Which parameters the rules treat alike."""
+        found: dict[str, list[nn.Parameter]] = {"corrected": [], "anchored": [], "classifier": [], "bias": []}
+        for layer in parts.convolutions:
+            weight, bias = _trained_weight_and_bias(graph, layer)
+            if bias is not None:
+                found["bias"].append(bias)
+            for role in self._roles(layer):
+                found[role].append(weight)
+        return found
+
+    def _roles(self, layer: Convolution) -> list[str]:
+        """Only filters with spatial extent behind the first layer are corrected; the first layer is anchored where asked."""
+        if layer.kind == "classifier":
+            return ["classifier"]
+        if layer.kind == "first":
+            return ["anchored"] if self.options.first_layer_luma else []
+        return ["corrected", "anchored"] if _has_extent(layer) else ["anchored"]
+
+
+def _has_extent(layer: Convolution) -> bool:
+    return isinstance(layer.module, nn.Conv2d) and tuple(layer.module.kernel_size) != (1, 1)
+
+
+def _trained_weight_and_bias(graph: GraphModule, layer: Convolution) -> tuple[nn.Parameter, nn.Parameter | None]:
+    derived = graph.get_submodule(layer.name)
+    assert isinstance(derived, (DerivedConv2d, DerivedLinear))
+    derivation = derived.derivation
+    if isinstance(derivation, ExpScaled):
+        return derivation.direction, derivation.bias
+    assert isinstance(derivation, Plain)
+    return derivation.weight, derivation.bias
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    if parameter.grad is None:
+        raise RuntimeError("a filter has no gradient: the rules run after backward")
+    return parameter.grad

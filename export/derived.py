@@ -7,7 +7,7 @@ so the folded graph has the bits of the training graph. Nothing here knows which
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -53,8 +53,8 @@ class DerivedConv2d(Foldable):
         if like.padding_mode != "zeros" or isinstance(like.padding, str):
             raise ValueError(f"padding {like.padding!r} in mode {like.padding_mode!r} has no derived form")
         self.derivation = derivation
-        self.stride, self.padding, self.dilation, self.groups = like.stride, like.padding, like.dilation, like.groups
-        self.kernel_size = like.kernel_size
+        self.kernel_size, self.stride, self.dilation = _pair(like.kernel_size), _pair(like.stride), _pair(like.dilation)
+        self.padding, self.groups = _pair(like.padding), like.groups
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.run(x, *self.derivation())
@@ -68,9 +68,9 @@ class DerivedConv2d(Foldable):
         plain = nn.Conv2d(
             weight.shape[1] * self.groups,
             weight.shape[0],
-            cast("tuple[int, int]", self.kernel_size),
+            self.kernel_size,
             self.stride,
-            cast("tuple[int, int]", self.padding),
+            self.padding,
             self.dilation,
             self.groups,
             bias=bias is not None,
@@ -136,6 +136,11 @@ def training_only_parts_off(graph: nn.Module) -> Iterator[None]:
             part.active = active
 
 
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    height, width = values
+    return height, width
+
+
 def _stored(derivation: Derivation) -> WeightAndBias:
     with torch.no_grad():
         weight, bias = derivation()
@@ -144,5 +149,5 @@ def _stored(derivation: Derivation) -> WeightAndBias:
 
 def _with_values(plain: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> Layer:
     plain.weight = nn.Parameter(weight, requires_grad=False)
-    plain.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    plain.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
     return plain

@@ -3,10 +3,10 @@
 What it cannot place it refuses by name; nothing is skipped in silence. It reads the graph and changes nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -15,7 +15,6 @@ from export.errors import UsageError
 from pipeline.graph.vocabulary import CONVOLUTIONS_AND_LINEAR, is_addition
 
 Kind = Literal["first", "spatial", "pointwise", "depthwise", "linear", "classifier"]
-LayerType = TypeVar("LayerType", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Norm:
     """A batch normalisation; `follows` is the layer whose output it alone reads, None where it stands by itself."""
 
     node: Node
-    module: nn.BatchNorm2d | nn.BatchNorm1d
+    module: nn.BatchNorm1d | nn.BatchNorm2d
     follows: Node | None
 
     @property
@@ -87,26 +86,43 @@ class Parts:
 
 def find_parts(graph: GraphModule) -> Parts:
     """The parts of a traced network."""
-    norms = tuple(
-        Norm(node, module, _layer_before(graph, node))
-        for node, module in _modules_of(graph, (nn.BatchNorm2d, nn.BatchNorm1d))
-    )
+    norms = _norms(graph)
     convolutions = _convolutions(graph, norms)
     return Parts(convolutions, norms, _residual_units(graph, convolutions), convolutions[-1])
 
 
-def _modules_of(graph: GraphModule, types: tuple[type[LayerType], ...]) -> list[tuple[Node, LayerType]]:
-    found: list[tuple[Node, LayerType]] = []
-    for node in graph.graph.nodes:
-        if node.op == "call_module" and isinstance(module := graph.get_submodule(node.target), types):
-            _refuse_second_use(node, (other for other, _ in found))
+def _norms(graph: GraphModule) -> tuple[Norm, ...]:
+    found: list[Norm] = []
+    for node, module in _modules(graph):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            found.append(Norm(node, module, _layer_before(graph, node)))
+    _refuse_second_use(norm.node for norm in found)
+    return tuple(found)
+
+
+def _layers(graph: GraphModule) -> list[tuple[Node, nn.Conv2d | nn.Linear]]:
+    found: list[tuple[Node, nn.Conv2d | nn.Linear]] = []
+    for node, module in _modules(graph):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
             found.append((node, module))
+    _refuse_second_use(node for node, _ in found)
+    if not found:
+        raise UsageError("the network has no convolution and no linear layer; there is nothing to train")
     return found
 
 
-def _refuse_second_use(node: Node, earlier: Iterable[Node]) -> None:
-    if any(other.target == node.target for other in earlier):
-        raise UsageError(f"layer {node.target!r} is used at more than one place; give each place a layer of its own")
+def _modules(graph: GraphModule) -> Iterator[tuple[Node, nn.Module]]:
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            yield node, graph.get_submodule(node.target)
+
+
+def _refuse_second_use(nodes: Iterable[Node]) -> None:
+    seen: set[str] = set()
+    for node in nodes:
+        if str(node.target) in seen:
+            raise UsageError(f"layer {node.target!r} is used at more than one place; give each place a layer of its own")
+        seen.add(str(node.target))
 
 
 def _layer_before(graph: GraphModule, norm: Node) -> Node | None:
@@ -117,27 +133,17 @@ def _layer_before(graph: GraphModule, norm: Node) -> Node | None:
 
 
 def _convolutions(graph: GraphModule, norms: tuple[Norm, ...]) -> tuple[Convolution, ...]:
-    layers = _modules_of(graph, (nn.Conv2d, nn.Linear))
-    if not layers:
-        raise UsageError("the network has no convolution and no linear layer; there is nothing to train")
+    layers = _layers(graph)
     norm_after = {norm.follows: norm for norm in norms if norm.follows is not None}
     classifier = _classifier(graph, [node for node, _ in layers])
     has_layer_before = _nodes_after({node for node, _ in layers})
     found = [
-        Convolution(
-            node, module, _kind(node, module, node is classifier, node in has_layer_before), norm_after.get(node)
-        )
-        for node, module in layers
-        if node is not classifier
+        Convolution(node, module, _kind(module, node in has_layer_before), norm_after.get(node)) for node, module in layers if node is not classifier
     ]
-    module = graph.get_submodule(str(classifier.target))
-    assert isinstance(module, (nn.Conv2d, nn.Linear))
-    return (*found, Convolution(classifier, module, "classifier", norm_after.get(classifier)))
+    return (*found, Convolution(classifier, dict(layers)[classifier], "classifier", norm_after.get(classifier)))
 
 
-def _kind(node: Node, module: nn.Conv2d | nn.Linear, is_classifier: bool, has_layer_before: bool) -> Kind:
-    if is_classifier:
-        return "classifier"
+def _kind(module: nn.Conv2d | nn.Linear, has_layer_before: bool) -> Kind:
     if isinstance(module, nn.Linear):
         return "linear"
     if not has_layer_before:
@@ -150,7 +156,9 @@ def _kind(node: Node, module: nn.Conv2d | nn.Linear, is_classifier: bool, has_la
 def _classifier(graph: GraphModule, layers: list[Node]) -> Node:
     """The one layer behind which no other layer stands, on every way to the output."""
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    last, waiting, seen = set(), list(output.all_input_nodes), set()
+    last: set[Node] = set()
+    seen: set[Node] = set()
+    waiting: list[Node] = list(output.all_input_nodes)
     while waiting:
         node = waiting.pop()
         if node in seen:
@@ -162,9 +170,7 @@ def _classifier(graph: GraphModule, layers: list[Node]) -> Node:
             waiting.extend(node.all_input_nodes)
     if len(last) != 1:
         names = ", ".join(sorted(str(node.target) for node in last)) or "none"
-        raise UsageError(
-            f"the network's output must come from one classifier layer, found {names}; join them before a last linear layer"
-        )
+        raise UsageError(f"the network's output must come from one classifier layer, found {names}; join them before a last linear layer")
     return last.pop()
 
 
@@ -185,14 +191,9 @@ def _residual_units(graph: GraphModule, convolutions: tuple[Convolution, ...]) -
 
 def _unit(add: Node, start: Node, layer_at: dict[Node, Convolution]) -> ResidualUnit:
     if len(add.all_input_nodes) != 2:
-        raise UsageError(
-            f"node {add.name!r} adds {add.args[1:]} to {add.args[0]}; an addition must join two different values of the graph"
-        )
+        raise UsageError(f"node {add.name!r} adds {add.args[1:]} to {add.args[0]}; an addition must join two different values of the graph")
     ends = add.all_input_nodes
-    layers = [
-        tuple(layer_at[node] for node in add.graph.nodes if node in _between(start, end) and node in layer_at)
-        for end in ends
-    ]
+    layers = [tuple(layer_at[node] for node in add.graph.nodes if node in _between(start, end) and node in layer_at) for end in ends]
     weights = [(len(found), sum(layer.module.weight.numel() for layer in found)) for found in layers]
     if weights[0] == weights[1]:
         raise UsageError(

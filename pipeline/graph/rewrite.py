@@ -26,9 +26,7 @@ def bypass(graph: GraphModule, node: Node) -> None:
     graph.graph.erase_node(node)
 
 
-def insert_at_start(
-    graph: GraphModule, units: list[ResidualUnit], name: str, layer: nn.Module, *, on_shortcut: bool
-) -> None:
+def insert_at_start(graph: GraphModule, units: list[ResidualUnit], name: str, layer: nn.Module, *, on_shortcut: bool) -> None:
     """Put a layer where residual units of the same start begin; their branches read through it, their shortcuts where asked."""
     start = units[0].start
     readers = [node for node in start.users if any(_reads_at_start(unit, node, on_shortcut) for unit in units)]

@@ -71,6 +71,7 @@ def trace(network: nn.Module, normalise: Normalise, image_shape: tuple[int, int,
     _make_functional(graph)
     _make_dropout_switchable(graph)
     note_shapes(graph, image_shape)
+    _require_pools_that_divide(graph)
     _require_logits(graph, num_classes)
     return graph
 
@@ -84,10 +85,16 @@ def note_shapes(graph: GraphModule, image_shape: tuple[int, int, int]) -> None:
             ShapeProp(graph).propagate(image)
     except RuntimeError as error:
         raise UsageError(
-            f"the network cannot run on images of {' x '.join(map(str, image_shape))}: {str(error).splitlines()[0]}; "
+            f"the network cannot run on images of {' x '.join(map(str, image_shape))}: {_first_cause(error)}; "
             "choose a network made for this size, or set data.image_size"
         ) from error
     graph.load_state_dict(before)
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[0]
 
 
 def _traced(whole: nn.Module) -> GraphModule:
@@ -103,9 +110,7 @@ def _traced(whole: nn.Module) -> GraphModule:
 def _require_one_output(graph: Graph) -> None:
     (output,) = (node for node in graph.nodes if node.op == "output")
     if not isinstance(output.args[0], Node):
-        raise UsageError(
-            f"the network returns {type(output.args[0]).__name__}, not one tensor of logits; return the logits alone"
-        )
+        raise UsageError(f"the network returns {type(output.args[0]).__name__}, not one tensor of logits; return the logits alone")
 
 
 def _make_functional(graph: GraphModule) -> None:
@@ -130,10 +135,23 @@ def _make_dropout_switchable(graph: GraphModule) -> None:
     graph.recompile()
 
 
+def _require_pools_that_divide(graph: GraphModule) -> None:
+    """An adaptive pool is a plain one only where its output divides its input; no runtime has the other kind."""
+    for node in graph.graph.nodes:
+        if "adaptive" not in str(node.target) and not (
+            node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.AdaptiveAvgPool2d)
+        ):
+            continue
+        before, after = (tuple(each.meta["tensor_meta"].shape[2:]) for each in (node.all_input_nodes[0], node))
+        if any(pixels % out for pixels, out in zip(before, after, strict=True)):
+            raise UsageError(
+                f"node {node.name!r} pools {' x '.join(map(str, before))} pixels to {' x '.join(map(str, after))}, which does not divide; "
+                "choose another data.image_size, or pool to 1 x 1"
+            )
+
+
 def _require_logits(graph: GraphModule, num_classes: int) -> None:
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
     shape = tuple(output.args[0].meta["tensor_meta"].shape)
     if shape != (2, num_classes):
-        raise UsageError(
-            f"the network returns {shape} for 2 images of {num_classes} classes; expected (2, {num_classes})"
-        )
+        raise UsageError(f"the network returns {shape} for 2 images of {num_classes} classes; expected (2, {num_classes})")

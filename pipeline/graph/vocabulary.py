@@ -51,16 +51,12 @@ _FUNCTIONS: frozenset[Callable[..., Any]] = ADDITIONS | {
     operator.floordiv,
     getattr,
 }
-_METHODS = frozenset(
-    {"relu", "flatten", "view", "reshape", "mean", "size", "chunk", "transpose", "contiguous", "add", "add_"}
-)
+_METHODS = frozenset({"relu", "flatten", "view", "reshape", "mean", "size", "chunk", "transpose", "contiguous", "add", "add_"})
 
 
 def is_addition(node: Node) -> bool:
     """Whether the node adds two values."""
-    return (node.op == "call_function" and node.target in ADDITIONS) or (
-        node.op == "call_method" and node.target in {"add", "add_"}
-    )
+    return (node.op == "call_function" and node.target in ADDITIONS) or (node.op == "call_method" and node.target in {"add", "add_"})
 
 
 def refuse_unknown_nodes(graph: GraphModule) -> None:

@@ -30,7 +30,7 @@ class BatchStatistics(TrainingOnly):
 class NormOnWeight(Derivation):
     """The weight and bias of a layer with its norm's running statistics worked in."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, norm: BatchNorm) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, norm: BatchNorm) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
         self.norm = norm
@@ -116,9 +116,7 @@ def _initialise(layer: Convolution, generator: torch.Generator) -> None:
 
 def _with_statistics(norm: Norm) -> BatchNorm:
     if norm.module.running_mean is None:
-        raise UsageError(
-            f"norm {norm.name!r} keeps no running statistics, so it has no form in evaluation; set track_running_stats=True"
-        )
+        raise UsageError(f"norm {norm.name!r} keeps no running statistics, so it has no form in evaluation; set track_running_stats=True")
     return norm.module
 
 

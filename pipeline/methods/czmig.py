@@ -88,9 +88,7 @@ class CzmigRules(TrainingRules):
     @torch.no_grad()
     def add_penalty_gradient(self) -> torch.Tensor | None:
         """LUMA: strength (|V| - 1)^2 per filter, with gradient 2 strength (|V| - 1) V / |V|."""
-        values = [
-            self._pull_to_unit_norm(filters, each.strength) for each in self._anchored for filters in each.filters
-        ]
+        values = [self._pull_to_unit_norm(filters, each.strength) for each in self._anchored for filters in each.filters]
         return torch.stack(values).sum() if values else None
 
     @staticmethod
@@ -128,11 +126,7 @@ class Czmig(Method):
         remove_norms(graph, parts.norms)
         for layer in parts.convolutions:
             derivation = self._derivation(layer, generator)
-            derived = (
-                DerivedConv2d(layer.module, derivation)
-                if isinstance(layer.module, nn.Conv2d)
-                else DerivedLinear(derivation)
-            )
+            derived = DerivedConv2d(layer.module, derivation) if isinstance(layer.module, nn.Conv2d) else DerivedLinear(derivation)
             replace_layer(graph, layer.node, derived)
         return Rewritten(finish(graph), CzmigRules(graph, self.options, self._parameters(graph, parts)))
 

@@ -3,12 +3,14 @@
 A new network is one file here and one row in `NETWORKS`; nothing else knows its name.
 """
 
+import copy
 import difflib
 import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from export.errors import UsageError
@@ -61,25 +63,19 @@ def _torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
 
     if name not in models.list_models(module=models):
         near = difflib.get_close_matches(name, models.list_models(module=models), n=1)
-        raise UsageError(
-            f"network.name: torchvision has no classification network {name!r}; nearest is {near[0] if near else 'none'}"
-        )
+        nearest = f"nearest is {near[0]!r}" if near else "see torchvision.models.list_models()"
+        raise UsageError(f"network.name: torchvision has no classification network {name!r}; {nearest}")
     network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     return network if in_channels == 3 else _with_input_channels(network, in_channels)
 
 
 def _with_input_channels(network: nn.Module, in_channels: int) -> nn.Module:
-    """torchvision's networks take three channels; the first convolution is made anew for another number."""
+    """torchvision's networks take three channels; the first convolution gets weights for another number."""
     name, first = next((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
-    anew = nn.Conv2d(
-        in_channels,
-        first.out_channels,
-        first.kernel_size,
-        first.stride,
-        first.padding,
-        first.dilation,
-        bias=first.bias is not None,
-    )
+    anew = copy.copy(first)
+    anew.in_channels = in_channels
+    anew.weight = nn.Parameter(torch.empty(first.out_channels, in_channels, *first.kernel_size))
+    anew.reset_parameters()
     network.set_submodule(name, anew)
     return network
 
@@ -88,9 +84,7 @@ def _of_the_user(module: str, function: str, num_classes: int, in_channels: int)
     build = _imported(module, function)
     network = build(num_classes=num_classes, in_channels=in_channels)
     if not isinstance(network, nn.Module):
-        raise UsageError(
-            f"network.name: {module}:{function} returned {type(network).__name__}, expected a torch.nn.Module"
-        )
+        raise UsageError(f"network.name: {module}:{function} returned {type(network).__name__}, expected a torch.nn.Module")
     return network
 
 
@@ -100,11 +94,7 @@ def _imported(module: str, function: str) -> Callable[..., object]:
     try:
         found: object = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"network.name: cannot import {function!r} from {module!r}: {error}; it is looked up in the current folder first"
-        ) from error
+        raise UsageError(f"network.name: cannot import {function!r} from {module!r}: {error}; it is looked up in the current folder first") from error
     if not callable(found):
-        raise UsageError(
-            f"network.name: {module}:{function} is a {type(found).__name__}, expected a function that returns a network"
-        )
+        raise UsageError(f"network.name: {module}:{function} is a {type(found).__name__}, expected a function that returns a network")
     return found

@@ -1,0 +1,156 @@
+"""The bundle: a folder whose manifest names every file with its hash. Nothing in it is read before its hash was checked.
+
+Needs neither torch nor a runtime, so that a server can open one.
+"""
+
+import json
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from export.errors import DamagedError, UsageError
+from export.files import sha256_of, write_file
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION: Literal[1] = 1
+_LARGEST_MANIFEST = 16 * 2**20
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class FileEntry(_Entry):
+    """One file of the bundle."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size: Annotated[int, Field(ge=0)]
+
+
+class TensorEntry(_Entry):
+    """An input or output of the model; null stands for the batch."""
+
+    name: str
+    dtype: Literal["uint8", "float32"]
+    shape: list[int | None]
+
+
+class Facts(_Entry):
+    """What a bundle says of its model, besides its files."""
+
+    network: str
+    method: str
+    input: TensorEntry
+    output: TensorEntry
+    classes: list[str]
+    preprocessing: str
+    versions: dict[str, str]
+    device: str
+    metrics: dict[str, JsonValue]
+
+
+class Manifest(Facts):
+    """The content of manifest.json."""
+
+    format_version: Literal[1]
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every file that the manifest lists was there with its hash when it was opened."""
+
+    folder: Path
+    manifest: Manifest
+
+    def has(self, name: str) -> bool:
+        """Whether the manifest lists a file of this name."""
+        return name in self.manifest.files
+
+    def read(self, name: str) -> bytes:
+        """The content of a file, with the hash checked on the very bytes that are returned."""
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise DamagedError(f"{self.folder}: the manifest lists no {name}; export the bundle again")
+        return _checked(self.folder, name, entry)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The hash of every file, by name."""
+        return {name: entry.sha256 for name, entry in self.manifest.files.items()}
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Open a bundle after checking every file in it against the manifest."""
+    manifest = _manifest(folder)
+    for name, entry in manifest.files.items():
+        _checked(folder, name, entry)
+    return Bundle(folder, manifest)
+
+
+def write_manifest(folder: Path, facts: Facts) -> Manifest:
+    """List every file of the folder, with its hash, in a manifest; the last thing that is written into a bundle."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = {name: _entry_of(folder / name) for name in names}
+    manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts.model_dump())
+    write_file(folder / MANIFEST, json_bytes(manifest.model_dump()))
+    return manifest
+
+
+def json_bytes(value: Mapping[str, JsonValue]) -> bytes:
+    """JSON the way all our files hold it: indented, UTF-8, no NaN."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _entry_of(path: Path) -> FileEntry:
+    data = path.read_bytes()
+    return FileEntry(sha256=sha256_of(data), size=len(data))
+
+
+def _manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; expected a bundle, as pipeline train-export leaves it in RUN/bundle")
+    if not path.is_file():
+        raise UsageError(f"{folder} has no {MANIFEST}, so it is not a bundle; name the folder RUN/bundle")
+    if path.stat().st_size > _LARGEST_MANIFEST:
+        raise DamagedError(f"{path} is larger than {_LARGEST_MANIFEST} bytes; export the bundle again")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the top"
+        raise DamagedError(f"{path} is not a manifest of format {FORMAT_VERSION}: at {place}: {first['msg']}; export the bundle again") from error
+    for name in manifest.files:
+        _require_inside(folder, name)
+    return manifest
+
+
+def _require_inside(folder: Path, name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or path.as_posix() != name or name in ("", ".", MANIFEST):
+        raise DamagedError(f"{folder / MANIFEST} lists {name!r}, which is no plain name inside the bundle; do not use this bundle")
+
+
+def _checked(folder: Path, name: str, entry: FileEntry) -> bytes:
+    path = folder
+    for part in PurePosixPath(name).parts:
+        path = path / part
+        if path.is_symlink():
+            raise DamagedError(f"{path} is a link; a bundle holds plain files only; do not use this bundle")
+    try:
+        mode, size = path.stat().st_mode, path.stat().st_size
+    except OSError as error:
+        raise DamagedError(f"{path} is listed in the manifest but not there; export the bundle again") from error
+    if not stat.S_ISREG(mode):
+        raise DamagedError(f"{path} is not a plain file; do not use this bundle")
+    if size != entry.size:
+        raise DamagedError(f"{path} has {size} bytes, the manifest says {entry.size}; export the bundle again")
+    data = path.read_bytes()
+    if (found := sha256_of(data)) != entry.sha256:
+        raise DamagedError(f"{path} has sha256 {found[:16]}..., the manifest says {entry.sha256[:16]}...; export the bundle again")
+    return data

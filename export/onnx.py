@@ -1,0 +1,127 @@
+"""An ONNX file from a folded graph: opset 20, IR 10, one file, raw pixels in, and only nodes of plain layers in it.
+
+Takes a folded graph and the facts to write into the file; returns the file's bytes. The same graph gives the same bytes.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch.fx import GraphModule
+
+OPSET = 20
+IR_VERSION = 10
+INPUT, OUTPUT = "image", "logits"
+PLAIN_OPERATIONS = frozenset(
+    {
+        "Add",
+        "AveragePool",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Conv",
+        "Div",
+        "Flatten",
+        "Gather",
+        "Gemm",
+        "GlobalAveragePool",
+        "Identity",
+        "MaxPool",
+        "Pad",
+        "ReduceMean",
+        "Relu",
+        "Reshape",
+        "Shape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Sub",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+"""What a folded graph may consist of. Exp, Mul, BatchNormalization and Dropout are absent: they would mean that something was not folded."""
+
+
+def onnx_from_graph(folded: GraphModule, image_shape: tuple[int, int, int], metadata: Mapping[str, str]) -> bytes:
+    """The folded graph as an ONNX file with a dynamic batch."""
+    program = _exported(folded, image_shape)
+    _strip_traces_of_the_machine(program)
+    program.metadata_props.update(sorted(metadata.items()))
+    program.ir_version = IR_VERSION
+    proto = ir.to_proto(program)
+    onnx.checker.check_model(proto, full_check=True)
+    _require_plain_operations(proto)
+    return proto.SerializeToString(deterministic=True)
+
+
+def class_metadata(classes: tuple[str, ...]) -> str:
+    """Class names as one metadata value."""
+    return json.dumps(list(classes), ensure_ascii=False)
+
+
+def _exported(folded: GraphModule, image_shape: tuple[int, int, int]) -> ir.Model:
+    example = torch.zeros((2, *image_shape), dtype=torch.uint8, device=_device(folded))
+    with _quiet():
+        program = torch.onnx.export(
+            folded,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's progress and deprecation notes are not the user's business; its errors are raised."""
+    level = logging.getLogger("torch.onnx").level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.getLogger("torch.onnx").setLevel(level)
+
+
+def _device(folded: GraphModule) -> torch.device:
+    return next(folded.buffers()).device
+
+
+def _strip_traces_of_the_machine(program: ir.Model) -> None:
+    """The exporter notes source paths and stack traces on every node and value; none of them belongs to the function."""
+    program.producer_name, program.producer_version = "samegraph", None
+    program.doc_string = None
+    program.metadata_props.clear()
+    graph = program.graph
+    graph.name = "main"
+    graph.doc_string = None
+    graph.metadata_props.clear()
+    for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:
+        value.metadata_props.clear()
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+
+
+def _require_plain_operations(proto: onnx.ModelProto) -> None:
+    foreign = sorted({node.op_type for node in proto.graph.node} - PLAIN_OPERATIONS)
+    domains = sorted({each.domain for each in proto.opset_import} - {""})
+    if foreign or domains or proto.functions:
+        raise RuntimeError(f"the exported graph holds more than plain layers: operations {foreign}, domains {domains}")

@@ -1,0 +1,60 @@
+"""Every method on every network: the training graph with its noise off, the evaluation graph and the folded graph have the same bits."""
+
+import pytest
+import torch
+from graphs import DEFAULTS, images, rewritten, step
+from torch import nn
+
+from export.derived import Foldable, TrainingOnly, training_only_parts_off
+from export.fold import fold
+from pipeline.methods import METHODS
+from pipeline.networks import NETWORKS
+
+OWN = [(name, (1, 8, 8) if name == "small" else (3, 32, 32)) for name in NETWORKS]
+TORCHVISION = [(f"torchvision:{name}", (3, 64, 64)) for name in ("resnet18", "resnet50", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1")]
+
+
+def test_every_method_has_its_row_here() -> None:
+    assert set(DEFAULTS) == set(METHODS)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(("network", "shape"), OWN + TORCHVISION)
+@pytest.mark.parametrize("method", METHODS)
+def test_training_evaluation_and_folded_graph_have_the_same_bits(method: str, network: str, shape: tuple[int, int, int], trained: bool) -> None:
+    training = rewritten(network, shape, DEFAULTS[method])
+    if trained:
+        step(training, images(8, shape), rate=1e-3)
+    batch = images(4, shape, seed=1)
+    folded = fold(training.graph)
+    training.graph.train()
+    with training_only_parts_off(training.graph):
+        with_gradients = training.graph(batch)
+        with torch.no_grad():
+            without_gradients = training.graph(batch)
+    evaluation = training.graph.eval()(batch)
+    with torch.inference_mode():
+        deployed = folded(batch)
+    assert torch.isfinite(deployed).all()
+    assert deployed.std() > 0
+    for other in (with_gradients, without_gradients, evaluation):
+        assert torch.equal(other, deployed)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_plain_layers_are_left(method: str) -> None:
+    training = rewritten("resnet20", (3, 32, 32), DEFAULTS[method])
+    folded = fold(training.graph)
+    assert not [m for m in folded.modules() if isinstance(m, (Foldable, TrainingOnly, nn.BatchNorm2d))]
+    assert not folded.training
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+
+
+def test_folding_leaves_the_training_graph_as_it_was() -> None:
+    training = rewritten("small", (1, 8, 8), DEFAULTS["czmig"])
+    before = {name: value.clone() for name, value in training.graph.state_dict().items()}
+    num_nodes = len(training.graph.graph.nodes)
+    folded = fold(training.graph)
+    folded.get_parameter("network.conv1.weight").data.zero_()
+    assert len(training.graph.graph.nodes) == num_nodes
+    assert all(torch.equal(value, before[name]) for name, value in training.graph.state_dict().items())

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from graphs import traced
+from torch import nn
+from torch.nn import functional as F
+
+from export.errors import UsageError
+from pipeline.graph import Normalise, Parts, find_parts, trace
+
+
+def kinds(parts: Parts) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for layer in parts.convolutions:
+        found[layer.kind] = found.get(layer.kind, 0) + 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "expected", "num_norms", "num_units"),
+    [
+        ("resnet20", 32, {"first": 1, "spatial": 18, "classifier": 1}, 19, 9),
+        ("resnet110", 32, {"first": 1, "spatial": 108, "classifier": 1}, 109, 54),
+        ("torchvision:resnet18", 64, {"first": 1, "spatial": 16, "pointwise": 3, "classifier": 1}, 20, 8),
+        ("torchvision:resnet50", 64, {"first": 1, "spatial": 16, "pointwise": 36, "classifier": 1}, 53, 16),
+        ("torchvision:mobilenet_v2", 64, {"first": 1, "pointwise": 34, "depthwise": 17, "classifier": 1}, 52, 10),
+        ("torchvision:squeezenet1_1", 64, {"first": 1, "pointwise": 16, "spatial": 8, "classifier": 1}, 0, 0),
+        ("torchvision:shufflenet_v2_x0_5", 64, {"first": 1, "pointwise": 36, "depthwise": 19, "classifier": 1}, 56, 0),
+    ],
+)
+def test_the_parts_of_known_networks(network: str, size: int, expected: dict[str, int], num_norms: int, num_units: int) -> None:
+    parts = find_parts(traced(network, (3, size, size)))
+    assert kinds(parts) == expected
+    assert len(parts.norms) == num_norms
+    assert len(parts.units) == num_units
+    assert all(norm.follows is not None for norm in parts.norms)
+
+
+def test_a_residual_unit_knows_its_start_its_branch_and_its_shortcut() -> None:
+    first, *_ = find_parts(traced("torchvision:resnet50", (3, 64, 64))).units
+    assert first.start.name == "network_maxpool"
+    assert [layer.name for layer in first.branch] == [f"network.layer1.0.conv{i}" for i in (1, 2, 3)]
+    assert [layer.name for layer in first.shortcut] == ["network.layer1.0.downsample.0"]
+    assert first.branch_end.name == "network_layer1_0_bn3"
+
+
+class PreActivation(nn.Module):
+    """One pre-activation unit: the norm reads the sum, not a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.classifier = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.conv(F.relu(self.norm(x)))
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+def parts_of(network: nn.Module) -> Parts:
+    return find_parts(trace(network, Normalise((0.0,) * 3, (1.0,) * 3), (3, 16, 16), 10))
+
+
+def test_a_norm_whose_input_has_another_reader_stands_alone() -> None:
+    parts = parts_of(PreActivation())
+    (norm,) = parts.norms
+    assert norm.follows is None
+    (unit,) = parts.units
+    assert unit.start.name == "network_stem"
+    assert {node.name for node in unit.inside_branch} == {"network_norm", "relu", "network_conv"}
+    assert unit.inside == unit.inside_branch | {unit.add}
+
+
+class UsedTwice(PreActivation):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(self.conv(self.stem(x)))
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+class EqualWays(PreActivation):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = self.conv(x) + self.other(x)
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+class AddsAConstant(PreActivation):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x) + 3
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+class TwoClassifiers(PreActivation):
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.flatten(F.adaptive_avg_pool2d(self.stem(x), 1), 1)
+        return self.classifier(x) + self.second(x)
+
+
+class NothingToTrain(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pad(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1), (0, 7))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (UsedTwice(), "layer 'network.conv' is used at more than one place"),
+        (EqualWays(), "node 'add' joins two ways of equal length"),
+        (AddsAConstant(), "node 'add' adds (3,)"),
+        (TwoClassifiers(), "found network.classifier, network.second"),
+        (NothingToTrain(), "nothing to train"),
+    ],
+)
+def test_what_cannot_be_placed_is_refused_by_name(network: nn.Module, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parts_of(network)
+    assert message in str(caught.value)

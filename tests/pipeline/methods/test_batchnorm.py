@@ -1,0 +1,88 @@
+import torch
+from graphs import DEFAULTS, images, rewritten, step, traced
+from torch import nn
+from torch.nn import functional as F
+
+from export.derived import training_only_parts, training_only_parts_off
+from export.fold import fold
+from pipeline.graph import Normalise, trace
+from pipeline.methods import method_from_options
+
+SHAPE = (3, 32, 32)
+
+
+def test_in_training_it_is_the_network_as_it_is_written() -> None:
+    plain = traced("resnet20", SHAPE)
+    training = rewritten("resnet20", SHAPE, DEFAULTS["batchnorm"])
+    for name, layer in plain.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight = training.graph.get_parameter(f"{name}.operation.derivation.weight")
+    for key in ("weight", "bias"):
+        setattr(plain.get_submodule("network.classifier"), key, training.graph.get_parameter(f"network.classifier.{key}"))
+    batch = images(8, SHAPE)
+    assert torch.equal(training.graph.train()(batch), plain.train()(batch))
+
+
+def test_each_norm_is_listed_as_training_only() -> None:
+    training = rewritten("resnet20", SHAPE, DEFAULTS["batchnorm"])
+    assert len(training_only_parts(training.graph)) == 19
+
+
+def test_with_frozen_statistics_training_has_the_bits_of_the_folded_graph() -> None:
+    training = rewritten("resnet20", SHAPE, DEFAULTS["batchnorm"])
+    step(training, images(16, SHAPE))
+    batch = images(8, SHAPE, seed=1)
+    training.graph.train()
+    statistics = {name: value.clone() for name, value in training.graph.named_buffers()}
+    with training_only_parts_off(training.graph):
+        frozen = training.graph(batch)
+    assert all(torch.equal(value, statistics[name]) for name, value in training.graph.named_buffers())
+    assert torch.equal(frozen, fold(training.graph)(batch))
+
+
+def test_the_fold_is_the_norm_of_evaluation_up_to_rounding() -> None:
+    """Against nn.BatchNorm2d itself, in float64, so that a wrong formula cannot hide behind rounding."""
+    training = rewritten("resnet20", SHAPE, DEFAULTS["batchnorm"])
+    step(training, images(16, SHAPE))
+    plain = traced("resnet20", SHAPE)
+    source = training.graph.state_dict()
+    renamed = {}
+    for key in plain.state_dict():
+        layer, _, kind = key.rpartition(".")
+        if ".bn" in key:
+            conv = layer.replace(".bn", ".conv")
+            renamed[key] = source[f"{conv}.operation.derivation.norm.{kind}"]
+        elif ".conv" in key:
+            renamed[key] = source[f"{layer}.operation.derivation.weight"]
+        else:
+            renamed[key] = source[key]
+    plain.load_state_dict(renamed)
+    batch = images(8, SHAPE, seed=1)
+    expected = plain.double().eval()(batch)
+    assert (training.graph.double().eval()(batch) - expected).abs().max() < 1e-12 * expected.abs().max()
+
+
+class PreActivation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.classifier = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.conv(F.relu(self.norm(x)))
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+def test_a_norm_that_stands_alone_becomes_a_depthwise_convolution() -> None:
+    graph = trace(PreActivation(), Normalise((128.0,) * 3, (64.0,) * 3), (3, 16, 16), 10)
+    training = method_from_options(DEFAULTS["batchnorm"]).rewrite(graph, torch.Generator().manual_seed(0))
+    batch = images(8, (3, 16, 16))
+    step(training, batch)
+    folded = fold(training.graph)
+    layer = folded.get_submodule("network.norm")
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.groups == 8
+    assert torch.equal(folded(batch), training.graph.eval()(batch))

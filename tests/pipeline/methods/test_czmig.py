@@ -1,0 +1,281 @@
+"""The formulas are compared with NumPy in float64, written from the paper: section 3 (CZMI, CZMG) and section 3.4 (unit magnitude decay)."""
+
+import numpy as np
+import pytest
+import torch
+from graphs import images, rewritten, step, traced
+from torch import nn
+
+from export.derived import DerivedConv2d, DerivedLinear, Plain, training_only_parts, training_only_parts_off
+from pipeline.config.methods import CzmigOptions
+from pipeline.graph import find_parts
+from pipeline.methods import Rewritten
+from pipeline.methods.czmig import ExpScaled, Noise
+from pipeline.methods.initialisation import unit_uniform
+
+SHAPE = (3, 32, 32)
+
+
+def czmig(network: str = "resnet20", **options: object) -> Rewritten:
+    return rewritten(network, SHAPE, CzmigOptions.model_validate({"name": "czmig", **options}))
+
+
+def derivation(training: Rewritten, name: str) -> ExpScaled | Plain:
+    layer = training.graph.get_submodule(name)
+    assert isinstance(layer, (DerivedConv2d, DerivedLinear))
+    assert isinstance(layer.derivation, (ExpScaled, Plain))
+    return layer.derivation
+
+
+def branch_filters(training: Rewritten) -> list[nn.Parameter]:
+    return [m.direction for m in training.graph.modules() if isinstance(m, ExpScaled)]
+
+
+@pytest.mark.parametrize(("network", "parameters"), [("resnet20", 269_034), ("resnet110", 1_723_914)])
+def test_parameter_counts(network: str, parameters: int) -> None:
+    assert sum(p.numel() for p in czmig(network).graph.parameters()) == parameters
+
+
+def test_initial_filters_have_zero_mean_slices_and_unit_norm() -> None:
+    filters = branch_filters(czmig())
+    assert len(filters) == 18
+    for weight in filters:
+        assert weight.double().mean((2, 3)).abs().max() < 2.0**-25  # a rounding of values below 1/2
+        assert (weight.double().flatten(1).norm(dim=1) - 1).abs().max() < 1e-6
+
+
+def test_initialisation_is_the_papers_formula() -> None:
+    shape = torch.Size((4, 3, 3, 3))
+    drawn = torch.empty(shape).uniform_(-1, 1, generator=torch.Generator().manual_seed(7)).double().numpy()
+    centred = drawn - drawn.mean(axis=(2, 3), keepdims=True)
+    expected = centred / np.sqrt((centred**2).sum(axis=(1, 2, 3), keepdims=True))
+    got = unit_uniform(shape, torch.Generator().manual_seed(7), (2, 3))
+    assert np.abs(got.double().numpy() - expected).max() < 4 * 2.0**-24  # float32 against float64: a few roundings of values below 1
+
+
+def test_the_first_layer_is_plain_with_a_bias_and_not_centred() -> None:
+    stem = derivation(czmig(), "network.conv1")
+    assert isinstance(stem, Plain)
+    assert stem.bias is not None
+    assert stem.weight.mean((2, 3)).abs().max() > 0.01
+    assert torch.allclose(stem.weight.flatten(1).norm(dim=1), torch.ones(16), atol=1e-6)
+
+
+def test_options_of_the_first_layer() -> None:
+    stem = derivation(czmig(first_layer_zero_mean=True, first_layer_scaled=True), "network.conv1")
+    assert isinstance(stem, ExpScaled)
+    assert stem.direction.mean((2, 3)).abs().max() < 1e-7
+
+
+def test_pointwise_filters_are_centred_over_their_inputs_only_where_asked() -> None:
+    name = "network.layer1.0.conv1"
+    plain = derivation(rewritten("torchvision:resnet50", (3, 64, 64), CzmigOptions(name="czmig")), name)
+    centred = derivation(rewritten("torchvision:resnet50", (3, 64, 64), CzmigOptions(name="czmig", pointwise_zero_mean=True)), name)
+    assert isinstance(plain, ExpScaled)
+    assert isinstance(centred, ExpScaled)
+    assert plain.direction.mean(1).abs().max() > 0.01
+    assert centred.direction.mean(1).abs().max() < 1e-7
+
+
+def test_weights_are_e_to_the_g_times_v() -> None:
+    layer = derivation(czmig(initial_scale=0.5), "network.stages.0.0.conv1")
+    assert isinstance(layer, ExpScaled)
+    with torch.no_grad():
+        layer.log_scale.copy_(torch.linspace(-1, 1, 16))
+    weight, bias = layer()
+    assert bias is None
+    expected = np.exp(layer.log_scale.detach().double().numpy())[:, None, None, None] * layer.direction.detach().double().numpy()
+    assert np.abs(weight.detach().double().numpy() - expected).max() < 4 * 2.0**-24
+
+
+def test_biases_stand_at_the_ends_or_everywhere() -> None:
+    def with_bias(training: Rewritten) -> int:
+        layers = [m for m in training.graph.modules() if isinstance(m, (DerivedConv2d, DerivedLinear))]
+        return sum(layer.derivation()[1] is not None for layer in layers)
+
+    assert with_bias(czmig()) == 2
+    assert with_bias(czmig(biases="all")) == 20
+
+
+def test_every_parameter_is_in_exactly_one_group_and_biases_and_classifier_are_slow() -> None:
+    training = czmig()
+    fast, slow = training.rules.parameter_groups
+    grouped = [id(p) for group in (fast, slow) for p in group.parameters]
+    assert sorted(grouped) == sorted(id(p) for p in training.graph.parameters())
+    assert {tuple(p.shape) for p in slow.parameters} == {(16,), (10, 64), (10,)}
+    assert (fast.rate_share, slow.rate_share) == (1.0, 0.25)
+    assert fast.weight_decay == slow.weight_decay == 0.0
+
+
+def _with_random_gradients(training: Rewritten) -> None:
+    torch.manual_seed(1)
+    for parameter in training.graph.parameters():
+        parameter.grad = torch.randn_like(parameter)
+
+
+@pytest.mark.parametrize("form", ["paper", "code"])
+@pytest.mark.parametrize(("mean_over", "axes"), [("slice", (2, 3)), ("filter", (1, 2, 3))])
+def test_gradient_correction_is_the_papers_formula(form: str, mean_over: str, axes: tuple[int, ...]) -> None:
+    training = czmig(zmg=0.85, zmg_form=form, mean_over=mean_over)
+    _with_random_gradients(training)
+    before = {name: p.grad.double().numpy().copy() for name, p in training.graph.named_parameters() if p.grad is not None}
+    training.rules.correct_gradients()
+    corrected = 0
+    for name, parameter in training.graph.named_parameters():
+        gradient = before[name]
+        expected = gradient
+        if name.endswith("direction"):
+            mean = gradient.mean(axis=axes, keepdims=True)
+            expected = gradient - 0.85 * mean if form == "paper" else gradient + 0.85 * (gradient - mean)
+            corrected += 1
+        assert parameter.grad is not None
+        assert np.abs(parameter.grad.double().numpy() - expected).max() <= 8 * 2.0**-24 * np.abs(gradient).max()
+    assert corrected == 18
+
+
+def test_pointwise_and_first_layers_are_not_corrected() -> None:
+    training = rewritten("torchvision:resnet50", (3, 64, 64), CzmigOptions(name="czmig", zmg=1.0))
+    _with_random_gradients(training)
+    before = {name: p.grad.clone() for name, p in training.graph.named_parameters() if p.grad is not None}
+    training.rules.correct_gradients()
+    changed = {name for name, p in training.graph.named_parameters() if p.grad is not None and not torch.equal(p.grad, before[name])}
+    assert len(changed) == 16
+    assert all(".conv2." in name for name in changed)
+
+
+@pytest.mark.parametrize("zmg", [0.0, 1.0])
+def test_correction_of_nothing_and_of_everything(zmg: float) -> None:
+    training = czmig(zmg=zmg)
+    _with_random_gradients(training)
+    filters = branch_filters(training)
+    before = [p.grad.clone() for p in filters if p.grad is not None]
+    training.rules.correct_gradients()
+    for parameter, gradient in zip(filters, before, strict=True):
+        assert parameter.grad is not None
+        if zmg == 0:
+            assert torch.equal(parameter.grad, gradient)
+        else:
+            assert parameter.grad.mean((2, 3)).abs().max() < 1e-6
+
+
+def test_the_penalty_and_its_gradient_are_those_of_autograd_in_float64() -> None:
+    training = czmig(luma=5e-4, classifier_luma=2e-3)
+    step(training, images(4, SHAPE))
+    with torch.no_grad():
+        for parameter in training.graph.parameters():
+            parameter.mul_(1.3)
+    parameters = dict(training.graph.named_parameters())
+    doubles = {name: p.detach().double().requires_grad_() for name, p in parameters.items()}
+    anchored = [(name, 5e-4) for name in doubles if name.endswith("direction")] + [("network.classifier.derivation.weight", 2e-3)]
+    penalty = sum(weight * (doubles[name].flatten(1).norm(dim=1) - 1).square().sum() for name, weight in anchored)
+    assert isinstance(penalty, torch.Tensor)
+    penalty.backward()  # type: ignore[no-untyped-call]
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    value = training.rules.add_penalty_gradient()
+    assert value is not None
+    assert abs(value.item() - penalty.item()) < 1e-5 * penalty.item()
+    for name, parameter in parameters.items():
+        expected = doubles[name].grad
+        assert parameter.grad is not None
+        if expected is None:
+            assert not parameter.grad.any(), name
+        else:
+            assert (parameter.grad.double() - expected).abs().max() < 1e-5 * expected.abs().max(), name
+
+
+def test_without_penalty_nothing_is_added() -> None:
+    training = czmig(luma=0.0, classifier_luma=0.0)
+    assert training.rules.add_penalty_gradient() is None
+
+
+def test_a_filter_of_zeros_is_left_alone_by_the_penalty() -> None:
+    training = czmig()
+    weight = branch_filters(training)[0]
+    with torch.no_grad():
+        weight[0].zero_()
+    for parameter in training.graph.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    training.rules.add_penalty_gradient()
+    assert weight.grad is not None
+    assert torch.isfinite(weight.grad).all()
+
+
+def test_zero_mean_filters_reject_a_shift_of_their_input_away_from_the_border() -> None:
+    weight, _ = derivation(czmig(), "network.stages.0.0.conv1")()
+    x = torch.randn(2, 16, 12, 12, dtype=torch.float64)
+    shift = torch.randn(1, 16, 1, 1, dtype=torch.float64)
+    centred = weight.double() - weight.double().mean((2, 3), keepdim=True)
+    plain, shifted = (torch.nn.functional.conv2d(each, centred) for each in (x, x + shift))
+    assert (plain - shifted).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize(("network", "expected"), [("resnet20", 0.39), ("resnet110", 1.11)])
+def test_the_scale_of_activations_at_the_start(network: str, expected: float) -> None:
+    """The last stage's standard deviation for N(0, 1) input; draws of the weights differ by some percent (four seeds: at most 8)."""
+    graph = czmig(network, noise=0.0).graph.eval()
+    (before_pool,) = (node.all_input_nodes[0] for node in graph.graph.nodes if "adaptive_avg_pool2d" in node.name)
+    interpreter = KeepsOne(graph, before_pool.name)
+    torch.manual_seed(3)
+    pixels = (torch.randn(32, *SHAPE) * 64 + 128).round().clamp(0, 255).to(torch.uint8)
+    with torch.no_grad():
+        interpreter.run(pixels)
+    assert interpreter.kept is not None
+    assert abs(interpreter.kept.std().item() / expected - 1) < 0.15
+
+
+class KeepsOne(torch.fx.Interpreter):
+    def __init__(self, graph: torch.fx.GraphModule, name: str) -> None:
+        super().__init__(graph)
+        self.name = name
+        self.kept: torch.Tensor | None = None
+
+    def run_node(self, n: torch.fx.Node) -> object:
+        result = super().run_node(n)
+        if n.name == self.name:
+            assert isinstance(result, torch.Tensor)
+            self.kept = result
+        return result
+
+
+def test_noise_stands_at_the_start_of_each_unit_and_the_shortcut_carries_it() -> None:
+    training = czmig()
+    noise = [node for node in training.graph.graph.nodes if str(node.target).startswith("noise_")]
+    assert len(noise) == 9
+    assert {user.op for user in noise[0].users} == {"call_module", "call_function"}
+    branch_only = czmig(noise_on_shortcut=False)
+    noise = [node for node in branch_only.graph.graph.nodes if str(node.target).startswith("noise_")]
+    assert {user.op for user in noise[0].users} == {"call_module"}
+
+
+def test_noise_is_uniform_around_one_per_sample_and_channel() -> None:
+    torch.manual_seed(0)
+    noise = Noise(0.1, per_element=False).train()
+    factors = noise(torch.ones(64, 32, 5, 5))
+    assert torch.equal(factors, factors[:, :, :1, :1].expand_as(factors))
+    assert 0.9 <= factors.min() < 0.902
+    assert 1.098 < factors.max() <= 1.1
+    assert abs(factors[:, :, 0, 0].mean() - 1) < 0.005
+    assert len(noise(torch.ones(2, 3, 4, 4)).unique()) == 6
+    assert len(Noise(0.1, per_element=True).train()(torch.ones(2, 3, 4, 4)).unique()) == 96
+
+
+def test_noise_is_training_only_and_can_be_switched_off() -> None:
+    training = czmig()
+    assert len(training_only_parts(training.graph)) == 9
+    training.graph.train()
+    batch = images(2, SHAPE)
+    assert not torch.equal(training.graph(batch), training.graph(batch))
+    with training_only_parts_off(training.graph):
+        quiet = training.graph(batch)
+    assert torch.equal(quiet, training.graph.eval()(batch))
+    assert not training_only_parts(czmig(noise=0.0).graph)
+
+
+def test_noise_follows_a_unit_whose_start_was_a_norm() -> None:
+    graph = traced("torchvision:mobilenet_v2", (3, 64, 64))
+    starts = {str(unit.start.target) for unit in find_parts(graph).units}
+    assert "network.features.2.conv.3" in starts
+    training = rewritten("torchvision:mobilenet_v2", (3, 64, 64), CzmigOptions(name="czmig"))
+    training.graph.graph.lint()
+    assert all(node.users for node in training.graph.graph.nodes if str(node.target).startswith("noise_"))

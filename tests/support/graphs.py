@@ -1,0 +1,47 @@
+"""Training graphs for tests: a network by name, rewritten by a method with its default options unless others are given."""
+
+import torch
+
+from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, NonormOptions
+from pipeline.graph import Normalise, trace
+from pipeline.methods import Rewritten, method_from_options
+from pipeline.networks import network_by_name
+
+DEFAULTS: dict[str, MethodOptions] = {
+    "czmig": CzmigOptions(name="czmig"),
+    "batchnorm": BatchnormOptions(name="batchnorm"),
+    "nonorm": NonormOptions(name="nonorm"),
+}
+NUM_CLASSES = 10
+
+
+def traced(network: str, image_shape: tuple[int, int, int]) -> torch.fx.GraphModule:
+    torch.manual_seed(0)
+    channels = image_shape[0]
+    normalise = Normalise((128.0,) * channels, (64.0,) * channels)
+    return trace(network_by_name(network, NUM_CLASSES, channels), normalise, image_shape, NUM_CLASSES)
+
+
+def rewritten(network: str, image_shape: tuple[int, int, int], options: MethodOptions) -> Rewritten:
+    return method_from_options(options).rewrite(traced(network, image_shape), torch.Generator().manual_seed(0))
+
+
+def images(number: int, image_shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (number, *image_shape), dtype=torch.uint8, generator=generator)
+
+
+def step(training: Rewritten, batch: torch.Tensor, rate: float = 0.05) -> None:
+    """One step of plain gradient descent, as the training loop does it, so that weights are no longer the initial ones."""
+    training.graph.train()
+    labels = torch.arange(len(batch)) % NUM_CLASSES
+    training.graph.zero_grad()
+    torch.nn.functional.cross_entropy(training.graph(batch), labels).backward()  # type: ignore[no-untyped-call]
+    training.rules.add_penalty_gradient()
+    training.rules.correct_gradients()
+    with torch.no_grad():
+        for parameter in training.graph.parameters():
+            if parameter.grad is not None:
+                # Clipped, because the gradients of a deep network without norms would leave nothing finite to compare.
+                parameter.sub_(rate * parameter.grad / parameter.grad.norm().clamp_min(1.0))
+    training.rules.project()

@@ -1,0 +1,36 @@
+"""From a config to its training graph: the network, traced, and rewritten by the method. Used before training and to rebuild a bundle's graph.
+
+Takes names and numbers; touches no data set and no files.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.config import Config
+from pipeline.graph import Normalise, trace
+from pipeline.methods import Rewritten, method_from_options
+from pipeline.networks import network_by_name
+
+_INITIALISATION = 0x696E6974
+"""Keeps the draws of the initial weights apart from those of the steps, which start from the same seed."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a network must know of the images: their shape, the number of classes, and how raw pixels become its input."""
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
+def training_graph(config: Config, images: ImageFacts) -> Rewritten:
+    """The training graph of a config, freshly initialised on the CPU from the config's seed; the same on every machine."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)  # torchvision draws weights of its own while it builds; they are replaced below
+        network = network_by_name(config.network.name, images.num_classes, images.shape[0])
+    graph = trace(network, Normalise(images.mean, images.deviation), images.shape, images.num_classes)
+    generator = torch.Generator().manual_seed(config.training.seed ^ _INITIALISATION)
+    return method_from_options(config.method).rewrite(graph, generator)

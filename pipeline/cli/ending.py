@@ -1,6 +1,5 @@
 """How a command ends: its exit code, one line for what a user can mend, a traceback for what is a bug."""
 
-import os
 import select
 import sys
 import traceback
@@ -34,7 +33,6 @@ def exit_code_of(run: Callable[[], None], console: Console) -> int:
     except BrokenPipeError:
         if not _nobody_reads():
             raise
-        _silence_the_rest()
         return NOBODY_READS
     return 0 if failure is None else failure.exit_code
 
@@ -78,10 +76,3 @@ def _nobody_reads() -> bool:
     for descriptor in (1, 2):
         poll.register(descriptor, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-
-
-def _silence_the_rest() -> None:
-    """Let the interpreter's last flush succeed, so that it says nothing of its own."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())

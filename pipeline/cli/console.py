@@ -56,7 +56,10 @@ class Console:
         """Under `--json`, write the one object: the result, and the error where there was one."""
         if self._json_to is not None:
             whole = self._facts if error is None else {**self._facts, "error": error}
-            _write_all(self._json_to, (json.dumps(whole, ensure_ascii=False, default=str) + "\n").encode())
+            sys.stdout.flush()
+            os.dup2(self._json_to, 1)  # back, so that whoever looks at descriptor 1 sees whether its reader has left
+            _write_all(1, (json.dumps(whole, ensure_ascii=False, default=str) + "\n").encode())
+            os.dup2(2, 1)  # what libraries print while the interpreter ends is no result either
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Progress]:

@@ -163,7 +163,7 @@ sys.exit(exit_code_of(run, Console()))
 
 def test_under_json_nothing_else_reaches_standard_output() -> None:
     done = ended(
-        "print('chatter'); os.write(1, b'native\\n'); console.result({'verdict': 'fail'}, 'table'); "
+        "import atexit; atexit.register(print, 'bye'); print('chatter'); os.write(1, b'native\\n'); console.result({'verdict': 'fail'}, 'table'); "
         "raise NotTheSameError('link 2')",
         json_asked=True,
     )
@@ -172,7 +172,7 @@ def test_under_json_nothing_else_reaches_standard_output() -> None:
         "verdict": "fail",
         "error": {"kind": "NotTheSameError", "message": "link 2", "exit_code": 3},
     }
-    assert {"chatter", "native", "error: link 2"} <= set(done.stderr.splitlines())
+    assert {"chatter", "native", "bye", "error: link 2"} <= set(done.stderr.splitlines())
 
 
 def test_without_json_the_result_is_text() -> None:
@@ -183,7 +183,12 @@ def test_without_json_the_result_is_text() -> None:
 PRINTS = "from pipeline.cli.ending import *; sys.exit(exit_code_of(lambda: print('x'), Console()))"
 
 
-@pytest.mark.parametrize("arguments", [["-m", "pipeline", "--help"], ["-c", PRINTS]], ids=["help", "print"])
+ANSWERS = "from pipeline.cli.ending import *; sys.exit(exit_code_of(lambda: None, Console.for_arguments(['--json'])))"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-m", "pipeline", "--help"], ["-c", PRINTS], ["-c", ANSWERS]], ids=["help", "print", "json"]
+)
 def test_a_reader_that_left_is_no_bug(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -163,7 +163,8 @@ sys.exit(exit_code_of(run, Console()))
 
 def test_under_json_nothing_else_reaches_standard_output() -> None:
     done = ended(
-        "import atexit; atexit.register(print, 'bye'); print('chatter'); os.write(1, b'native\\n'); console.result({'verdict': 'fail'}, 'table'); "
+        "import atexit; atexit.register(print, 'bye'); print('chatter'); os.write(1, b'native\\n'); "
+        "console.result({'verdict': 'fail'}, 'table'); "
         "raise NotTheSameError('link 2')",
         json_asked=True,
     )

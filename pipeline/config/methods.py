@@ -15,7 +15,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class CzmigOptions(Section):
-    """Channel-wise zero-mean initialisation and gradients (Mean Shift Rejection). The defaults are the recommended ones."""
+    """Channel-wise zero-mean initialisation and gradients (Mean Shift Rejection), recommended defaults."""
 
     name: Literal["czmig"]
     zmg: Share = 0.85

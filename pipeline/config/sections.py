@@ -9,6 +9,9 @@ from pipeline.config.methods import MethodOptions, NonNegative, Positive, Share
 
 Count = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Text = Annotated[str, Field(min_length=1)]
+CudaDevice = Annotated[str, Field(pattern=r"^cuda:\d+$", examples=["cuda:0"])]
 
 
 class Augment(Section):
@@ -24,8 +27,8 @@ class Data(Section):
     """What is trained and tested on."""
 
     name: Literal["digits", "cifar10", "imagefolder"] = "digits"
-    """digits: scikit-learn's 1,797 handwritten digits, no network needed. imagefolder: ROOT/train/CLASS/*.png and ROOT/test/..."""
-    root: str = "data"
+    """digits: scikit-learn's 1,797 handwritten digits, built in. imagefolder: ROOT/train/CLASS/*.png, ROOT/test/..."""
+    root: Text = "data"
     """The folder of the data set (imagefolder), or where it is kept (cifar10)."""
     download: bool = False
     """Fetch cifar10 when it is not under root."""
@@ -35,19 +38,32 @@ class Data(Section):
     color: Literal["auto", "rgb", "gray"] = "auto"
     """imagefolder: auto takes gray only where every image is gray."""
     normalisation: Literal["centred", "dataset"] | tuple[tuple[float, ...], tuple[float, ...]] = "centred"
-    """centred: (p - 128) / 64, exact in floating point. dataset: the data set's own mean and deviation. Or [[mean...], [std...]] of p / 255."""
+    """centred: (p - 128) / 64, exact in floating point. dataset: the data set's own mean and deviation.
+    Or [[mean...], [deviation...]] of p / 255."""
     residence: Literal["auto", "device", "stream"] = "auto"
     """device: the whole set as bytes on the device. stream: read by workers, batch by batch. auto: by size."""
     workers: NonNegativeInt = 2
     """Processes that read images when streaming."""
     augment: Augment = Augment()
 
+    @model_validator(mode="after")
+    def _normalisation_fits(self) -> "Data":
+        if isinstance(self.normalisation, tuple):
+            mean, deviation = self.normalisation
+            if len(mean) != len(deviation) or len(mean) not in (1, 3):
+                raise ValueError(
+                    f"normalisation takes 1 or 3 means and as many deviations, got {len(mean)} and {len(deviation)}"
+                )
+            if min(deviation) <= 0:
+                raise ValueError(f"normalisation needs deviations above 0, got {list(deviation)}")
+        return self
+
 
 class Network(Section):
     """Which network, written the ordinary way, with BatchNorm."""
 
-    name: str = "resnet20"
-    """A name of `pipeline/networks`, torchvision:NAME, or my_module:my_function (called with num_classes and in_channels)."""
+    name: Text = "resnet20"
+    """One of `pipeline/networks`, torchvision:NAME, or my_module:my_function (called with num_classes, in_channels)."""
 
 
 class Schedule(Section):
@@ -75,10 +91,10 @@ class Training(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast where the device computes in it and the images are at least 16 pixels wide, else float32."""
-    device: str = "auto"
+    """auto: bfloat16 autocast where the device computes in it and images are at least 16 pixels wide."""
+    device: Literal["auto", "cpu", "cuda"] | CudaDevice = "auto"
     """auto, cpu, cuda or cuda:N."""
     deterministic: bool = False
     """Only algorithms that repeat bit for bit, where the device offers them."""

@@ -1,0 +1,6 @@
+"""`python -m pipeline`, the same command as `pipeline`; torchrun starts it this way."""
+
+from pipeline.cli import main
+
+if __name__ == "__main__":
+    main()

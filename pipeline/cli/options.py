@@ -1,0 +1,26 @@
+"""The arguments and options that several commands share, so that each reads the same everywhere."""
+
+from pathlib import Path
+
+import click
+
+as_json = click.option(
+    "--json", is_flag=True, expose_value=False, help="One JSON object on standard output, all else on standard error."
+)  # read by `Console.for_arguments`, before the arguments are parsed
+
+config = click.argument("config", type=click.Path(path_type=Path))
+
+out = click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="The run folder.  [default: runs/CONFIG's name]"
+)
+
+overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a value of the config. Repeatable."
+)
+
+resume = click.option("--resume/--fresh", default=None, help="Continue the run that is in the folder, or replace it.")
+
+
+def run_folder(config_path: Path, chosen: Path | None) -> Path:
+    """Where a run of this config goes."""
+    return chosen or Path("runs") / config_path.stem

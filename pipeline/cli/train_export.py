@@ -1,0 +1,24 @@
+"""`pipeline train-export`: its options."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli import options
+from pipeline.cli.console import Console
+
+
+@click.command("train-export")
+@options.config
+@options.out
+@options.overrides
+@options.resume
+@options.as_json
+@click.pass_obj
+def command(console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None) -> None:
+    """Train, fold, export and verify: from a config to a bundle."""
+    from pipeline import run  # type: ignore[attr-defined]  # comes with the command's line in COMMANDS
+    from pipeline.config import load_config
+
+    outcome = run.train_export(load_config(config, overrides), options.run_folder(config, out), resume, console)
+    console.result(outcome.facts, outcome.text)

@@ -1,0 +1,112 @@
+"""Config files and `--set` overrides in, a validated `Config` out, and back to YAML.
+
+Every mistake is a `UsageError` of one line that says where, what was given and what is allowed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from export.errors import UsageError
+from pipeline.config import yaml_text
+from pipeline.config.mistakes import in_one_line, key_path, shortened, shown
+from pipeline.config.schema import json_schema
+from pipeline.config.sections import Config
+from pipeline.config.yaml_text import read_yaml, write_yaml
+
+__all__ = ["dump_config", "json_schema", "load_config", "parse_config"]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key.path=value` overrides, validate."""
+    return parse_config(_text_of(Path(path)), str(path), overrides)
+
+
+def parse_config(content: str | Mapping[str, object], source: str = "config", overrides: Sequence[str] = ()) -> Config:
+    """The same from YAML text, or from values that are already parsed; `source` names them in errors."""
+    draft = _Draft.of(content, source)
+    for override in overrides:
+        draft.set(override)
+    try:
+        return Config.model_validate(_with_tuples(draft.values))
+    except ValidationError as error:
+        raise UsageError(in_one_line(error, draft.values, json_schema(), draft.place_of)) from error
+
+
+def dump_config(config: Config) -> str:
+    """YAML that loads back to an equal config, every default spelled out, in the order of the sections."""
+    return write_yaml(config.model_dump(mode="json"))
+
+
+@dataclass
+class _Draft:
+    """Values that are not validated yet, with the place where each was written."""
+
+    values: dict[str, object]
+    source: str
+    places: dict[yaml_text.Path, str]
+    set_here: list[tuple[yaml_text.Path, str]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, content: str | Mapping[str, object], source: str) -> "_Draft":
+        located = read_yaml(content, source) if isinstance(content, str) else yaml_text.Located(content, {})
+        if located.value is None:
+            raise UsageError(f"{source}: empty; the shortest config is: method: {{name: czmig}}")
+        if not isinstance(located.value, Mapping):
+            raise UsageError(f"{source}: got {shown(located.value)}, expected sections such as method: {{name: czmig}}")
+        places = {path: f"{source}:{line}" for path, line in located.lines.items()}
+        return cls(_copied(located.value), source, places)
+
+    def set(self, override: str) -> None:
+        """Write one `key.path=value` over what the file says; a section given as {...} replaces the whole section."""
+        place = f"--set {shortened(override)}"
+        name, equals, text = override.partition("=")
+        path = tuple(name.strip().split("."))
+        if not equals or not all(path):
+            raise UsageError(f"{place}: expected key.path=value, such as training.epochs=3")
+        self._section(path[:-1], place)[path[-1]] = read_yaml(text, place).value
+        self.set_here.append((path, place))
+
+    def place_of(self, path: yaml_text.Path) -> str:
+        """Where a value was written: the last `--set` at, above or below it, else the nearest line of the file."""
+        for written, place in reversed(self.set_here):
+            if written[: len(path)] == path or path[: len(written)] == written:
+                return place
+        above = (path[:length] for length in range(len(path), 0, -1))
+        return next((self.places[p] for p in above if p in self.places), self.source)
+
+    def _section(self, path: tuple[str, ...], place: str) -> dict[str, object]:
+        section = self.values
+        for depth, key in enumerate(path, start=1):
+            inner = section.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"{place}: {key_path(path[:depth])} is {shown(inner)}, not a section")
+            section = inner
+        return section
+
+
+def _text_of(path: Path) -> str:
+    """The file's text; never more of it than a config can have, so that a huge file costs nothing."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(4 * yaml_text.MAX_CHARACTERS + 1)
+        return content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file; give the path of a YAML config") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text (byte {error.start}); give a YAML config") from error
+
+
+def _copied(section: Mapping[str, object]) -> dict[str, object]:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in section.items()}
+
+
+def _with_tuples(value: object) -> object:
+    """Lists become tuples: sections are frozen, and the strict validator takes no list for a tuple."""
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(inner) for key, inner in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value

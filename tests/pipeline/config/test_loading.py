@@ -1,0 +1,340 @@
+"""Config files and `--set`: what is read, what is refused, and in which words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from export.errors import UsageError
+from pipeline.config import Config, dump_config, json_schema, load_config, parse_config
+from pipeline.config.schema import json_schema_text
+from pipeline.config.yaml_text import MAX_CHARACTERS, read_yaml, write_yaml
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+CONFIG_FILES = sorted(CONFIGS.rglob("*.yaml"))
+METHOD = "method: {name: czmig}\n"
+
+
+def refusal(text: str, *overrides: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse_config(text, "a.yaml", overrides)
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
+
+
+def test_there_are_configs() -> None:
+    assert CONFIGS / "quickstart.yaml" in CONFIG_FILES
+
+
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
+def test_every_config_loads_completes_in_an_editor_and_survives_the_round_trip(path: Path) -> None:
+    config = load_config(path)
+    assert parse_config(dump_config(config)) == config
+    assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=")
+    jsonschema.validate(read_yaml(path.read_text(encoding="utf-8"), str(path)).value, json_schema())
+
+
+def test_the_published_schema_is_up_to_date() -> None:
+    """Write it with: python -m pipeline.config > configs/schema.json"""
+    assert (CONFIGS / "schema.json").read_text(encoding="utf-8") == json_schema_text()
+
+
+def test_the_schema_refuses_what_the_loader_refuses_and_explains_options() -> None:
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+    with pytest.raises(jsonschema.ValidationError, match="epoch"):
+        jsonschema.validate({"method": {"name": "czmig"}, "training": {"epoch": 3}}, json_schema())
+    noise = json_schema()["$defs"]["CzmigOptions"]["properties"]["noise"]
+    assert noise["description"].startswith("Half the width")
+
+
+def test_defaults_stand_where_nothing_is_said() -> None:
+    config = parse_config(METHOD)
+    assert config == Config.model_validate({"method": {"name": "czmig"}})
+    assert (config.data.name, config.training.epochs, config.verify.runtimes) == ("digits", 200, ("onnxruntime-cpu",))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5e-4", 5e-4),
+        ("1e-3", 1e-3),
+        ("1e3", 1000.0),
+        ("+.5", 0.5),
+        ("2.", 2.0),
+        ("1", 1),
+        ("010", 10),
+        ("-0", 0),
+        ("true", True),
+        ("no", "no"),
+        ("on", "on"),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("0x10", "0x10"),
+        ("2026-11-21", "2026-11-21"),
+        ("=", "="),
+        ("<<", "<<"),
+        ("'5e-4'", "5e-4"),
+        ("", None),
+        ("~", None),
+        ("[1, [2]]", [1, [2]]),
+        ("{a: 1}", {"a": 1}),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    read = read_yaml(text, "x").value
+    assert (read, type(read)) == (value, type(value))
+
+
+def test_a_whole_number_may_stand_for_a_float_and_becomes_one() -> None:
+    rate = parse_config(METHOD + "training: {learning_rate: 1}").training.learning_rate
+    assert isinstance(rate, float)
+
+
+MISTAKES = [
+    ("", "a.yaml: empty; the shortest config is: method: {name: czmig}"),
+    ("# only this", "a.yaml: empty; the shortest config is: method: {name: czmig}"),
+    ("- a\n- b", 'a.yaml: got ["a", "b"], expected sections such as method: {name: czmig}'),
+    (
+        "{}",
+        "a.yaml: method: missing, expected a section such as {name: czmig}, "
+        "the name being one of czmig, batchnorm, nonorm",
+    ),
+    (
+        "method: czmig",
+        'a.yaml:1: method: got "czmig", expected a section such as {name: czmig}, '
+        "the name being one of czmig, batchnorm, nonorm",
+    ),
+    ("method: {}", "a.yaml:1: method.name: missing, expected one of czmig, batchnorm, nonorm"),
+    ("method: {zmg: 1}", "a.yaml:1: method.name: missing, expected one of czmig, batchnorm, nonorm"),
+    ("method: {name: cmzig}", 'a.yaml:1: method.name: got "cmzig", expected one of czmig, batchnorm, nonorm'),
+    ("method: {name: 3}", "a.yaml:1: method.name: got 3, expected one of czmig, batchnorm, nonorm"),
+    ("metod: {name: czmig}", "a.yaml:1: metod: unknown key, did you mean method? (and 1 more)"),
+    ("method: {name: czmig, nois: 0}", "a.yaml:1: method.nois: unknown key, did you mean method.noise?"),
+    ("method: {name: czmig, noise: 2}", "a.yaml:1: method.noise: got 2, expected a number, at least 0 and at most 1"),
+    (
+        "method: {name: czmig, noise_on_shortcut: no}",
+        'a.yaml:1: method.noise_on_shortcut: got "no", expected true or false',
+    ),
+    (METHOD + "training:\n  epoch: 3", "a.yaml:3: training.epoch: unknown key, did you mean training.epochs?"),
+    (METHOD + "epochs: 3", "a.yaml:2: epochs: unknown key, did you mean training.epochs?"),
+    (
+        METHOD + "export: {format: onnx}",
+        "a.yaml:2: export.format: unknown key; known here: opset, batch",
+    ),
+    (
+        METHOD + "training: {epochs: three}",
+        'a.yaml:2: training.epochs: got "three", expected a whole number, at least 1',
+    ),
+    (METHOD + "training: {epochs: 3.0}", "a.yaml:2: training.epochs: got 3.0, expected a whole number, at least 1"),
+    (METHOD + "training: {epochs: true}", "a.yaml:2: training.epochs: got true, expected a whole number, at least 1"),
+    (
+        METHOD + "training: {learning_rate: true}",
+        "a.yaml:2: training.learning_rate: got true, expected a number, above 0",
+    ),
+    (
+        METHOD + "training: {learning_rate: '1'}",
+        'a.yaml:2: training.learning_rate: got "1", expected a number, above 0',
+    ),
+    (
+        METHOD + "training: {learning_rate: .nan}",
+        "a.yaml:2: training.learning_rate: got NaN, expected a number, above 0",
+    ),
+    (
+        METHOD + "training: {momentum: 1}",
+        "a.yaml:2: training.momentum: got 1, expected a number, at least 0 and below 1",
+    ),
+    (
+        METHOD + "training: {seed: -1}",
+        "a.yaml:2: training.seed: got -1, expected a whole number, at least 0 and below 4294967296",
+    ),
+    (
+        METHOD + "training: {device: cuda:x}",
+        'a.yaml:2: training.device: got "cuda:x", expected one of auto, cpu, cuda or text such as cuda:0',
+    ),
+    (
+        METHOD + "training: {epochs: 3, schedule: {milestones: [1, 3]}}",
+        "a.yaml:2: training: milestones [3] are never reached in 3 epochs",
+    ),
+    (
+        METHOD + "training: {schedule: {milestones: [1, -3]}}",
+        "a.yaml:2: training.schedule.milestones[1]: got -3, expected a whole number, at least 1",
+    ),
+    (
+        METHOD + "training: {schedule: {milestones: [2, 1]}}",
+        "a.yaml:2: training.schedule: milestones must rise, got [2, 1]",
+    ),
+    (METHOD + "data: {root: ''}", 'a.yaml:2: data.root: got "", expected text that is not empty'),
+    (METHOD + "data: {name: mnist}", 'a.yaml:2: data.name: got "mnist", expected one of digits, cifar10, imagefolder'),
+    (
+        METHOD + 'data: {name: "a\\nb"}',
+        r'a.yaml:2: data.name: got "a\nb", expected one of digits, cifar10, imagefolder',
+    ),
+    (
+        METHOD + "data: {image_size: big}",
+        'a.yaml:2: data.image_size: got "big", expected a whole number, at least 1 or null',
+    ),
+    (
+        METHOD + "data: {normalisation: [[1]]}",
+        "a.yaml:2: data.normalisation: got [[1]], expected one of centred, dataset or a list of 2 items, "
+        "each a list, each item a number",
+    ),
+    (
+        METHOD + "data: {normalisation: [[0, 0], [1, 1]]}",
+        "a.yaml:2: data: normalisation takes 1 or 3 means and as many deviations, got 2 and 2",
+    ),
+    (
+        METHOD + "data: {normalisation: [[0], [0]]}",
+        "a.yaml:2: data: normalisation needs deviations above 0, got [0.0]",
+    ),
+    (
+        METHOD + "data: {augment: flip}",
+        'a.yaml:2: data.augment: got "flip", expected a section with keys out of: flip, crop_padding',
+    ),
+    (
+        METHOD + "data:\n  augment:\n",
+        "a.yaml:3: data.augment: got nothing, expected a section with keys out of: flip, crop_padding",
+    ),
+    (METHOD + "export: {opset: 21}", "a.yaml:2: export.opset: got 21, expected 20"),
+    (
+        METHOD + "export: {batch: {best: 300}}",
+        "a.yaml:2: export.batch: min <= best <= max must hold, got 1, 300, 256",
+    ),
+    (METHOD + "verify: {samples: 0}", "a.yaml:2: verify.samples: got 0, expected test or a whole number, at least 1"),
+    (
+        METHOD + "verify: {runtimes: onnxruntime-cpu}",
+        'a.yaml:2: verify.runtimes: got "onnxruntime-cpu", expected a list, '
+        "each item one of onnxruntime-cpu, onnxruntime-cuda",
+    ),
+    (
+        METHOD + "verify: {runtimes: [tensorflow]}",
+        'a.yaml:2: verify.runtimes[0]: got "tensorflow", expected one of onnxruntime-cpu, onnxruntime-cuda',
+    ),
+    (METHOD + METHOD, "a.yaml:2: not valid here: method stands here twice"),
+    (METHOD + "1: 2", "a.yaml:2: not valid here: a key must be a word, got 1"),
+    (METHOD + "? [a]\n: 1", "a.yaml:2: not valid here: a list or a section cannot stand here"),
+    (METHOD + "data: [", "a.yaml:2: not valid here: expected the node content, but found '<stream end>'"),
+    (METHOD + "---\n" + METHOD, "a.yaml:2: not valid here: but found another document"),
+    (METHOD + "data: &x [*x]", "a.yaml:2: not valid here: aliases (*) are not used here"),
+    (
+        METHOD + "data: !!python/name:os.system",
+        "a.yaml:2: not valid here: the tag !!python/name:os.system is not used here",
+    ),
+    (METHOD + "data: !!binary aGk=", "a.yaml:2: not valid here: the tag !!binary is not used here"),
+    (METHOD + "data: !!float x", "a.yaml:2: not valid here: 'x' is not a float"),
+    (METHOD + "data: !!bool x", "a.yaml:2: not valid here: 'x' is not a bool"),
+    (
+        METHOD + "data: " + "9" * 5000,
+        f"a.yaml:2: not valid here: '{'9' * 40}' is not a whole number of at most 40 digits",
+    ),
+    (METHOD + "data: " + "[" * 5000, "a.yaml:2: not valid here: nested too deeply"),
+    (
+        "data: \x07",
+        "a.yaml: not YAML: unacceptable character #x0007: special characters are not allowed "
+        'in "<unicode string>", position 6',
+    ),
+    ("#" * (MAX_CHARACTERS + 1), "a.yaml: more than 256 KiB, which is no config"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES, ids=range(len(MISTAKES)))
+def test_a_mistake_is_one_line(text: str, message: str) -> None:
+    assert refusal(text) == message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs", "--set training.epochs: expected key.path=value, such as training.epochs=3"),
+        ("training..epochs=1", "--set training..epochs=1: expected key.path=value, such as training.epochs=3"),
+        ("=1", "--set =1: expected key.path=value, such as training.epochs=3"),
+        ("training.epochs=x", '--set training.epochs=x: training.epochs: got "x", expected a whole number, at least 1'),
+        (
+            "training.epochs=",
+            "--set training.epochs=: training.epochs: got nothing, expected a whole number, at least 1",
+        ),
+        ("training.epoch=1", "--set training.epoch=1: training.epoch: unknown key, did you mean training.epochs?"),
+        ("epochs=1", "--set epochs=1: epochs: unknown key, did you mean training.epochs?"),
+        ("method.name.x=1", '--set method.name.x=1: method.name is "czmig", not a section'),
+        ("method.name=nonorm", "a.yaml:1: method.noise: unknown key; known here: name, weight_decay"),
+        (
+            "training.epochs=[",
+            "--set training.epochs=[: not valid here: expected the node content, but found '<stream end>'",
+        ),
+        (
+            "training.schedule={milestones: [500]}",
+            "--set training.schedule={milestones: [500]}: training: milestones [500] are never reached in 200 epochs",
+        ),
+    ],
+)
+def test_a_mistake_in_an_override_is_one_line(override: str, message: str) -> None:
+    assert refusal("method: {name: czmig, noise: 0.2}", override) == message
+
+
+def test_overrides_win_over_the_file_in_their_order() -> None:
+    config = parse_config(
+        METHOD + "training: {epochs: 3}",
+        overrides=[
+            "training.epochs=7",
+            "training.learning_rate=5e-4",
+            "training.epochs=9",
+            "training.schedule.milestones=[2, 4]",
+            "method={name: nonorm}",
+            "data.root=a=b",
+        ],
+    )
+    assert (config.training.epochs, config.training.learning_rate) == (9, 5e-4)
+    assert (config.training.schedule.milestones, config.method.name, config.data.root) == ((2, 4), "nonorm", "a=b")
+
+
+def test_overrides_leave_the_given_mapping_alone() -> None:
+    given_values: dict[str, Any] = {"method": {"name": "czmig"}, "training": {"epochs": 3}}
+    parse_config(given_values, overrides=["training.epochs=4"])
+    assert given_values == {"method": {"name": "czmig"}, "training": {"epochs": 3}}
+
+
+def test_a_mapping_names_its_source_in_errors() -> None:
+    with pytest.raises(UsageError, match=r"^the test: training\.epochs: got 0, expected a whole number, at least 1$"):
+        parse_config({"method": {"name": "czmig"}, "training": {"epochs": 0}}, "the test")
+
+
+def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    (latin := tmp_path / "latin.yaml").write_bytes(b"method: \xe9")
+    (huge := tmp_path / "huge.yaml").write_bytes(b"#" * 4 * MAX_CHARACTERS * 2)
+    expected = {
+        tmp_path / "none.yaml": "no such file; give the path of a YAML config",
+        tmp_path: "cannot be read (Is a directory); give the path of a YAML config",
+        latin: "not UTF-8 text (byte 8); give a YAML config",
+        huge: "more than 256 KiB, which is no config",
+    }
+    for path, message in expected.items():
+        with pytest.raises(UsageError) as caught:
+            load_config(path)
+        assert str(caught.value) == f"{path}: {message}"
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    (path := tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfmethod: {name: czmig}")
+    assert load_config(path).method.name == "czmig"
+
+
+def test_the_dump_keeps_the_order_of_the_sections() -> None:
+    dumped = dump_config(parse_config(METHOD))
+    assert [line[:-1] for line in dumped.splitlines() if not line.startswith(" ")] == list(Config.model_fields)
+
+
+@example("5e-4", 1e-7, 0)
+@example("on", 1e22, 0)
+@example("-10", -0.0, 0)
+@example(".nan", 5e-324, 0)
+@example("\x85 a", 0.1, 0)
+@example(" a\n\n b  c " * 30, 0.1, 0)
+@given(st.text(), st.floats(allow_nan=False, allow_infinity=False), st.integers(-(10**39), 10**39))
+def test_whatever_is_written_is_read_back(text: str, number: float, count: int) -> None:
+    values = {"text": text, "number": number, "count": count, "list": [text, number], "none": None, "yes": True}
+    read = read_yaml(write_yaml(values), "x").value
+    assert json.dumps(read) == json.dumps(values)

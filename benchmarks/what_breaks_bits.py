@@ -61,7 +61,7 @@ def changes(seed: int) -> dict[str, Change]:
         "channels_last instead of contiguous memory": lambda: (conv(x, weight, bias), channels_last()),
         "32 single images instead of a batch of 32": lambda: (
             conv(x, weight, bias),
-            torch.cat([conv(each, weight, bias) for each in x.split(1)]),
+            torch.cat([conv(each, weight, bias) for each in torch.split(x, 1)]),
         ),
         "training mode with gradients instead of inference mode": training_and_inference,
         "e^g V computed in the forward pass instead of stored": derived_and_stored,

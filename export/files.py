@@ -35,21 +35,25 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def published_folder(target: Path) -> Iterator[Path]:
-    """A new folder to fill; it takes target's place, whole, when the block ends without an error, and vanishes when not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+def folder_in_work(parent: Path) -> Iterator[Path]:
+    """A new folder to fill, hidden in `parent`; what was not published when the block ends is removed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    staged = parent / f".in-work.{secrets.token_hex(6)}"
     staged.mkdir()
     try:
         yield staged
-        _sync_tree(staged)
-        _put_in_place(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def publish_folder(staged: Path, target: Path) -> None:
+    """Let a filled folder take target's place, whole, once all of it is on the disk."""
+    _sync_tree(staged)
+    _put_in_place(staged, target)
+
+
 def _put_in_place(staged: Path, target: Path) -> None:
-    """After this, target is the new folder; what stood there is at staged's place, for the caller to remove."""
+    """After this, target is the new folder; what stood there, if it was exchanged, is at staged's place."""
     if not target.exists():
         staged.rename(target)
     elif not _exchanged(staged, target):

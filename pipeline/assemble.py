@@ -3,6 +3,7 @@
 Takes names and numbers; touches no data set and no files.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +29,9 @@ class ImageFacts:
 
 def training_graph(config: Config, images: ImageFacts) -> Rewritten:
     """The training graph of a config, freshly initialised on the CPU from the config's seed; the same on every machine."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)  # torchvision draws weights of its own while it builds; they are replaced below
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torchvision says about its own initial weights, which the method replaces
+        torch.manual_seed(config.training.seed)
         network = network_by_name(config.network.name, images.num_classes, images.shape[0])
     graph = trace(network, Normalise(images.mean, images.deviation), images.shape, images.num_classes)
     generator = torch.Generator().manual_seed(config.training.seed ^ _INITIALISATION)

@@ -10,13 +10,9 @@ as_json = click.option(
 
 config = click.argument("config", type=click.Path(path_type=Path))
 
-out = click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="The run folder.  [default: runs/CONFIG's name]"
-)
+out = click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The run folder.  [default: runs/CONFIG's name]")
 
-overrides = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a value of the config. Repeatable."
-)
+overrides = click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a value of the config. Repeatable.")
 
 resume = click.option("--resume/--fresh", default=None, help="Continue the run that is in the folder, or replace it.")
 

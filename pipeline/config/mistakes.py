@@ -173,11 +173,7 @@ def _describe_type(node: Schema, schema: Schema) -> str:
             return f"a list of {len(node['prefixItems'])} items, each {_describe(node['prefixItems'][0], schema)}"
         case "string":
             examples = node.get("examples", ())
-            return (
-                f"text such as {', '.join(examples)}"
-                if examples
-                else "text" + " that is not empty" * ("minLength" in node)
-            )
+            return f"text such as {', '.join(examples)}" if examples else "text" + " that is not empty" * ("minLength" in node)
         case kind:
             bounds = [f"{words} {node[bound]}" for bound, words in _BOUNDS if bound in node]
             return ", ".join(filter(None, (_PLAIN[str(kind)], " and ".join(bounds))))

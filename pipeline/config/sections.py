@@ -51,9 +51,7 @@ class Data(Section):
         if isinstance(self.normalisation, tuple):
             mean, deviation = self.normalisation
             if len(mean) != len(deviation) or len(mean) not in (1, 3):
-                raise ValueError(
-                    f"normalisation takes 1 or 3 means and as many deviations, got {len(mean)} and {len(deviation)}"
-                )
+                raise ValueError(f"normalisation takes 1 or 3 means and as many deviations, got {len(mean)} and {len(deviation)}")
             if min(deviation) <= 0:
                 raise ValueError(f"normalisation needs deviations above 0, got {list(deviation)}")
         return self

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export import files
-from export.files import published_folder, sha256_of, write_file
+from export.files import folder_in_work, publish_folder, sha256_of, write_file
 
 
 def names(folder: Path) -> list[str]:
@@ -43,9 +43,10 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def publish(target: Path, content: bytes) -> None:
-    with published_folder(target) as staged:
+    with folder_in_work(target.parent) as staged:
         (staged / "inner").mkdir()
         (staged / "inner" / "file").write_bytes(content)
+        publish_folder(staged, target)
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
@@ -62,7 +63,7 @@ def test_an_error_while_filling_keeps_the_old_folder(tmp_path: Path) -> None:
     publish(tmp_path / "bundle", b"old")
 
     def fill_half() -> None:
-        with published_folder(tmp_path / "bundle") as staged:
+        with folder_in_work(tmp_path) as staged:
             (staged / "half").write_bytes(b"...")
             raise ZeroDivisionError
 
@@ -75,13 +76,15 @@ def test_an_error_while_filling_keeps_the_old_folder(tmp_path: Path) -> None:
 KILLED_WHILE_PUBLISHING = """
 import os, sys
 from pathlib import Path
-from export.files import published_folder
+from export.files import folder_in_work, publish_folder
 number = 0
 while True:
     number += 1
-    with published_folder(Path(sys.argv[1])) as staged:
+    target = Path(sys.argv[1])
+    with folder_in_work(target.parent) as staged:
         (staged / "one").write_text(str(number))
         (staged / "two").write_text(str(number))
+        publish_folder(staged, target)
     print(number, flush=True)
 """
 

@@ -46,7 +46,5 @@ def command(console: Console, required: tuple[str, ...]) -> None:
 def as_table(found: Findings, wrong: list[str]) -> str:
     """A line a finding, then the problems."""
     width = max(map(len, found))
-    lines = [
-        f"{name:{width}}  {'yes' if finding.here else 'no ':3}  {finding.detail}" for name, finding in found.items()
-    ]
+    lines = [f"{name:{width}}  {'yes' if finding.here else 'no ':3}  {finding.detail}" for name, finding in found.items()]
     return "\n".join([*lines, *(f"problem: {problem}" for problem in wrong)])

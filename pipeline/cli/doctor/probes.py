@@ -98,9 +98,7 @@ def _squaring_model() -> bytes:
 
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xy")
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "square", [x], [y])
-    model: bytes = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10
-    ).SerializeToString()
+    model: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
     return model
 
 
@@ -110,9 +108,7 @@ def look_at_tensorrt(name: str, module: str) -> Findings:
     logger = trt.Logger(trt.Logger.WARNING)
     plan = _tiny_plan(trt, logger)
     runs = plan is not None and _runs(trt, logger, plan)
-    detail = f"{trt.__version__}, " + (
-        "builds and runs engines" if runs else "builds engines, cannot run them" if plan else "cannot build engines"
-    )
+    detail = f"{trt.__version__}, " + ("builds and runs engines" if runs else "builds engines, cannot run them" if plan else "cannot build engines")
     return {name: Finding(runs, detail, {"version": trt.__version__, "builds": plan is not None, "runs": runs})}
 
 

@@ -111,9 +111,7 @@ def test_two_onnxruntimes_at_once_are_a_problem_with_its_remedy() -> None:
     ]
 
 
-def test_what_is_required_and_missing_is_named_with_its_remedy(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_required_and_missing_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = {"cuda": Finding(True, "a GPU"), "tensorrt": Finding(False, "no module tensorrt")}
     monkeypatch.setattr(doctor, "survey", lambda: found)
     monkeypatch.setattr(doctor, "installed_onnxruntimes", lambda: ["onnxruntime", "onnxruntime-gpu"])

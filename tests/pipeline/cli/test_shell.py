@@ -64,9 +64,7 @@ def test_the_help_says_what_each_command_says_of_itself() -> None:
         assert (command.name, command.get_short_help_str(limit=200)) == (name, line)
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
 def test_help_is_instant(arguments: list[str]) -> None:
     code = """
 import sys
@@ -125,9 +123,7 @@ def test_an_error_of_ours_is_one_line_and_its_exit_code(error: str, code: int) -
 def test_a_bug_keeps_its_traceback() -> None:
     done = ended("1 / 0", json_asked=True)
     assert done.returncode == 1
-    assert json.loads(done.stdout) == {
-        "error": {"kind": "ZeroDivisionError", "message": "division by zero", "exit_code": 1}
-    }
+    assert json.loads(done.stdout) == {"error": {"kind": "ZeroDivisionError", "message": "division by zero", "exit_code": 1}}
     assert "Traceback" in done.stderr
 
 
@@ -152,9 +148,7 @@ def run():
     time.sleep(30)
 sys.exit(exit_code_of(run, Console()))
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGINT)
@@ -187,16 +181,12 @@ PRINTS = "from pipeline.cli.ending import *; sys.exit(exit_code_of(lambda: print
 ANSWERS = "from pipeline.cli.ending import *; sys.exit(exit_code_of(lambda: None, Console.for_arguments(['--json'])))"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["-m", "pipeline", "--help"], ["-c", PRINTS], ["-c", ANSWERS]], ids=["help", "print", "json"]
-)
+@pytest.mark.parametrize("arguments", [["-m", "pipeline", "--help"], ["-c", PRINTS], ["-c", ANSWERS]], ids=["help", "print", "json"])
 def test_a_reader_that_left_is_no_bug(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=60
-        )
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=60)
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")

@@ -101,13 +101,11 @@ MISTAKES = [
     ("- a\n- b", 'a.yaml: got ["a", "b"], expected sections such as method: {name: czmig}'),
     (
         "{}",
-        "a.yaml: method: missing, expected a section such as {name: czmig}, "
-        "the name being one of czmig, batchnorm, nonorm",
+        "a.yaml: method: missing, expected a section such as {name: czmig}, the name being one of czmig, batchnorm, nonorm",
     ),
     (
         "method: czmig",
-        'a.yaml:1: method: got "czmig", expected a section such as {name: czmig}, '
-        "the name being one of czmig, batchnorm, nonorm",
+        'a.yaml:1: method: got "czmig", expected a section such as {name: czmig}, the name being one of czmig, batchnorm, nonorm',
     ),
     ("method: {}", "a.yaml:1: method.name: missing, expected one of czmig, batchnorm, nonorm"),
     ("method: {zmg: 1}", "a.yaml:1: method.name: missing, expected one of czmig, batchnorm, nonorm"),
@@ -180,8 +178,7 @@ MISTAKES = [
     ),
     (
         METHOD + "data: {normalisation: [[1]]}",
-        "a.yaml:2: data.normalisation: got [[1]], expected one of centred, dataset or a list of 2 items, "
-        "each a list, each item a number",
+        "a.yaml:2: data.normalisation: got [[1]], expected one of centred, dataset or a list of 2 items, each a list, each item a number",
     ),
     (
         METHOD + "data: {normalisation: [[0, 0], [1, 1]]}",
@@ -207,8 +204,7 @@ MISTAKES = [
     (METHOD + "verify: {samples: 0}", "a.yaml:2: verify.samples: got 0, expected test or a whole number, at least 1"),
     (
         METHOD + "verify: {runtimes: onnxruntime-cpu}",
-        'a.yaml:2: verify.runtimes: got "onnxruntime-cpu", expected a list, '
-        "each item one of onnxruntime-cpu, onnxruntime-cuda",
+        'a.yaml:2: verify.runtimes: got "onnxruntime-cpu", expected a list, each item one of onnxruntime-cpu, onnxruntime-cuda',
     ),
     (
         METHOD + "verify: {runtimes: [tensorflow]}",
@@ -234,8 +230,7 @@ MISTAKES = [
     (METHOD + "data: " + "[" * 5000, "a.yaml:2: not valid here: nested too deeply"),
     (
         "data: \x07",
-        "a.yaml: not YAML: unacceptable character #x0007: special characters are not allowed "
-        'in "<unicode string>", position 6',
+        'a.yaml: not YAML: unacceptable character #x0007: special characters are not allowed in "<unicode string>", position 6',
     ),
     ("#" * (MAX_CHARACTERS + 1), "a.yaml: more than 256 KiB, which is no config"),
 ]

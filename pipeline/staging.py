@@ -1,0 +1,121 @@
+"""The files of a bundle, written from a trained graph. What is verified later is what was written here, and nothing else.
+
+Takes the trained graph, the config it came from and the data's facts; knows neither runtimes nor verdicts.
+"""
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from pydantic import JsonValue
+from torch.fx import GraphModule
+
+from export.bundle import Facts, TensorEntry
+from export.files import write_file
+from export.fold import fold
+from export.onnx import INPUT, OUTPUT, class_metadata, onnx_from_graph
+from pipeline.config import Config, dump_config
+from pipeline.data import Split
+
+MODEL, WEIGHTS, LABELS, CARD = "model.onnx", "weights.safetensors", "labels.txt", "README.md"
+CONFIG, TRAINING_WEIGHTS, SAMPLES = "training/config.yaml", "training/weights.safetensors", "training/samples.safetensors"
+METRICS = "training/metrics.jsonl"
+_PACKAGES = ("samegraph", "torch", "torchvision", "onnx", "onnxscript", "numpy")
+_LARGEST_SAMPLES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained graph and all that a bundle says of it."""
+
+    config: Config
+    graph: GraphModule
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    test: Split
+    metrics: Mapping[str, JsonValue]
+    metrics_lines: bytes
+    device: str
+
+    @property
+    def facts(self) -> Facts:
+        """The manifest's part about the model."""
+        return Facts(
+            network=self.config.network.name,
+            method=self.config.method.name,
+            input=TensorEntry(name=INPUT, dtype="uint8", shape=[None, *self.image_shape]),
+            output=TensorEntry(name=OUTPUT, dtype="float32", shape=[None, len(self.classes)]),
+            classes=list(self.classes),
+            preprocessing="none: raw pixels, uint8, N x C x H x W; normalisation is the first part of the graph",
+            versions=versions(),
+            device=self.device,
+            metrics=dict(self.metrics),
+        )
+
+
+def write_bundle_files(folder: Path, trained: Trained) -> None:
+    """Every file of the bundle but the verdict, the report and the manifest."""
+    (folder / "training").mkdir()
+    folded = fold(trained.graph)
+    write_file(folder / MODEL, onnx_from_graph(folded, trained.image_shape, _model_metadata(trained)))
+    write_file(folder / WEIGHTS, tensors_bytes(folded.state_dict()))
+    write_file(folder / TRAINING_WEIGHTS, tensors_bytes(trained.graph.state_dict()))
+    write_file(folder / CONFIG, dump_config(trained.config).encode())
+    write_file(folder / SAMPLES, tensors_bytes(_kept_samples(trained)))
+    write_file(folder / METRICS, trained.metrics_lines)
+    write_file(folder / LABELS, "".join(f"{name}\n" for name in trained.classes).encode())
+    write_file(folder / CARD, _model_card(trained).encode())
+
+
+def tensors_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Tensors as a safetensors file."""
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+
+
+def versions() -> dict[str, str]:
+    """What made the files."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+
+
+def _model_metadata(trained: Trained) -> dict[str, str]:
+    facts = trained.facts
+    return {
+        "classes": class_metadata(trained.classes),
+        "preprocessing": facts.preprocessing,
+        "network": facts.network,
+        "method": facts.method,
+        **{f"version.{name}": version for name, version in facts.versions.items()},
+    }
+
+
+def _kept_samples(trained: Trained) -> dict[str, torch.Tensor]:
+    """As many test images, evenly spread over the set, as fit a small file; with them a bundle can be verified anywhere."""
+    total, size = trained.test.num_samples, math.prod(trained.image_shape)
+    number = min(total, max(1, _LARGEST_SAMPLES // size))
+    chosen = torch.arange(number) * total // number
+    batches = list(trained.test.batches_in_order(chosen, batch_size=256))
+    return {"images": torch.cat([images for images, _ in batches]), "labels": torch.cat([labels for _, labels in batches])}
+
+
+def _model_card(trained: Trained) -> str:
+    facts, accuracy = trained.facts, trained.metrics.get("test_accuracy")
+    channels, height, width = trained.image_shape
+    measured = f"{accuracy:.2%} of the test set" if isinstance(accuracy, float) else "not measured"
+    return f"""# {facts.network}, trained with {facts.method}
+
+- Input `{INPUT}`: uint8, batch x {channels} x {height} x {width}, raw pixels 0 to 255. Do not normalise: the graph does.
+- Output `{OUTPUT}`: float32, batch x {len(trained.classes)}; the order of classes is in `{LABELS}`.
+- Data: {trained.config.data.name}. Accuracy in training: {measured}, after {trained.config.training.epochs} epochs.
+
+`verification.json` and `report.html` say what was compared with what, and how it came out. `manifest.json` has the hash of every file;
+`pipeline verify` on this folder checks hashes and outputs again, from these files alone.
+
+    import numpy, onnxruntime
+    session = onnxruntime.InferenceSession("{MODEL}")
+    (logits,) = session.run(None, {{"{INPUT}": numpy.zeros((1, {channels}, {height}, {width}), numpy.uint8)}})
+"""

@@ -29,21 +29,21 @@ class Data(Section):
     name: Literal["digits", "cifar10", "imagefolder"] = "digits"
     """digits: scikit-learn's 1,797 handwritten digits, built in. imagefolder: ROOT/train/CLASS/*.png, ROOT/test/..."""
     root: Text = "data"
-    """The folder of the data set (imagefolder), or where it is kept (cifar10)."""
+    """imagefolder: the folder that holds train/ and test/ (or val/). cifar10: the folder it is kept in."""
     download: bool = False
     """Fetch cifar10 when it is not under root."""
     batch_size: Count = 128
     image_size: Count | None = None
-    """imagefolder: bring every image to this height and width (resize the shorter side, crop the centre)."""
+    """imagefolder: scale each image's centre square to this height and width. None: all images must have one size."""
     color: Literal["auto", "rgb", "gray"] = "auto"
     """imagefolder: auto takes gray only where every image is gray."""
     normalisation: Literal["centred", "dataset"] | tuple[tuple[float, ...], tuple[float, ...]] = "centred"
     """centred: (p - 128) / 64, exact in floating point. dataset: the data set's own mean and deviation.
     Or [[mean...], [deviation...]] of p / 255."""
     residence: Literal["auto", "device", "stream"] = "auto"
-    """device: the whole set as bytes on the device. stream: read by workers, batch by batch. auto: by size."""
+    """device: the whole set as bytes there. stream: batch by batch, files decoded by workers. auto: device up to 2 GiB."""
     workers: NonNegativeInt = 2
-    """Processes that read images when streaming."""
+    """Processes that decode image files. 0: no extra process."""
     augment: Augment = Augment()
 
     @model_validator(mode="after")

@@ -1,1 +1,10 @@
-"""data"""
+"""Data sets: labelled uint8 images in a training and a test split, in batches on the device.
+
+`open_data` gives a `DataSet`; `TrainingBatches` shuffles and augments its training split.
+"""
+
+from pipeline.data.dataset import Batch, DataSet, Normalisation, Progress, Split, silent
+from pipeline.data.opening import open_data
+from pipeline.data.training_batches import TrainingBatches
+
+__all__ = ["Batch", "DataSet", "Normalisation", "Progress", "Split", "TrainingBatches", "open_data", "silent"]

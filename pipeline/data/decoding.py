@@ -1,0 +1,188 @@
+"""From an image file to uint8 pixels, or to a line that says why not.
+
+Takes paths; knows nothing of classes or splits. Runs in worker processes, so what goes wrong is returned, not raised.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation; 1 is upright already, and other numbers have no meaning."""
+_LIES = range(5, 9)
+"""The orientations that swap width and height."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How the pixels of a file are read."""
+
+    gray: bool
+    conversion: str = ""
+    """What is done to them, where it is worth saying."""
+
+
+_ALPHA = "with transparency read without it"
+_MODES = {
+    "1": Mode(gray=True),
+    "L": Mode(gray=True),
+    "LA": Mode(True, _ALPHA),
+    "RGB": Mode(gray=False),
+    "RGBA": Mode(False, _ALPHA),
+    "P": Mode(False, "with a palette read as colour"),
+    "PA": Mode(False, "with a palette read as colour"),
+    "CMYK": Mode(False, "in CMYK converted without a colour profile"),
+    "YCbCr": Mode(False, "in YCbCr converted to RGB"),
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself before its pixels are decoded. Width and height are the upright image's."""
+
+    width: int
+    height: int
+    mode: Mode
+    turned: bool
+    """Whether its EXIF orientation turns or mirrors it."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Why a file cannot be used, in one line."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes files to one shape. With `crop_and_resize`, each image's centre square is scaled to it.
+
+    Scaling is bilinear with antialiasing; an image is turned upright as its EXIF orientation says; gray from colour is
+    ITU-R 601 luma; of several frames, the first counts.
+    """
+
+    channels: int
+    height: int
+    width: int
+    crop_and_resize: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
+
+    def __call__(self, paths: Sequence[str]) -> torch.Tensor | Unreadable:
+        pixels = torch.empty((len(paths), *self.shape), dtype=torch.uint8)
+        for target, path in zip(pixels.numpy(), paths, strict=True):
+            decoded = _or_unreadable(path, self._decoded)
+            if isinstance(decoded, Unreadable):
+                return decoded
+            target[:] = decoded
+        return pixels
+
+    def _decoded(self, image: Image.Image) -> np.ndarray:
+        turn = _UPRIGHT.get(_orientation(image))
+        plain = _converted(image, "L" if self.channels == 1 else "RGB")
+        sized = self._sized(plain if turn is None else plain.transpose(turn))
+        if sized.size != (self.width, self.height):
+            raise ValueError(f"it is {sized.width}x{sized.height} and was {self.width}x{self.height} a moment ago")
+        return np.asarray(sized).reshape(self.height, self.width, self.channels).transpose(2, 0, 1)
+
+    def _sized(self, image: Image.Image) -> Image.Image:
+        if not self.crop_and_resize:
+            return image
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        return image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=box)
+
+
+def read_headers(paths: Sequence[str]) -> list[Header | Unreadable]:
+    """The header of each file, or why it has none."""
+    return [_or_unreadable(path, _header) for path in paths]
+
+
+def printable(text: str) -> str:
+    """The text itself, or its escaped form where it would break a line or cannot be written as UTF-8."""
+    return text if text.isprintable() else ascii(text)
+
+
+def _header(image: Image.Image) -> Header:
+    orientation = _orientation(image)
+    width, height = image.size[::-1] if orientation in _LIES else image.size
+    return Header(width, height, _mode(image), turned=orientation in _UPRIGHT)
+
+
+def _mode(image: Image.Image) -> Mode:
+    mode, wide = _MODES.get(image.mode), _has_16_bits(image)
+    if mode is None or wide:
+        # Which 8 of the bits matter depends on what the image shows, so nobody but its owner can choose.
+        kind = f"{image.mode} of 16 bits" if wide else image.mode
+        raise ValueError(f"its pixels are {kind}, not 8-bit gray, RGB, palette, CMYK or YCbCr; convert it")
+    return mode
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Pillow has no mode for 16-bit colour: it drops the low byte and says RGB. The raw mode of the tiles tells."""
+    arguments = (tile.args for tile in getattr(image, "tile", []))
+    raw_modes = (args[0] if isinstance(args, tuple) and args else args for args in arguments)
+    return any(isinstance(raw, str) and raw.startswith(("RGB", "LA")) and ";16" in raw for raw in raw_modes)
+
+
+def _orientation(image: Image.Image) -> int:
+    # Pillow turns a TIFF by itself; and it decodes a whole PNG to look for EXIF that does not precede the pixels.
+    orientation = image.getexif().get(_ORIENTATION) if "exif" in image.info and image.format != "TIFF" else None
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    _mode(image)
+    image.load()
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _or_unreadable(path: str, read: Callable[[Image.Image], Result]) -> Result | Unreadable:
+    try:
+        with _bombs_raise(), Image.open(path, formats=_FORMATS) as image:
+            return read(image)
+    # Pillow's plugins meet damaged bytes with nearly any exception: OSError, SyntaxError, ValueError, struct.error, ...
+    except Exception as error:
+        return Unreadable(f"{printable(path)} cannot be used: {_reason(path, error)}; mend it or take it away")
+
+
+@contextmanager
+def _bombs_raise() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _reason(path: str, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return (
+            "it is empty" if Path(path).stat().st_size == 0 else f"it is not an image in one of {', '.join(_FORMATS)}"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

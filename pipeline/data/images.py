@@ -1,0 +1,107 @@
+"""Images of one size, in memory or in files, handed out batch by batch on a device.
+
+Takes the indices that are wanted; must not know labels, data sets or training.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import final
+
+import torch
+
+from export.errors import DamagedError
+from pipeline.data.decoding import Decoder, Unreadable
+from pipeline.data.workers import WorkerPool
+
+Shape = tuple[int, int, int]
+"""Channels, height, width."""
+
+_SECONDS_A_FILE, _SECONDS_A_PIXEL = 1e-4, 1e-8
+"""What one process takes to decode a file, roughly: from JPEG files of 32 x 32 and of several megapixels."""
+_SECONDS_FOR_WORKERS = 20.0
+"""From this length on, one pass over the files is worth starting workers for, which takes about three seconds each."""
+
+
+class Images(ABC):
+    """A fixed number of uint8 images of one shape."""
+
+    @property
+    @abstractmethod
+    def num_images(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape: ...
+
+    @abstractmethod
+    def batches(self, order: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+        """The images with these indices (int64, on the CPU) on the device; the last batch may be smaller."""
+
+    @property
+    def num_bytes(self) -> int:
+        """How much memory they take as one tensor."""
+        channels, height, width = self.shape
+        return self.num_images * channels * height * width
+
+
+@final
+class MemoryImages(Images):
+    """Images in one uint8 tensor, on the device or on the host."""
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4:
+            raise ValueError(f"images are uint8, N x C x H x W; got {pixels.dtype}, {tuple(pixels.shape)}")
+        self.pixels = pixels
+
+    @property
+    def num_images(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def shape(self) -> Shape:
+        _, channels, height, width = self.pixels.shape
+        return channels, height, width
+
+    def batches(self, order: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+        there = order.to(self.pixels.device)
+        for start in range(0, len(order), batch_size):
+            yield self.pixels[there[start : start + batch_size]].to(device)
+
+
+@final
+class FileImages(Images):
+    """Images in files, decoded by worker processes each time they are wanted."""
+
+    def __init__(self, paths: tuple[str, ...], decoder: Decoder, workers: int, num_file_pixels: int) -> None:
+        self._paths, self._decoder, self._workers, self._num_file_pixels = paths, decoder, workers, num_file_pixels
+        self._idle: list[WorkerPool[torch.Tensor | Unreadable]] = []
+
+    @property
+    def num_images(self) -> int:
+        return len(self._paths)
+
+    @property
+    def shape(self) -> Shape:
+        return self._decoder.shape
+
+    def batches(self, order: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+        indices = order.tolist()
+        chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        # A pool serves one loop at a time and is kept for the next epoch: starting its processes takes seconds.
+        pool = self._idle.pop() if self._idle else self._pool(pinned=device.type == "cuda")
+        try:
+            for decoded in pool.read(chunks):
+                if isinstance(decoded, Unreadable):
+                    raise DamagedError(decoded.message)
+                yield decoded.to(device, non_blocking=True)
+        finally:
+            self._idle.append(pool)
+
+    def for_one_pass(self) -> "FileImages":
+        """The same images for a single pass: with workers only where that is faster."""
+        seconds = self.num_images * _SECONDS_A_FILE + self._num_file_pixels * _SECONDS_A_PIXEL
+        workers = self._workers if seconds > _SECONDS_FOR_WORKERS else 0
+        return FileImages(self._paths, self._decoder, workers, self._num_file_pixels)
+
+    def _pool(self, *, pinned: bool) -> WorkerPool[torch.Tensor | Unreadable]:
+        return WorkerPool(self._paths, self._decoder, self._workers, pinned=pinned)

@@ -1,0 +1,128 @@
+"""From the `data` section of a config to an open data set: find it, bring it where it shall live, check it.
+
+Takes the options and a device. A data set is one file and one row of `_READERS`; nothing else knows which there are.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import cast
+
+import torch
+
+from export.errors import DamagedError, UsageError
+from pipeline.config.sections import Data
+from pipeline.data.dataset import DataSet, LabelledImages, Progress, Source, Split, silent, too_large_a_batch
+from pipeline.data.images import FileImages, Images, MemoryImages
+from pipeline.data.normalisation import normalisation_for
+
+Reader = Callable[[Data, Progress], Source]
+_READERS = {
+    "cifar10": "pipeline.data.cifar10",
+    "digits": "pipeline.data.digits",
+    "imagefolder": "pipeline.data.imagefolder",
+}
+"""Each module has a `read`. Loaded when asked for: torchvision and scikit-learn take seconds, in each worker too."""
+
+RESIDENT_BYTES = 2 * 2**30
+"""Up to this size, decoded, `residence: auto` keeps a whole set on the device."""
+_DECODED_AT_ONCE = 256
+
+
+def open_data(options: Data, device: torch.device, progress: Progress = silent) -> DataSet:
+    """Open the data set that the options name; its batches come on `device`."""
+    reader = cast("Reader", import_module(_READERS[options.name]).read)
+    source = reader(options, progress)
+    _require_usable(source, options)
+    placing = _Placing(device, _is_resident(source, options), progress)
+    train, test = placing.placed(source.train, "training"), placing.placed(source.test, "test")
+    channels, height, width = train.images.shape
+    return DataSet(
+        name=options.name,
+        classes=source.classes,
+        channels=channels,
+        height=height,
+        width=width,
+        normalisation=normalisation_for(options, train, progress),
+        train=train,
+        test=test,
+        notes=(*source.notes, placing.note(source)),
+    )
+
+
+@dataclass(frozen=True)
+class _Placing:
+    """Where the images of a data set shall live."""
+
+    device: torch.device
+    resident: bool
+    progress: Progress
+
+    def placed(self, found: LabelledImages, which: str) -> Split:
+        images = self._resident(found.images, which) if self.resident else found.images
+        labels = found.labels.to(self.device) if self.resident else found.labels
+        return Split(images, labels, self.device)
+
+    def note(self, source: Source) -> str:
+        num, size = (
+            source.train.images.num_images + source.test.images.num_images,
+            f"{_num_bytes(source) / 2**20:,.1f} MiB",
+        )
+        how = "kept as bytes on" if self.resident else "sent batch by batch to"
+        return f"{num:,} images of {size}, {how} {self.device}"
+
+    def _resident(self, images: Images, which: str) -> Images:
+        pixels = self._empty(images)
+        start = 0
+        for batch in self._read(images, which):
+            pixels[start : start + len(batch)] = batch
+            start += len(batch)
+        return MemoryImages(pixels)
+
+    def _read(self, images: Images, which: str) -> Iterable[torch.Tensor]:
+        in_order = torch.arange(images.num_images)
+        if not isinstance(images, FileImages):
+            return images.batches(in_order, _DECODED_AT_ONCE, self.device)
+        batches = images.for_one_pass().batches(in_order, _DECODED_AT_ONCE, self.device)
+        what = f"decoding {images.num_images:,} {which} images"
+        return self.progress(batches, what, -(-images.num_images // _DECODED_AT_ONCE))
+
+    def _empty(self, images: Images) -> torch.Tensor:
+        try:
+            return torch.empty((images.num_images, *images.shape), dtype=torch.uint8, device=self.device)
+        except RuntimeError as error:  # torch's out-of-memory errors: one class of their own on CUDA, none on a CPU
+            size = f"{images.num_bytes / 2**30:,.1f} GiB"
+            raise UsageError(f"{size} of images do not fit on {self.device}; set data.residence: stream") from error
+
+
+def _num_bytes(source: Source) -> int:
+    return source.train.images.num_bytes + source.test.images.num_bytes
+
+
+def _is_resident(source: Source, options: Data) -> bool:
+    return options.residence == "device" or (options.residence == "auto" and _num_bytes(source) <= RESIDENT_BYTES)
+
+
+def _require_usable(source: Source, options: Data) -> None:
+    _, height, width = source.train.images.shape
+    if len(source.classes) < 2:
+        raise UsageError(f"{options.name} has one class, {source.classes[0]}; add at least a second")
+    if options.batch_size > source.train.images.num_images:
+        raise too_large_a_batch(options.batch_size, source.train.images.num_images)
+    _require_room(options.augment.crop_padding, height, width)
+    _require_labels_in_range(source.train.labels, len(source.classes), "training")
+    _require_labels_in_range(source.test.labels, len(source.classes), "test")
+
+
+def _require_room(padding: int, height: int, width: int) -> None:
+    least = min(height, width)
+    if padding >= least:
+        what = f"data.augment.crop_padding {padding} could leave nothing of {width}x{height} images"
+        raise UsageError(f"{what}; set it to less than {least}")
+
+
+def _require_labels_in_range(labels: torch.Tensor, num_classes: int, which: str) -> None:
+    outside = ((labels < 0) | (labels >= num_classes)).nonzero().flatten().tolist()
+    if outside:
+        what = f"{which} image {outside[0]} has label {int(labels[outside[0]])}, expected 0 to {num_classes - 1}"
+        raise DamagedError(f"{what} ({len(outside)} such labels); fetch the data set again")

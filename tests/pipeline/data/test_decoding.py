@@ -1,0 +1,196 @@
+"""Every kind of image file: read exactly, converted by a stated rule, or refused with its path."""
+
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.data.decoding import Decoder, Header, Unreadable, printable, read_headers
+
+COLOUR = Decoder(channels=3, height=5, width=7, crop_and_resize=False)
+GRAY = Decoder(channels=1, height=5, width=7, crop_and_resize=False)
+
+
+def header(path: Path) -> Header:
+    (found,) = read_headers([str(path)])
+    assert isinstance(found, Header)
+    return found
+
+
+def pixels(decoder: Decoder, path: Path) -> np.ndarray:
+    decoded = decoder([str(path)])
+    assert isinstance(decoded, torch.Tensor)
+    return decoded[0].permute(1, 2, 0).numpy()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, bit_depth: int, color_type: int, rows: bytes) -> bytes:
+    parts = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
+    chunks = ((b"IHDR", parts), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "ppm", "tiff", "webp"])
+def test_lossless_formats_give_the_very_pixels(tmp_path: Path, noise: np.ndarray, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(noise).save(path, lossless=True)
+    assert (header(path).width, header(path).height) == (7, 5)
+    assert np.array_equal(pixels(COLOUR, path), noise)
+
+
+def test_jpeg_is_what_pillow_decodes(tmp_path: Path, noise: np.ndarray) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(noise).save(path)
+    with Image.open(path) as image:
+        assert np.array_equal(pixels(COLOUR, path), np.asarray(image))
+
+
+def test_gray_and_colour(tmp_path: Path, noise: np.ndarray) -> None:
+    path = tmp_path / "gray.png"
+    Image.fromarray(noise[..., 0]).save(path)
+    assert header(path).mode.gray
+    assert np.array_equal(pixels(GRAY, path), noise[..., :1])
+    assert np.array_equal(pixels(COLOUR, path), noise[..., [0, 0, 0]])
+
+
+def test_colour_to_gray_is_luma(tmp_path: Path, noise: np.ndarray) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(noise).save(path)
+    weighted = noise.astype(np.int64) @ np.array([19595, 38470, 7471]) + 0x8000 >> 16
+    assert np.array_equal(pixels(GRAY, path)[..., 0], weighted)
+
+
+def test_transparency_is_left_out_and_said(tmp_path: Path, noise: np.ndarray) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.dstack([noise, noise[..., 0]])).save(path)
+    assert header(path).mode.conversion == "with transparency read without it"
+    assert np.array_equal(pixels(COLOUR, path), noise)
+
+
+def test_a_palette_becomes_its_colours_and_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    image = Image.new("P", (7, 5), 1)
+    image.putpalette([1, 2, 3, 40, 50, 60])
+    image.save(path, transparency=b"\x00\x01")
+    assert header(path).mode.conversion == "with a palette read as colour"
+    assert (pixels(COLOUR, path) == [40, 50, 60]).all()
+
+
+def test_cmyk_is_converted_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("CMYK", (7, 5), (0, 255, 255, 0)).save(path, quality=100)
+    assert header(path).mode.conversion == "in CMYK converted without a colour profile"
+    assert pixels(COLOUR, path)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, noise: np.ndarray, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.png"
+    Image.fromarray(noise).save(path, exif=exif)
+    upright = {
+        1: noise,
+        2: noise[:, ::-1],
+        3: noise[::-1, ::-1],
+        4: noise[::-1],
+        5: noise.swapaxes(0, 1),
+        6: noise.swapaxes(0, 1)[:, ::-1],
+        7: noise.swapaxes(0, 1)[::-1, ::-1],
+        8: noise.swapaxes(0, 1)[::-1],
+    }[orientation]
+    height, width = upright.shape[:2]
+    decoder = Decoder(channels=3, height=height, width=width, crop_and_resize=False)
+    assert (header(path).width, header(path).height, header(path).turned) == (width, height, orientation != 1)
+    assert np.array_equal(pixels(decoder, path), upright)
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "jpg", "webp"])
+def test_exif_orientation_is_applied_once_in_every_format(tmp_path: Path, noise: np.ndarray, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path, plain = tmp_path / f"a.{suffix}", tmp_path / f"plain.{suffix}"
+    Image.fromarray(noise).save(path, exif=exif, lossless=True)
+    Image.fromarray(noise).save(plain, lossless=True)
+    turned = Decoder(channels=3, height=7, width=5, crop_and_resize=False)
+    assert (header(path).width, header(path).height) == (5, 7)
+    assert np.array_equal(pixels(turned, path), pixels(COLOUR, plain).swapaxes(0, 1)[:, ::-1])
+
+
+def test_the_centre_square_is_scaled(tmp_path: Path, noise: np.ndarray) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(noise).save(path)
+    same = Decoder(channels=3, height=5, width=5, crop_and_resize=True)
+    assert np.array_equal(pixels(same, path), noise[:, 1:6])
+    tall = tmp_path / "tall.png"
+    Image.fromarray(np.full((5000, 1, 3), 9, np.uint8)).save(tall)
+    assert (pixels(same, tall) == 9).all()
+
+
+def whole_png() -> bytes:
+    rows = np.random.default_rng(0).integers(0, 256, (40, 1 + 3 * 40), np.uint8)
+    rows[:, 0] = 0
+    return png(40, 40, 8, 2, rows.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"no image at all", "it is not an image in one of BMP, JPEG"),
+        (b"GIF89a" + bytes(50), "it is not an image in one of"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not an image in one of"),
+        (whole_png()[:20], "it is not an image in one of|[Tt]runcated"),
+        (png(20000, 20000, 8, 0, b""), "could be decompression bomb DOS attack"),
+        (png(10000, 10000, 8, 0, b""), "could be decompression bomb DOS attack"),
+        (png(1, 1, 16, 0, bytes(3)), "its pixels are I;16, not 8-bit gray"),
+        (png(1, 1, 16, 2, bytes(7)), "its pixels are RGB of 16 bits, not 8-bit gray"),
+        (png(1, 1, 16, 4, bytes(5)), "its pixels are RGBA of 16 bits, not 8-bit gray"),
+        (png(1, 1, 16, 6, bytes(9)), "its pixels are RGBA of 16 bits, not 8-bit gray"),
+    ],
+)
+def test_a_header_that_cannot_be_used_is_one_line_with_the_path(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "bad.png"
+    path.write_bytes(content)
+    (found,) = read_headers([str(path)])
+    assert isinstance(found, Unreadable)
+    line = rf"{re.escape(str(path))} cannot be used: .*({reason}).*; mend it or take it away"
+    assert re.fullmatch(line, found.message)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tiff", "ppm"])
+def test_truncated_pixels_are_one_line_with_the_path(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    big = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(big).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found = Decoder(channels=3, height=64, width=64, crop_and_resize=False)([str(path)])
+    assert isinstance(found, Unreadable)
+    assert found.message.startswith(f"{path} cannot be used: ")
+    assert "\n" not in found.message
+
+
+def test_a_missing_file_and_one_that_changed_are_said(tmp_path: Path, noise: np.ndarray) -> None:
+    (missing,) = read_headers([str(tmp_path / "none.png")])
+    assert missing == Unreadable(
+        f"{tmp_path}/none.png cannot be used: No such file or directory; mend it or take it away"
+    )
+    path = tmp_path / "a.png"
+    Image.fromarray(noise[:4]).save(path)
+    changed = COLOUR([str(path)])
+    assert isinstance(changed, Unreadable)
+    assert "it is 7x4 and was 7x5 a moment ago" in changed.message
+
+
+def test_names_never_break_a_line() -> None:
+    assert printable("a b.png") == "a b.png"
+    assert printable("a\nb") == r"'a\nb'"
+    assert printable("\udcff") == r"'\udcff'"

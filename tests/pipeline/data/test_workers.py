@@ -1,0 +1,73 @@
+"""Reading in worker processes: the same results, in order, and errors that arrive as one line."""
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.errors import DamagedError, UsageError
+from pipeline.config.sections import Data
+from pipeline.data import open_data
+from pipeline.data.workers import WorkerPool
+
+MakeFolder = Callable[..., Path]
+
+
+def joined(paths: Sequence[str]) -> str:
+    return "+".join(paths)
+
+
+def killed(paths: Sequence[str]) -> str:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return joined(paths)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_results_come_in_order_and_a_pool_reads_again(workers: int) -> None:
+    pool = WorkerPool("abcdef", joined, workers)
+    assert list(pool.read([[5, 0], [1], [2, 3, 4]])) == ["f+a", "b", "c+d+e"]
+    assert next(pool.read([[0], [1], [2], [3], [4], [5]])) == "a"
+    assert list(pool.read([[2], [1]])) == ["c", "b"]
+    assert list(pool.read([])) == []
+
+
+def test_reading_leaves_the_global_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    list(WorkerPool("ab", joined, workers=0).read([[0], [1]]))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_worker_that_is_killed_is_one_line() -> None:
+    with pytest.raises(
+        UsageError, match=r"died, often for want of memory; lower data.workers \(DataLoader worker"
+    ) as error:
+        list(WorkerPool("ab", killed, workers=1).read([[0]]))
+    assert "\n" not in str(error.value)
+
+
+def test_streaming_gives_what_residence_gives_and_names_what_is_damaged(image_folder: MakeFolder) -> None:
+    root = image_folder(size=(60, 60))
+    options = Data(name="imagefolder", root=str(root), batch_size=2, workers=1, residence="stream")
+    streamed = open_data(options, torch.device("cpu"))
+    resident = open_data(options.model_copy(update={"residence": "device"}), torch.device("cpu"))
+    order = torch.tensor([4, 0, 3, 3, 1])
+    pairs = zip(streamed.train.batches_in_order(order, 2), resident.train.batches_in_order(order, 2), strict=True)
+    for (a, one), (b, other) in pairs:
+        assert torch.equal(a, b)
+        assert torch.equal(one, other)
+    path = root / "train/dog/2.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DamagedError) as error:
+        list(streamed.train.batches(2))
+    assert str(error.value).startswith(f"{path} cannot be used: ")
+    assert "\n" not in str(error.value)
+
+
+def test_two_loops_over_one_streamed_split_do_not_disturb_each_other(image_folder: MakeFolder) -> None:
+    options = Data(name="imagefolder", root=str(image_folder()), batch_size=2, workers=0, residence="stream")
+    split = open_data(options, torch.device("cpu")).train
+    for (a, _), (b, _) in zip(split.batches(2), split.batches(2), strict=True):
+        assert torch.equal(a, b)

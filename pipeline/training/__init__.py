@@ -1,1 +1,25 @@
-"""training"""
+"""Trains a rewritten network: loop, optimiser, schedules, checkpoints, metrics. Knows no method and no network."""
+
+from pipeline.training.batches import TrainingData
+from pipeline.training.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
+from pipeline.training.device import device_by_name
+from pipeline.training.finite import NotFiniteError
+from pipeline.training.loop import History, Settings, last_checkpoint, train
+from pipeline.training.metrics import EpochRecord
+from pipeline.training.watcher import Silent, Watcher
+
+__all__ = [
+    "Checkpoint",
+    "EpochRecord",
+    "History",
+    "NotFiniteError",
+    "Settings",
+    "Silent",
+    "TrainingData",
+    "Watcher",
+    "device_by_name",
+    "last_checkpoint",
+    "load_checkpoint",
+    "read_checkpoint",
+    "train",
+]

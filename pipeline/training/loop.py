@@ -1,0 +1,240 @@
+"""The training loop: epochs of steps, evaluation, records, checkpoints. Knows no terminal, config file or method.
+
+What is drawn or shuffled depends on the seed and on where the run stands, (epoch, step), and on nothing else; so a
+resumed run has the bits of one that was never stopped.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.errors import UsageError
+from pipeline.config.sections import Training
+from pipeline.methods.base import Rewritten
+from pipeline.training.batches import TrainingData
+from pipeline.training.checkpoint import Checkpoint, Config, checkpoint_bytes, write_checkpoint
+from pipeline.training.device import arithmetic, autocast_type, device_by_name, peak_memory_bytes
+from pipeline.training.evaluation import BATCH_SIZE, Evaluation, evaluate
+from pipeline.training.finite import NotFiniteError, all_finite, first_bad_activation, first_bad_weights
+from pipeline.training.interruption import Interruption
+from pipeline.training.metrics import EpochRecord, MetricsLog, Tally
+from pipeline.training.schedules import Moment, rate_share
+from pipeline.training.step import TrainingStep, seed_step
+from pipeline.training.watcher import Silent, Watcher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train, and where to. `config` is what a checkpoint must have been made with to be resumed from."""
+
+    training: Training
+    folder: Path
+    config: Config = field(default_factory=dict)
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return last_checkpoint(self.folder)
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "best.safetensors"
+
+
+@dataclass(frozen=True)
+class History:
+    """A record an epoch, those before an interruption included."""
+
+    records: tuple[EpochRecord, ...]
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Where a run folder keeps its newest checkpoint."""
+    return folder / "checkpoints" / "last.safetensors"
+
+
+def train(
+    network: Rewritten,
+    data: TrainingData,
+    settings: Settings,
+    watcher: Watcher | None = None,
+    resume: Checkpoint | None = None,
+) -> History:
+    """Train to the last epoch. Without `resume` the folder's earlier metrics and checkpoints are removed first.
+
+    Leaves the graph with the last epoch's weights, on the training device, contiguous, in evaluation mode.
+    """
+    device = device_by_name(settings.training.device)
+    network.graph.to(device)
+    loop = _Loop(network, data, settings, watcher or Silent(), device)
+    with ExitStack() as stack:
+        stack.enter_context(arithmetic(deterministic=settings.training.deterministic))
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(loop.interruption)
+        stack.enter_context(loop.opened(resume))
+        loop.run()
+    return History(tuple(loop.records))
+
+
+class _Loop:
+    def __init__(
+        self, network: Rewritten, data: TrainingData, settings: Settings, watcher: Watcher, device: torch.device
+    ) -> None:
+        self.options, self.settings, self.data, self.watcher = settings.training, settings, data, watcher
+        self.graph, self.device = network.graph, device
+        autocast = autocast_type(self.options.precision, device, data.image_width)
+        self.step = TrainingStep(network, self.options, device, autocast)
+        self.steps_per_epoch = data.training.steps_per_epoch
+        self.interruption = Interruption()
+        self.epoch, self.tally, self.records = 0, Tally(), list[EpochRecord]()
+
+    @contextmanager
+    def opened(self, resume: Checkpoint | None) -> Iterator[None]:
+        """From where to start, and where the figures go."""
+        self.settings.folder.mkdir(parents=True, exist_ok=True)
+        if resume is None:
+            shutil.rmtree(self.settings.last_checkpoint.parent, ignore_errors=True)
+        else:
+            self._restore(resume)
+        self.log = MetricsLog(self.settings.folder, self.records)
+        try:
+            yield
+        finally:
+            self.log.close()
+
+    def run(self) -> None:
+        self.watcher.run_started(self.options.epochs, self.steps_per_epoch, self.num_steps_done)
+        while self.epoch < self.options.epochs:
+            self.watcher.epoch_started(self.epoch + 1)
+            self._train_to_the_end_of_the_epoch()
+            self._finish_epoch(self._evaluate())
+        self.graph.eval().to(memory_format=torch.contiguous_format)
+
+    @property
+    def num_steps_done(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.tally.num_steps
+
+    def _train_to_the_end_of_the_epoch(self) -> None:
+        self.graph.train().to(memory_format=self._memory_format)
+        started = time.perf_counter() - self.tally.seconds
+        for images, labels in self.data.training.epoch(self.epoch, self.tally.num_steps):
+            self._stop_if_asked()
+            self._train_on(self._placed(images), labels.to(self.device, non_blocking=True))
+            self.tally.seconds = time.perf_counter() - started
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.tally.seconds = time.perf_counter() - started
+
+    def _train_on(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.step.set_learning_rate(self._rate(self.num_steps_done))
+        seed_step(self.options.seed, self.num_steps_done)
+        figures = self.step.backward(images, labels)
+        loss, num_correct = figures.read()
+        if not math.isfinite(loss):
+            raise self._diverged(images)
+        self.tally.add(loss, num_correct, len(labels), self.step.update())
+        self.watcher.step_done(self.epoch + 1, self.tally.num_steps, loss)
+
+    def _evaluate(self) -> Evaluation:
+        self._require_finite_weights()
+        evaluation = evaluate(self.graph, self.data.test.batches(BATCH_SIZE), self.device, self._stop_if_asked)
+        if not math.isfinite(evaluation.loss):
+            raise self._error("the loss on the test split is not finite")
+        return evaluation
+
+    def _finish_epoch(self, evaluation: Evaluation) -> None:
+        record = self._record(evaluation)
+        is_best = all(record.test_accuracy > earlier.test_accuracy for earlier in self.records)
+        self.records.append(record)
+        self.epoch, self.tally = self.epoch + 1, Tally()
+        self.log.add(record)
+        content = self._checkpoint_bytes()
+        if is_best:
+            write_checkpoint(self.settings.best_checkpoint, content)
+        write_checkpoint(self.settings.last_checkpoint, content)
+        self.watcher.epoch_done(record)
+
+    def _record(self, evaluation: Evaluation) -> EpochRecord:
+        return EpochRecord(
+            epoch=self.epoch + 1,
+            step=self.num_steps_done,
+            lr=self._rate(self.num_steps_done - 1),
+            train_loss=self.tally.loss,
+            train_accuracy=self.tally.accuracy,
+            test_loss=evaluation.loss,
+            test_accuracy=evaluation.accuracy,
+            seconds=self.tally.seconds,
+            images_per_second=self.tally.num_samples / self.tally.seconds,
+            peak_memory_bytes=peak_memory_bytes(self.device),
+            penalty=self.tally.penalty,
+        )
+
+    def _stop_if_asked(self) -> None:
+        """Between two steps: keep what was done, then stop."""
+        if self.interruption.asked:
+            self._require_finite_weights()
+            write_checkpoint(self.settings.last_checkpoint, self._checkpoint_bytes())
+            raise KeyboardInterrupt
+
+    def _checkpoint_bytes(self) -> bytes:
+        position = {
+            "epoch": self.epoch,
+            "step": self.num_steps_done,
+            "steps_per_epoch": self.steps_per_epoch,
+            "tally": self.tally.as_dict(),
+            "records": [record.as_dict() for record in self.records],
+        }
+        return checkpoint_bytes(self.graph, self.step.optimiser, position, self.settings.config)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        position: dict[str, Any] = checkpoint.position
+        if position["steps_per_epoch"] != self.steps_per_epoch:
+            raise UsageError(
+                f"checkpoint {checkpoint.path} was made with {position['steps_per_epoch']} steps an epoch, the data "
+                f"now gives {self.steps_per_epoch}: the data set has changed; bring it back, or start anew with --fresh"
+            )
+        self.graph.to(memory_format=self._memory_format)
+        checkpoint.restore_graph(self.graph)
+        checkpoint.restore_momentum(self.graph, self.step.optimiser)
+        self.epoch, self.tally = position["epoch"], Tally.from_dict(position["tally"], self.device)
+        self.records = [EpochRecord(**values) for values in position["records"]]
+
+    def _rate(self, step: int) -> float:
+        moment = Moment(step, self.steps_per_epoch, self.options.epochs)
+        return self.options.learning_rate * rate_share(moment, self.options.schedule)
+
+    def _placed(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(self.device, non_blocking=True, memory_format=self._memory_format)
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.options.channels_last else torch.contiguous_format
+
+    def _require_finite_weights(self) -> None:
+        if not all_finite(self.graph):
+            raise self._error(first_bad_weights(self.graph) or "the weights are not finite")
+
+    def _diverged(self, images: torch.Tensor) -> NotFiniteError:
+        """The failed step once more, under the same seed, watching every value."""
+        if (found := first_bad_weights(self.graph)) is None:
+            seed_step(self.options.seed, self.num_steps_done)
+            with self.step.autocast():
+                found = first_bad_activation(self.graph, images)
+        return self._error(found or "the loss is not finite")
+
+    def _error(self, what: str) -> NotFiniteError:
+        kept = self.settings.last_checkpoint
+        step = self.num_steps_done + 1
+        return NotFiniteError(
+            what,
+            epoch=self.epoch + 1,
+            step=step,
+            rate=self._rate(self.num_steps_done),
+            checkpoint=kept if kept.exists() else None,
+        )

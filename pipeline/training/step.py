@@ -1,0 +1,91 @@
+"""One training step: forward, backward, the method's rules, SGD. Takes a batch on the device; knows no files.
+
+The benchmarks time this very code. It waits for the device only to read the loss, and then only for the forward pass.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch.nn import functional as F
+
+from pipeline.config.sections import Training
+from pipeline.methods.base import ParameterGroup, Rewritten
+
+_MIXED = 0x9E3779B97F4A7C15
+_LARGEST_SEED = (1 << 63) - 1
+
+
+def seed_step(seed: int, step: int) -> None:
+    """What a step draws depends on the run's seed and the step's number alone, so a resumed run draws the same."""
+    torch.manual_seed((seed * _MIXED + step) & _LARGEST_SEED)
+
+
+def sgd(groups: Sequence[ParameterGroup], options: Training) -> torch.optim.SGD:
+    """The optimiser, one group per parameter group, in their order; all parameters of a group in one fused update."""
+    described = [{"params": list(group.parameters), "weight_decay": group.weight_decay} for group in groups]
+    return torch.optim.SGD(
+        described, lr=options.learning_rate, momentum=options.momentum, nesterov=options.nesterov, fused=True
+    )
+
+
+class BatchFigures:
+    """The loss and the number of right answers of a batch, on their way from the device."""
+
+    def __init__(self, loss: torch.Tensor, num_correct: torch.Tensor) -> None:
+        both = torch.stack((loss.detach(), num_correct.to(loss.dtype)))
+        self._event: torch.cuda.Event | None = None
+        self._values = both
+        if both.is_cuda:
+            self._values = torch.empty(2, dtype=both.dtype, pin_memory=True).copy_(both, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def read(self) -> tuple[float, int]:
+        """Loss and number of right answers. Waits for the forward pass, not for what was launched after it."""
+        if self._event is not None:
+            self._event.synchronize()
+        loss, num_correct = self._values.tolist()
+        return loss, int(num_correct)
+
+
+class TrainingStep:
+    """The graph, its rules, its optimiser. `backward`, then `update`: between them a bad loss can be turned away."""
+
+    def __init__(
+        self, network: Rewritten, options: Training, device: torch.device, autocast: torch.dtype | None
+    ) -> None:
+        self.graph, self.rules = network.graph, network.rules
+        self._groups = [group for group in self.rules.parameter_groups if group.parameters]
+        self.optimiser = sgd(self._groups, options)
+        self.device = device
+        self._label_smoothing = options.label_smoothing
+        self._autocast = autocast
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Give each group its share of the rate."""
+        for described, group in zip(self.optimiser.param_groups, self._groups, strict=True):
+            described["lr"] = rate * group.rate_share
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of the forward pass."""
+        return torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None)
+
+    def backward(self, images: torch.Tensor, labels: torch.Tensor) -> BatchFigures:
+        """Forward and backward; the loss is computed in float32."""
+        self.optimiser.zero_grad(set_to_none=True)
+        with self.autocast():
+            logits = self.graph(images)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        figures = BatchFigures(loss, (logits.detach().argmax(1) == labels).sum())
+        loss.backward()  # type: ignore[no-untyped-call]
+        return figures
+
+    def update(self) -> torch.Tensor | None:
+        """The rules and the optimiser, in the order that `TrainingRules` states; returns the penalty, on the device."""
+        penalty = self.rules.add_penalty_gradient()
+        self.rules.correct_gradients()
+        self.optimiser.step()
+        self.rules.project()
+        return penalty

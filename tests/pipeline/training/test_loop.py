@@ -1,0 +1,303 @@
+"""Whole runs on random images: the same bits interrupted or not, the files, what happens when it diverges."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.errors import UsageError
+from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, NonormOptions
+from pipeline.config.sections import Schedule, Training
+from pipeline.methods.base import Rewritten
+from pipeline.training import (
+    EpochRecord,
+    NotFiniteError,
+    Settings,
+    Silent,
+    TrainingData,
+    load_checkpoint,
+    read_checkpoint,
+    train,
+)
+
+Build = Callable[[MethodOptions], Rewritten]
+METHODS: list[MethodOptions] = [
+    CzmigOptions(name="czmig"),
+    BatchnormOptions(name="batchnorm"),
+    NonormOptions(name="nonorm"),
+]
+by_method = pytest.mark.parametrize("method", METHODS, ids=lambda options: options.name)
+
+
+class _SignalAt(Silent):
+    """Sends a signal to this process after a step."""
+
+    def __init__(self, epoch: int, step: int, number: signal.Signals = signal.SIGINT) -> None:
+        self.at, self.number = (epoch, step), number
+
+    def step_done(self, epoch: int, step_in_epoch: int, loss: float) -> None:
+        if (epoch, step_in_epoch) == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+def _with(settings: Settings, **changes: object) -> Settings:
+    return replace(settings, training=settings.training.model_copy(update=changes))
+
+
+def _state(network: Rewritten) -> dict[str, torch.Tensor]:
+    named = (*network.graph.named_parameters(), *network.graph.named_buffers())
+    return {name: value.detach().clone() for name, value in named}
+
+
+def _assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys() != set()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def _figures(records: tuple[EpochRecord, ...]) -> list[dict[str, float]]:
+    """Everything that does not depend on the clock or on what else the process holds."""
+    measured = {"seconds", "images_per_second", "peak_memory_bytes"}
+    return [{key: value for key, value in r.as_dict().items() if key not in measured} for r in records]
+
+
+@by_method
+@pytest.mark.parametrize("place", [(1, 2), (1, 4), (2, 1)], ids=["in epoch 1", "before evaluation", "in epoch 2"])
+def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
+    build: Build, data: TrainingData, settings: Settings, tmp_path: Path, method: MethodOptions, place: tuple[int, int]
+) -> None:
+    whole = build(method)
+    expected = train(whole, data, replace(settings, folder=tmp_path / "whole"))
+
+    with pytest.raises(KeyboardInterrupt):
+        train(build(method), data, settings, _SignalAt(*place))
+    resumed = build(method)
+    checkpoint = load_checkpoint(settings.last_checkpoint, settings.config)
+    history = train(resumed, data, settings, resume=checkpoint)
+
+    _assert_same(_state(resumed), _state(whole))
+    assert _figures(history.records) == _figures(expected.records)
+    end, expected_end = (
+        read_checkpoint(folder / "checkpoints" / "last.safetensors") for folder in (settings.folder, tmp_path / "whole")
+    )
+    _assert_same(end.weights, expected_end.weights)
+    _assert_same(end.momentum, expected_end.momentum)
+
+
+def test_the_precision_and_layout_do_not_disturb_resuming(
+    build: Build, data: TrainingData, settings: Settings, tmp_path: Path
+) -> None:
+    settings = _with(settings, precision="bfloat16", deterministic=True, nesterov=True)
+    whole, resumed = build(METHODS[0]), build(METHODS[0])
+    train(whole, data, replace(settings, folder=tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(build(METHODS[0]), data, settings, _SignalAt(1, 3, signal.SIGTERM))
+    train(resumed, data, settings, resume=read_checkpoint(settings.last_checkpoint))
+    _assert_same(_state(resumed), _state(whole))
+
+
+def test_another_seed_gives_other_noise(build: Build, data: TrainingData, settings: Settings) -> None:
+    one, other = build(METHODS[0]), build(METHODS[0])
+    train(one, data, settings)
+    train(other, data, _with(settings, seed=1))
+    assert not torch.equal(
+        _state(one)["network.classifier.derivation.weight"], _state(other)["network.classifier.derivation.weight"]
+    )
+
+
+def test_the_folder_holds_a_line_an_epoch_and_both_checkpoints(
+    build: Build, data: TrainingData, settings: Settings
+) -> None:
+    history = train(build(METHODS[0]), data, settings)
+    lines = [json.loads(line) for line in (settings.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [record.as_dict() for record in history.records]
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 4), (2, 8)]
+    assert all(line["penalty"] > 0 for line in lines)
+    assert sorted(path.name for path in settings.last_checkpoint.parent.iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+    ]
+    best = read_checkpoint(settings.best_checkpoint).position["records"]
+    accuracies = [record.test_accuracy for record in history.records]
+    assert len(best) == 1 + accuracies.index(max(accuracies))
+
+
+def test_the_rate_of_an_epoch_follows_the_schedule(build: Build, data: TrainingData, settings: Settings) -> None:
+    settings = _with(settings, schedule=Schedule(milestones=(1,), factor=0.5))
+    assert [record.lr for record in train(build(METHODS[2]), data, settings).records] == [0.01, 0.005]
+
+
+def test_the_graph_is_left_as_it_is_deployed(build: Build, data: TrainingData, settings: Settings) -> None:
+    network = build(METHODS[1])
+    train(network, data, settings)
+    assert not network.graph.training
+    assert all(value.is_contiguous() for value in network.graph.state_dict().values())
+    _assert_same(_state(network), read_checkpoint(settings.last_checkpoint).weights)
+
+
+def test_a_finished_run_can_be_taken_up_again_and_does_nothing(
+    build: Build, data: TrainingData, settings: Settings
+) -> None:
+    first, again = build(METHODS[0]), build(METHODS[0])
+    history = train(first, data, settings)
+    assert train(again, data, settings, resume=read_checkpoint(settings.last_checkpoint)) == history
+    _assert_same(_state(again), _state(first))
+
+
+def test_a_fresh_run_leaves_nothing_of_the_earlier_one(build: Build, data: TrainingData, settings: Settings) -> None:
+    train(build(METHODS[0]), data, settings)
+    with pytest.raises(KeyboardInterrupt):
+        train(build(METHODS[0]), data, settings, _SignalAt(1, 1))
+    assert (settings.folder / "metrics.jsonl").read_text() == ""
+    assert [path.name for path in settings.last_checkpoint.parent.iterdir()] == ["last.safetensors"]
+    assert read_checkpoint(settings.last_checkpoint).position["step"] == 1
+
+
+def test_data_of_another_size_is_refused_on_resume(build: Build, data: TrainingData, settings: Settings) -> None:
+    train(build(METHODS[0]), data, settings)
+    more = replace(data, training=replace(data.training, steps_per_epoch=5))  # type: ignore[type-var]
+    with pytest.raises(UsageError, match="4 steps an epoch, the data now gives 5"):
+        train(build(METHODS[0]), more, settings, resume=read_checkpoint(settings.last_checkpoint))
+
+
+def test_the_global_random_numbers_are_left_alone(build: Build, data: TrainingData, settings: Settings) -> None:
+    network = build(METHODS[0])
+    before = torch.get_rng_state()
+    train(network, data, settings)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_second_signal_stops_at_once(build: Build, data: TrainingData, settings: Settings) -> None:
+    class Twice(_SignalAt):
+        def step_done(self, epoch: int, step_in_epoch: int, loss: float) -> None:
+            super().step_done(epoch, step_in_epoch, loss)
+            super().step_done(epoch, step_in_epoch, loss)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(build(METHODS[0]), data, settings, Twice(1, 2))
+    assert not settings.last_checkpoint.exists()
+
+
+def test_handlers_are_put_back(build: Build, data: TrainingData, settings: Settings) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    train(build(METHODS[0]), data, settings)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_it_runs_outside_the_main_thread(build: Build, data: TrainingData, settings: Settings) -> None:
+    lengths: list[int] = []
+    network = build(METHODS[0])
+    thread = threading.Thread(target=lambda: lengths.append(len(train(network, data, settings).records)))
+    thread.start()
+    thread.join()
+    assert lengths == [2]
+
+
+class _Poison(Silent):
+    """Makes a weight infinite after a step."""
+
+    def __init__(self, network: Rewritten, name: str, epoch: int, step: int, value: float) -> None:
+        self.weight, self.at, self.value = network.graph.get_parameter(name), (epoch, step), value
+
+    @torch.no_grad()
+    def step_done(self, epoch: int, step_in_epoch: int, loss: float) -> None:
+        if (epoch, step_in_epoch) == self.at:
+            self.weight.fill_(self.value)
+
+
+def test_weights_that_are_not_finite_stop_the_run_at_the_next_step(
+    build: Build, data: TrainingData, settings: Settings
+) -> None:
+    network = build(METHODS[0])
+    watcher = _Poison(network, "network.stages.1.0.conv2.derivation.direction", 2, 2, float("nan"))
+    with pytest.raises(NotFiniteError) as caught:
+        train(network, data, settings, watcher)
+    message = str(caught.value)
+    assert "epoch 2, step 7, at learning rate 0.01" in message
+    assert "derivation.direction of layer network.stages.1.0.conv2 is not finite" in message
+    assert f"the last good checkpoint is {settings.last_checkpoint}" in message
+    assert "learning_rate" in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    assert read_checkpoint(settings.last_checkpoint).position["step"] == 4
+
+
+def test_activations_that_are_not_finite_are_traced_to_their_layer_and_the_weights_stay_good(
+    build: Build, data: TrainingData, settings: Settings
+) -> None:
+    network = build(METHODS[2])
+    watcher = _Poison(network, "network.stages.1.0.conv1.weight", 1, 2, 3e38)
+    with pytest.raises(
+        NotFiniteError, match=r"step 3, .*: the output of layer network\.stages\.1\.0\.conv1 is not finite; no check"
+    ):
+        train(network, data, settings, watcher)
+    assert all(value.isfinite().all() for value in network.graph.state_dict().values())
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_bad_weights_are_never_written(build: Build, data: TrainingData, settings: Settings, interrupted: bool) -> None:
+    """The last step of an epoch, and the one before Ctrl-C, have no next loss that would show it."""
+    network = build(METHODS[2])
+
+    class PoisonThenSignal(_Poison):
+        def step_done(self, epoch: int, step_in_epoch: int, loss: float) -> None:
+            super().step_done(epoch, step_in_epoch, loss)
+            if interrupted and (epoch, step_in_epoch) == self.at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    step = 2 if interrupted else 4
+    with pytest.raises(NotFiniteError, match=f"step {step + 5}, .* weight of layer network.stages.0.0.conv1"):
+        train(
+            network, data, settings, PoisonThenSignal(network, "network.stages.0.0.conv1.weight", 2, step, float("inf"))
+        )
+    kept = read_checkpoint(settings.last_checkpoint)
+    assert kept.position["step"] == 4
+    assert all(value.isfinite().all() for value in kept.weights.values())
+
+
+def test_a_rate_that_is_far_too_high_ends_with_the_error(build: Build, data: TrainingData, settings: Settings) -> None:
+    with pytest.raises(NotFiniteError, match="diverged in epoch 1"):
+        train(build(METHODS[2]), data, _with(settings, learning_rate=1e20))
+
+
+def test_the_watcher_hears_of_everything(build: Build, data: TrainingData, settings: Settings) -> None:
+    heard: list[object] = []
+
+    class Listening:
+        def run_started(self, num_epochs: int, steps_per_epoch: int, steps_done: int) -> None:
+            heard.append((num_epochs, steps_per_epoch, steps_done))
+
+        def epoch_started(self, epoch: int) -> None:
+            heard.append(epoch)
+
+        def step_done(self, epoch: int, step_in_epoch: int, loss: float) -> None:
+            heard.append(f"{epoch}.{step_in_epoch}")
+
+        def epoch_done(self, record: EpochRecord) -> None:
+            heard.append(record)
+
+    settings = _with(settings, epochs=1)
+    history = train(build(METHODS[0]), data, settings, Listening())
+    assert heard == [(1, 4, 0), 1, "1.1", "1.2", "1.3", "1.4", history.records[0]]
+
+
+def test_training_learns(build: Build, data: TrainingData, settings: Settings) -> None:
+    """The same batch over and over is learnt by heart."""
+
+    class Same:
+        steps_per_epoch = 15
+
+        def epoch(self, epoch: int, first_step: int = 0) -> object:
+            return (next(iter(data.training.epoch(0))) for _ in range(first_step, 15))
+
+    settings = replace(settings, training=Training(epochs=2, learning_rate=0.05, device="cpu"))
+    only = TrainingData(Same(), data.test, image_width=8)  # type: ignore[arg-type]
+    first, last = train(build(METHODS[0]), only, settings).records
+    assert last.train_loss < first.train_loss / 2
+    assert last.train_accuracy > 0.9

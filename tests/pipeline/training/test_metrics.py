@@ -1,0 +1,87 @@
+"""Running sums, metrics.jsonl and TensorBoard."""
+
+import json
+from pathlib import Path
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+
+from pipeline.training.metrics import EpochRecord, MetricsLog, Tally
+
+
+def _record(epoch: int, penalty: float | None = None) -> EpochRecord:
+    return EpochRecord(
+        epoch=epoch,
+        step=10 * epoch,
+        lr=0.5,
+        train_loss=1.5 / epoch,
+        train_accuracy=0.5,
+        test_loss=2.5,
+        test_accuracy=0.25,
+        seconds=2.0,
+        images_per_second=64.0,
+        peak_memory_bytes=1 << 40,
+        penalty=penalty,
+    )
+
+
+def _lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _steps(folder: Path, tag: str) -> list[int]:
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    return [event.step for event in board.Scalars(tag)]
+
+
+def test_a_line_has_exactly_the_promised_keys(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, [])
+    log.add(_record(1))
+    log.add(_record(2, penalty=0.125))
+    log.close()
+    keys = "epoch step lr train_loss train_accuracy test_loss test_accuracy seconds images_per_second peak_memory_bytes"
+    first, second = _lines(tmp_path)
+    assert list(first) == keys.split()
+    assert list(second) == [*keys.split(), "penalty"]
+    assert EpochRecord(**second) == _record(2, penalty=0.125)  # type: ignore[arg-type]
+
+
+def test_no_epoch_is_there_twice_after_going_back(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, [])
+    for epoch in (1, 2, 3):
+        log.add(_record(epoch))
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "st')
+    resumed = MetricsLog(tmp_path, [_record(1)])
+    resumed.add(_record(2))
+    resumed.close()
+    assert [line["epoch"] for line in _lines(tmp_path)] == [1, 2]
+    assert _steps(tmp_path, "train/loss") == [1, 2]
+    assert _steps(tmp_path, "run/lr") == [1, 2]
+
+
+def test_a_tally_goes_on_from_its_description_with_the_same_bits() -> None:
+    batches = [(0.1 * number, number, 7, torch.tensor(0.3 / number)) for number in range(1, 6)]
+    whole, half = Tally(), Tally()
+    for batch in batches:
+        whole.add(*batch)
+    for batch in batches[:2]:
+        half.add(*batch)
+    half = Tally.from_dict(json.loads(json.dumps(half.as_dict())), torch.device("cpu"))
+    for batch in batches[2:]:
+        half.add(*batch)
+    assert half.as_dict() == whole.as_dict()
+    assert whole.accuracy == 15 / 35
+    assert whole.loss == sum(0.1 * number * 7 for number in range(1, 6)) / 35
+    assert whole.penalty is not None
+
+
+def test_a_tally_without_a_penalty_has_none() -> None:
+    tally = Tally()
+    tally.add(1.0, 2, 4, None)
+    assert tally.penalty is None
+    assert Tally.from_dict(tally.as_dict(), torch.device("cpu")) == tally

@@ -14,9 +14,7 @@ def augmented(images: torch.Tensor, options: Augment, seed: int, step: int) -> t
     """Crop each image at its own place, then mirror some. Switching one off leaves the draws of the other."""
     num, padding = len(images), options.crop_padding
     if padding:
-        images = _cropped(
-            images, padding, _draws(num, 2, 2 * padding + 1, generator_for(seed, "crop", step)).to(images.device)
-        )
+        images = _cropped(images, padding, _draws(num, 2, 2 * padding + 1, generator_for(seed, "crop", step)).to(images.device))
     if options.flip:
         images = _flipped(images, _draws(num, 1, 2, generator_for(seed, "flip", step)).to(images.device))
     return images

@@ -30,9 +30,7 @@ def _download(root: str) -> None:
         CIFAR10(root, download=True)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(
-            f"cifar10 could not be fetched from {CIFAR10.url} into {root} ({reason}); fetch and unpack it there by hand"
-        ) from error
+        raise UsageError(f"cifar10 could not be fetched from {CIFAR10.url} into {root} ({reason}); fetch and unpack it there by hand") from error
 
 
 def _require_files(folder: Path) -> None:

@@ -180,9 +180,7 @@ def _bombs_raise() -> Iterator[None]:
 
 def _reason(path: str, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return (
-            "it is empty" if Path(path).stat().st_size == 0 else f"it is not an image in one of {', '.join(_FORMATS)}"
-        )
+        return "it is empty" if Path(path).stat().st_size == 0 else f"it is not an image in one of {', '.join(_FORMATS)}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__

@@ -85,9 +85,7 @@ def _images_in(folder: Path) -> tuple[list[str], list[str]]:
     others: list[str] = []
     for entry in _visible(folder):
         if entry.is_dir():
-            raise UsageError(
-                f"{printable(str(entry))} is a folder inside a class; move its images up or take it away; {_LAYOUT}"
-            )
+            raise UsageError(f"{printable(str(entry))} is a folder inside a class; move its images up or take it away; {_LAYOUT}")
         (images if entry.suffix.lower() in SUFFIXES else others).append(str(entry))
     if not images:
         raise UsageError(f"the class folder {folder} holds no images ({' '.join(SUFFIXES)}); fill it or remove it")
@@ -103,11 +101,7 @@ def _visible(folder: Path) -> list[Path]:
 
 def _require_same_classes(train: tuple[str, ...], test: tuple[str, ...], test_folder: Path) -> None:
     if train != test:
-        only = [
-            f"only in {where}: {_some(sorted(names))}"
-            for where, names in _one_sided(train, test, test_folder.name)
-            if names
-        ]
+        only = [f"only in {where}: {_some(sorted(names))}" for where, names in _one_sided(train, test, test_folder.name) if names]
         raise UsageError(f"train and {test_folder.name} must have the same class folders; {'; '.join(only)}")
 
 

@@ -23,10 +23,7 @@ def normalisation_for(options: Data, train: Split, progress: Progress) -> Normal
         return _measured(train, progress)
     mean, std = options.normalisation
     if len(mean) != channels:
-        raise UsageError(
-            f"data.normalisation has {len(mean)} means, the images have {channels} channels; give one mean and one "
-            "deviation for each"
-        )
+        raise UsageError(f"data.normalisation has {len(mean)} means, the images have {channels} channels; give one mean and one deviation for each")
     return Normalisation(tuple(255 * value for value in mean), tuple(255 * value for value in std))
 
 
@@ -34,15 +31,11 @@ def _measured(train: Split, progress: Progress) -> Normalisation:
     """From counts of each pixel value: the sums are of integers and depend on no order, batch size or device."""
     counts = _counts(train, progress)
     values = range(256)
-    moments = [
-        [sum(n * v**power for n, v in zip(channel, values, strict=True)) for power in (0, 1, 2)] for channel in counts
-    ]
+    moments = [[sum(n * v**power for n, v in zip(channel, values, strict=True)) for power in (0, 1, 2)] for channel in counts]
     means = tuple(total / n for n, total, _ in moments)
     stds = tuple(sqrt(n * squares - total * total) / n for n, total, squares in moments)
     if min(stds) == 0:
-        raise UsageError(
-            "data.normalisation: dataset divides by 0: a channel has one value in all training images; take centred"
-        )
+        raise UsageError("data.normalisation: dataset divides by 0: a channel has one value in all training images; take centred")
     return Normalisation(means, stds)
 
 

@@ -68,6 +68,4 @@ def _next(results: Iterator[Result]) -> Result:
             raise
         # The one thing a worker cannot return as a value: that it was killed.
         reason = " ".join(str(error).split())
-        raise UsageError(
-            f"a process that reads images died, often for want of memory; lower data.workers ({reason})"
-        ) from error
+        raise UsageError(f"a process that reads images died, often for want of memory; lower data.workers ({reason})") from error

@@ -61,14 +61,10 @@ class Checkpoint:
             value.copy_(stored[name])
 
     def _unfit(self, how: str) -> DamagedError:
-        return DamagedError(
-            f"checkpoint {self.path} does not fit the network of its own config: {how}; start anew with --fresh"
-        )
+        return DamagedError(f"checkpoint {self.path} does not fit the network of its own config: {how}; start anew with --fresh")
 
 
-def checkpoint_bytes(
-    graph: nn.Module, optimiser: torch.optim.Optimizer, position: Mapping[str, object], config: Config
-) -> bytes:
+def checkpoint_bytes(graph: nn.Module, optimiser: torch.optim.Optimizer, position: Mapping[str, object], config: Config) -> bytes:
     """The file's content."""
     momentum = {
         name: state["momentum_buffer"]
@@ -76,9 +72,7 @@ def checkpoint_bytes(
         if (state := optimiser.state.get(parameter)) and state.get("momentum_buffer") is not None
     }
     tensors = _on_cpu(_WEIGHTS, _state(graph)) | _on_cpu(_MOMENTUM, momentum)
-    text = json.dumps(
-        {"format": FORMAT, "position": position, "config": config, "versions": _versions()}, allow_nan=False
-    )
+    text = json.dumps({"format": FORMAT, "position": position, "config": config, "versions": _versions()}, allow_nan=False)
     return safetensors.torch.save(tensors, {"run": text, "sha256": _digest(text, tensors)})
 
 
@@ -94,8 +88,7 @@ def load_checkpoint(path: Path, config: Config) -> Checkpoint:
     if difference := first_difference(checkpoint.config, _as_json(config)):
         key, stored, given = difference
         raise UsageError(
-            f"checkpoint {path} was made with {key} = {stored}, the config says {given}; "
-            "set it back to go on, or start anew with --fresh"
+            f"checkpoint {path} was made with {key} = {stored}, the config says {given}; set it back to go on, or start anew with --fresh"
         )
     return checkpoint
 
@@ -107,13 +100,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError as error:
         raise UsageError(f"there is no checkpoint {path}; start anew with --fresh") from error
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(
-            f"checkpoint {path} is damaged: {str(error).splitlines()[0]}; restore the file, or start anew with --fresh"
-        ) from error
+        raise DamagedError(f"checkpoint {path} is damaged: {str(error).splitlines()[0]}; restore the file, or start anew with --fresh") from error
     if run["format"] != FORMAT:
-        raise DamagedError(
-            f"checkpoint {path} has format {run['format']}, this version reads {FORMAT}; start anew with --fresh"
-        )
+        raise DamagedError(f"checkpoint {path} has format {run['format']}, this version reads {FORMAT}; start anew with --fresh")
     return Checkpoint(path, _part(tensors, _WEIGHTS), _part(tensors, _MOMENTUM), run["position"], run["config"])
 
 

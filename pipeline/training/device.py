@@ -30,15 +30,11 @@ def _cuda(number: int) -> torch.device:
     num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if number >= num_devices:
         here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(num_devices))])
-        raise NotHereError(
-            f"training.device: cuda:{number} is not on this machine, which has {here}; choose one of these, or auto"
-        )
+        raise NotHereError(f"training.device: cuda:{number} is not on this machine, which has {here}; choose one of these, or auto")
     return torch.device("cuda", number)
 
 
-def autocast_type(
-    precision: Literal["auto", "float32", "bfloat16"], device: torch.device, image_width: int
-) -> torch.dtype | None:
+def autocast_type(precision: Literal["auto", "float32", "bfloat16"], device: torch.device, image_width: int) -> torch.dtype | None:
     """What to autocast to; None is float32 throughout."""
     if precision == "auto":
         wanted = image_width >= SMALLEST_IMAGE_FOR_BFLOAT16 and _computes_in_bfloat16(device)
@@ -62,9 +58,7 @@ def arithmetic(*, deterministic: bool) -> Iterator[None]:
     before = (cudnn.benchmark, cudnn.deterministic, convolution.fp32_precision, product.fp32_precision)
     algorithms = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     if deterministic:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS repeats only with a workspace of fixed size
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with a workspace of fixed size
         torch.use_deterministic_algorithms(True, warn_only=True)
     cudnn.benchmark, cudnn.deterministic = not deterministic, deterministic
     convolution.fp32_precision = product.fp32_precision = "ieee"

@@ -23,9 +23,7 @@ class Evaluation:
     accuracy: float
 
 
-def evaluate(
-    graph: nn.Module, batches: Iterable[Batch], device: torch.device, between: Callable[[], None] = lambda: None
-) -> Evaluation:
+def evaluate(graph: nn.Module, batches: Iterable[Batch], device: torch.device, between: Callable[[], None] = lambda: None) -> Evaluation:
     """Leaves the graph in evaluation mode and contiguous. `between` is called before each batch and may raise."""
     graph.eval().to(memory_format=torch.contiguous_format)
     sums, num_samples = torch.zeros(2, dtype=torch.float64, device=device), 0

@@ -83,9 +83,7 @@ def train(
 
 
 class _Loop:
-    def __init__(
-        self, network: Rewritten, data: TrainingData, settings: Settings, watcher: Watcher, device: torch.device
-    ) -> None:
+    def __init__(self, network: Rewritten, data: TrainingData, settings: Settings, watcher: Watcher, device: torch.device) -> None:
         self.options, self.settings, self.data, self.watcher = settings.training, settings, data, watcher
         self.graph, self.device = network.graph, device
         autocast = autocast_type(self.options.precision, device, data.image_width)

@@ -24,9 +24,7 @@ def seed_step(seed: int, step: int) -> None:
 def sgd(groups: Sequence[ParameterGroup], options: Training) -> torch.optim.SGD:
     """The optimiser, one group per parameter group, in their order; all parameters of a group in one fused update."""
     described = [{"params": list(group.parameters), "weight_decay": group.weight_decay} for group in groups]
-    return torch.optim.SGD(
-        described, lr=options.learning_rate, momentum=options.momentum, nesterov=options.nesterov, fused=True
-    )
+    return torch.optim.SGD(described, lr=options.learning_rate, momentum=options.momentum, nesterov=options.nesterov, fused=True)
 
 
 class BatchFigures:
@@ -52,9 +50,7 @@ class BatchFigures:
 class TrainingStep:
     """The graph, its rules, its optimiser. `backward`, then `update`: between them a bad loss can be turned away."""
 
-    def __init__(
-        self, network: Rewritten, options: Training, device: torch.device, autocast: torch.dtype | None
-    ) -> None:
+    def __init__(self, network: Rewritten, options: Training, device: torch.device, autocast: torch.dtype | None) -> None:
         self.graph, self.rules = network.graph, network.rules
         self._groups = [group for group in self.rules.parameter_groups if group.parameters]
         self.optimiser = sgd(self._groups, options)

@@ -180,9 +180,7 @@ def test_truncated_pixels_are_one_line_with_the_path(tmp_path: Path, suffix: str
 
 def test_a_missing_file_and_one_that_changed_are_said(tmp_path: Path, noise: np.ndarray) -> None:
     (missing,) = read_headers([str(tmp_path / "none.png")])
-    assert missing == Unreadable(
-        f"{tmp_path}/none.png cannot be used: No such file or directory; mend it or take it away"
-    )
+    assert missing == Unreadable(f"{tmp_path}/none.png cannot be used: No such file or directory; mend it or take it away")
     path = tmp_path / "a.png"
     Image.fromarray(noise[:4]).save(path)
     changed = COLOUR([str(path)])

@@ -16,12 +16,8 @@ from pipeline.data import DataSet, open_data
 MakeFolder = Callable[..., Path]
 
 
-def opened(
-    root: Path, *, image_size: int | None = None, color: Literal["auto", "rgb", "gray"] = "auto", workers: int = 0
-) -> DataSet:
-    options = Data(
-        name="imagefolder", root=str(root), batch_size=2, image_size=image_size, color=color, workers=workers
-    )
+def opened(root: Path, *, image_size: int | None = None, color: Literal["auto", "rgb", "gray"] = "auto", workers: int = 0) -> DataSet:
+    options = Data(name="imagefolder", root=str(root), batch_size=2, image_size=image_size, color=color, workers=workers)
     return open_data(options, torch.device("cpu"))
 
 
@@ -101,9 +97,7 @@ def test_sizes_that_differ_name_two_files_and_the_fix(image_folder: MakeFolder) 
     with pytest.raises(UsageError) as error:
         opened(root)
     one, other = f"{root}/train/cat/0.png is 6x4", f"{root}/train/dog/1.png is 9x8"
-    assert (
-        str(error.value) == f"images must have one size, but {one} and {other}; set data.image_size to bring all to one"
-    )
+    assert str(error.value) == f"images must have one size, but {one} and {other}; set data.image_size to bring all to one"
     data = opened(root, image_size=5)
     assert (data.height, data.width) == (5, 5)
 

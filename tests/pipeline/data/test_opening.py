@@ -69,9 +69,7 @@ def test_a_constant_channel_cannot_be_normalised_by_its_deviation(tmp_path: Path
 
 
 @pytest.mark.parametrize("residence", ["device", "stream"])
-def test_files_give_the_same_batches_wherever_they_live(
-    image_folder: MakeFolder, residence: Literal["device", "stream"]
-) -> None:
+def test_files_give_the_same_batches_wherever_they_live(image_folder: MakeFolder, residence: Literal["device", "stream"]) -> None:
     data = opening.open_data(small(image_folder(), residence=residence), CPU)
     batches = list(data.test.batches(4))
     assert [len(labels) for _, labels in batches] == [4, 2]

@@ -41,9 +41,7 @@ def test_reading_leaves_the_global_random_numbers_alone() -> None:
 
 
 def test_a_worker_that_is_killed_is_one_line() -> None:
-    with pytest.raises(
-        UsageError, match=r"died, often for want of memory; lower data.workers \(DataLoader worker"
-    ) as error:
+    with pytest.raises(UsageError, match=r"died, often for want of memory; lower data.workers \(DataLoader worker") as error:
         list(WorkerPool("ab", killed, workers=1).read([[0]]))
     assert "\n" not in str(error.value)
 

@@ -108,9 +108,7 @@ def test_another_shape_is_refused_by_name(path: Path, build: Build) -> None:
         read_checkpoint(path).restore_graph(graph)
 
 
-def test_the_old_checkpoint_stays_until_the_new_one_is_complete(
-    path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_old_checkpoint_stays_until_the_new_one_is_complete(path: Path, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     before = path.read_bytes()
 
     def no_space(descriptor: int) -> None:
@@ -134,7 +132,5 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_complete(
         ({"a": 1}, {"a": 1.5, "b": 3}, ("a", "1", "1.5")),
     ],
 )
-def test_the_first_difference(
-    stored: dict[str, object], given: dict[str, object], expected: tuple[str, str, str] | None
-) -> None:
+def test_the_first_difference(stored: dict[str, object], given: dict[str, object], expected: tuple[str, str, str] | None) -> None:
     assert first_difference(stored, given) == expected

@@ -31,9 +31,7 @@ def test_a_device_that_is_here(monkeypatch: pytest.MonkeyPatch, name: str, num_d
     assert str(device_by_name(name)) == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "num_devices", "here"), [("cuda", 0, "has cpu;"), ("cuda:2", 2, "has cpu, cuda:0, cuda:1;")]
-)
+@pytest.mark.parametrize(("name", "num_devices", "here"), [("cuda", 0, "has cpu;"), ("cuda:2", 2, "has cpu, cuda:0, cuda:1;")])
 def test_a_device_that_is_not_here(monkeypatch: pytest.MonkeyPatch, name: str, num_devices: int, here: str) -> None:
     _machine_with(monkeypatch, num_devices)
     with pytest.raises(NotHereError, match=here):
@@ -56,9 +54,7 @@ def test_a_device_that_is_none(name: str) -> None:
         ("avx512_vnni", 32, None),
     ],
 )
-def test_auto_takes_bfloat16_where_it_helps(
-    monkeypatch: pytest.MonkeyPatch, feature: str, width: int, expected: torch.dtype | None
-) -> None:
+def test_auto_takes_bfloat16_where_it_helps(monkeypatch: pytest.MonkeyPatch, feature: str, width: int, expected: torch.dtype | None) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True, "amx_bf16": False})
     assert autocast_type("auto", CPU, width) == expected
 

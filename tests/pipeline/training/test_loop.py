@@ -83,16 +83,12 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
 
     _assert_same(_state(resumed), _state(whole))
     assert _figures(history.records) == _figures(expected.records)
-    end, expected_end = (
-        read_checkpoint(folder / "checkpoints" / "last.safetensors") for folder in (settings.folder, tmp_path / "whole")
-    )
+    end, expected_end = (read_checkpoint(folder / "checkpoints" / "last.safetensors") for folder in (settings.folder, tmp_path / "whole"))
     _assert_same(end.weights, expected_end.weights)
     _assert_same(end.momentum, expected_end.momentum)
 
 
-def test_the_precision_and_layout_do_not_disturb_resuming(
-    build: Build, data: TrainingData, settings: Settings, tmp_path: Path
-) -> None:
+def test_the_precision_and_layout_do_not_disturb_resuming(build: Build, data: TrainingData, settings: Settings, tmp_path: Path) -> None:
     settings = _with(settings, precision="bfloat16", deterministic=True, nesterov=True)
     whole, resumed = build(METHODS[0]), build(METHODS[0])
     train(whole, data, replace(settings, folder=tmp_path / "whole"))
@@ -106,14 +102,10 @@ def test_another_seed_gives_other_noise(build: Build, data: TrainingData, settin
     one, other = build(METHODS[0]), build(METHODS[0])
     train(one, data, settings)
     train(other, data, _with(settings, seed=1))
-    assert not torch.equal(
-        _state(one)["network.classifier.derivation.weight"], _state(other)["network.classifier.derivation.weight"]
-    )
+    assert not torch.equal(_state(one)["network.classifier.derivation.weight"], _state(other)["network.classifier.derivation.weight"])
 
 
-def test_the_folder_holds_a_line_an_epoch_and_both_checkpoints(
-    build: Build, data: TrainingData, settings: Settings
-) -> None:
+def test_the_folder_holds_a_line_an_epoch_and_both_checkpoints(build: Build, data: TrainingData, settings: Settings) -> None:
     history = train(build(METHODS[0]), data, settings)
     lines = [json.loads(line) for line in (settings.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == [record.as_dict() for record in history.records]
@@ -141,9 +133,7 @@ def test_the_graph_is_left_as_it_is_deployed(build: Build, data: TrainingData, s
     _assert_same(_state(network), read_checkpoint(settings.last_checkpoint).weights)
 
 
-def test_a_finished_run_can_be_taken_up_again_and_does_nothing(
-    build: Build, data: TrainingData, settings: Settings
-) -> None:
+def test_a_finished_run_can_be_taken_up_again_and_does_nothing(build: Build, data: TrainingData, settings: Settings) -> None:
     first, again = build(METHODS[0]), build(METHODS[0])
     history = train(first, data, settings)
     assert train(again, data, settings, resume=read_checkpoint(settings.last_checkpoint)) == history
@@ -211,9 +201,7 @@ class _Poison(Silent):
             self.weight.fill_(self.value)
 
 
-def test_weights_that_are_not_finite_stop_the_run_at_the_next_step(
-    build: Build, data: TrainingData, settings: Settings
-) -> None:
+def test_weights_that_are_not_finite_stop_the_run_at_the_next_step(build: Build, data: TrainingData, settings: Settings) -> None:
     network = build(METHODS[0])
     watcher = _Poison(network, "network.stages.1.0.conv2.derivation.direction", 2, 2, float("nan"))
     with pytest.raises(NotFiniteError) as caught:
@@ -233,9 +221,7 @@ def test_activations_that_are_not_finite_are_traced_to_their_layer_and_the_weigh
 ) -> None:
     network = build(METHODS[2])
     watcher = _Poison(network, "network.stages.1.0.conv1.weight", 1, 2, 3e38)
-    with pytest.raises(
-        NotFiniteError, match=r"step 3, .*: the output of layer network\.stages\.1\.0\.conv1 is not finite; no check"
-    ):
+    with pytest.raises(NotFiniteError, match=r"step 3, .*: the output of layer network\.stages\.1\.0\.conv1 is not finite; no check"):
         train(network, data, settings, watcher)
     assert all(value.isfinite().all() for value in network.graph.state_dict().values())
 
@@ -253,9 +239,7 @@ def test_bad_weights_are_never_written(build: Build, data: TrainingData, setting
 
     step = 2 if interrupted else 4
     with pytest.raises(NotFiniteError, match=f"step {step + 5}, .* weight of layer network.stages.0.0.conv1"):
-        train(
-            network, data, settings, PoisonThenSignal(network, "network.stages.0.0.conv1.weight", 2, step, float("inf"))
-        )
+        train(network, data, settings, PoisonThenSignal(network, "network.stages.0.0.conv1.weight", 2, step, float("inf")))
     kept = read_checkpoint(settings.last_checkpoint)
     assert kept.position["step"] == 4
     assert all(value.isfinite().all() for value in kept.weights.values())

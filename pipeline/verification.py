@@ -64,3 +64,39 @@ def stored_samples(bundle: Bundle, batch_size: int) -> Samples:
             yield images[start : start + batch_size]
 
     return Samples(batches, f"{len(images)} test images stored in the bundle")
+
+
+def rebuilt_training_graph(bundle: Bundle, trusted_network: str | None) -> GraphModule:
+    """The training graph, from the bundle's config and training weights.
+
+    A bundle never names code to import: a network of the user's own is rebuilt only where the user names it.
+    """
+    config = bundle_config(bundle)
+    name = config.network.name
+    if is_of_the_user(name) and name != trusted_network:
+        raise UsageError(
+            f"{bundle.folder} was trained on {name}, code that a bundle may not import; to run it from your own files, add --network {name}"
+        )
+    shape = bundle.manifest.input.shape[1:]
+    channels, height, width = (size or 0 for size in shape)
+    facts = ImageFacts((channels, height, width), len(bundle.manifest.classes), (0.0,) * channels, (1.0,) * channels)
+    graph = training_graph(config, facts).graph
+    _load(graph, bundle, TRAINING_WEIGHTS)
+    return graph
+
+
+def bundle_config(bundle: Bundle) -> Config:
+    """The config that the bundle was made from."""
+    try:
+        return parse_config(bundle.read(CONFIG).decode(), f"{bundle.folder / CONFIG}")
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"{bundle.folder / CONFIG} is not text; export the bundle again") from error
+
+
+def _load(graph: nn.Module, bundle: Bundle, name: str) -> None:
+    tensors = safetensors.torch.load(bundle.read(name))
+    try:
+        graph.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise DamagedError(f"{bundle.folder / name} does not fit the network of {CONFIG}: {first}; export the bundle again") from error

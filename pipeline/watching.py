@@ -1,0 +1,58 @@
+"""How a run is shown: a bar with the latest figures on a terminal, a line an epoch elsewhere. The terminal itself is the command line's."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
+
+from pipeline.training import EpochRecord
+
+Item = TypeVar("Item")
+
+
+class Progress(Protocol):
+    """How far a long piece of work is."""
+
+    def advance(self, steps: int = 1) -> None: ...
+
+    def line(self, text: str) -> None: ...
+
+
+class Console(Protocol):
+    """What a run needs of whoever shows it."""
+
+    def say(self, text: str) -> None: ...
+
+    def progress(self, title: str, total: int) -> AbstractContextManager[Progress]: ...
+
+
+class EpochLines:
+    """Watches the training loop."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._num_epochs = progress, 0
+
+    def run_started(self, num_epochs: int, steps_per_epoch: int, steps_done: int) -> None:
+        self._num_epochs = num_epochs
+        if steps_done:
+            self._progress.advance(steps_done)
+            self._progress.line(f"going on after step {steps_done} of {num_epochs * steps_per_epoch}")
+
+    def epoch_started(self, epoch: int) -> None:
+        return
+
+    def step_done(self, epoch: int, step_in_epoch: int, loss: float) -> None:
+        self._progress.advance()
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        self._progress.line(
+            f"epoch {record.epoch}/{self._num_epochs}  loss {record.train_loss:.4f}  train {record.train_accuracy:.2%}  "
+            f"test {record.test_accuracy:.2%}  {record.images_per_second:,.0f} images/s"
+        )
+
+
+def shown(console: Console, items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    """Pass items on, and show how many have gone by."""
+    with console.progress(what, total) as progress:
+        for item in items:
+            yield item
+            progress.advance()

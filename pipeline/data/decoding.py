@@ -150,8 +150,8 @@ def _has_16_bits(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    # Pillow turns a TIFF by itself; and it decodes a whole PNG to look for EXIF that does not precede the pixels.
-    orientation = image.getexif().get(_ORIENTATION) if "exif" in image.info and image.format != "TIFF" else None
+    # Only EXIF in front of the pixels: to look for more, Pillow decodes a whole PNG. It turns a TIFF by itself.
+    orientation = image.getexif().get(_ORIENTATION) if "exif" in image.info else None
     return orientation if isinstance(orientation, int) else 1
 
 

@@ -11,6 +11,7 @@ import torch
 from export.errors import DamagedError, UsageError
 from pipeline.config.sections import Data
 from pipeline.data import open_data
+from pipeline.data.decoding import Decoder
 from pipeline.data.workers import WorkerPool
 
 MakeFolder = Callable[..., Path]
@@ -64,8 +65,20 @@ def test_streaming_gives_what_residence_gives_and_names_what_is_damaged(image_fo
     assert "\n" not in str(error.value)
 
 
-def test_two_loops_over_one_streamed_split_do_not_disturb_each_other(image_folder: MakeFolder) -> None:
+def test_loops_share_a_pool_one_after_the_other_but_not_at_once(
+    image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    def counted(paths: Sequence[str], decoder: Decoder, workers: int, *, pinned: bool) -> WorkerPool[object]:
+        started.append(workers)
+        return WorkerPool(paths, decoder, workers, pinned=pinned)
+
     options = Data(name="imagefolder", root=str(image_folder()), batch_size=2, workers=0, residence="stream")
     split = open_data(options, torch.device("cpu")).train
+    monkeypatch.setattr("pipeline.data.images.WorkerPool", counted)
+    assert len(list(split.batches(2))) == len(list(split.batches(2))) == 3
+    assert started == [0]
     for (a, _), (b, _) in zip(split.batches(2), split.batches(2), strict=True):
         assert torch.equal(a, b)
+    assert started == [0, 0]

@@ -24,6 +24,10 @@ class Derivation(nn.Module, ABC):
     def forward(self) -> WeightAndBias:
         """The weight and bias that the plain operation runs with."""
 
+    def filters_and_scale(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """For reports: the filters before a learned scale per filter, and that scale; None where there is none."""
+        return self()[0], None
+
 
 class Plain(Derivation):
     """Weight and bias are the parameters themselves."""

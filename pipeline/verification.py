@@ -5,32 +5,41 @@ Takes an opened bundle and samples; what the links are and what each must hold i
 
 import copy
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from torch import nn
 from torch.fx import GraphModule
 
 from deploy.runners.base import Runner, TensorSpec
 from deploy.runners.table import FILE_RUNTIMES, RunOptions, open_file
 from deploy.runners.torch import TorchRunner
+from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
+from deploy.verify.report import report_html
 from deploy.verify.samples import hostile_images
-from export.bundle import Bundle, TensorEntry
-from export.derived import TrainingOnly, training_only_parts
+from deploy.verify.verdict import LinkVerdict, TrainingOnlyPart, Verdict, failure_sentence
+from export.bundle import Bundle, TensorEntry, json_bytes
+from export.derived import training_only_parts
 from export.errors import DamagedError, UsageError
+from export.files import write_file
 from export.fold import fold
 from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import Config, parse_config
+from pipeline.diagnosis import filter_figures_of
 from pipeline.networks import is_of_the_user
-from pipeline.staging import CONFIG, MODEL, SAMPLES, TRAINING_WEIGHTS, WEIGHTS, Trained
+from pipeline.staging import CONFIG, METRICS, MODEL, SAMPLES, TRAINING_WEIGHTS, WEIGHTS, Trained
+from pipeline.watching import Console, shown
 
-Batch = dict[str, NDArray[np.uint8]]
-Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]
+TRAINING, EVALUATION, FOLDED, FILE = "training graph", "evaluation graph", "folded graph", "ONNX file"
+REFERENCE = "float64 evaluation"
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,57 @@ class Samples:
     """Images to compare on, as often as they are asked for, and how they were made."""
 
     batches: Callable[[], Iterator[NDArray[np.uint8]]]
+    num_batches: int
     description: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the user wants of a verification beyond the chain itself."""
+
+    required: tuple[str, ...] = ()
+    """Runtimes without which there is no verdict."""
+    network: str | None = None
+    """Code of the user's own that may build the network."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A verdict and what belongs beside it in the report."""
+
+    verdict: Verdict
+    metrics: tuple[dict[str, JsonValue], ...]
+    filters: tuple[Mapping[str, object], ...]
+    facts: Mapping[str, object]
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict.passed
+
+    @property
+    def failure(self) -> str | None:
+        """The sentence that names what failed."""
+        return None if self.passed else failure_sentence(self.verdict)
+
+    @property
+    def as_json(self) -> dict[str, JsonValue]:
+        """The content of verification.json."""
+        return cast("dict[str, JsonValue]", self.verdict.to_json())
+
+    @property
+    def text(self) -> str:
+        """A line a link, for the terminal."""
+        counted = self.verdict.samples
+        lines = [_link_line(link) for link in self.verdict.links]
+        verdict = "the outputs are the same" if self.passed else "the outputs are NOT the same"
+        return "\n".join([*lines, f"{verdict}, on {counted.count:,} samples: {'; '.join(counted.how)}"])
+
+    def write(self, folder: Path) -> None:
+        """verification.json and report.html."""
+        content = self.as_json
+        write_file(folder / "verification.json", json_bytes(content))
+        page = report_html(content, metrics=self.metrics, filters=self.filters, facts=self.facts)
+        write_file(folder / "report.html", page.encode())
 
 
 def test_set(trained: Trained) -> Samples:
@@ -51,19 +110,45 @@ def test_set(trained: Trained) -> Samples:
         for images, _ in trained.test.batches_in_order(order, size):
             yield images.cpu().numpy()
 
-    whole = "the whole test set" if number == trained.test.num_samples else f"the first {number} images of the test set"
-    return Samples(batches, f"{whole} of {trained.config.data.name}")
+    whole = f"all {number} test images" if number == trained.test.num_samples else f"the first {number} test images"
+    return Samples(batches, -(-number // size), f"{whole} of {trained.config.data.name}")
 
 
-def stored_samples(bundle: Bundle, batch_size: int) -> Samples:
+def stored_samples(bundle: Bundle) -> Samples:
     """The test images that the bundle carries."""
-    images = safetensors.torch.load(bundle.read(SAMPLES))["images"].numpy()
+    images = _tensors(bundle, SAMPLES)["images"].numpy()
+    size = bundle_config(bundle).verify.batch_size
 
     def batches() -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, len(images), batch_size):
-            yield images[start : start + batch_size]
+        for start in range(0, len(images), size):
+            yield images[start : start + size]
 
-    return Samples(batches, f"{len(images)} test images stored in the bundle")
+    return Samples(batches, -(-len(images) // size), f"{len(images)} test images stored in the bundle")
+
+
+def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Console) -> Verification:
+    """Run the chain of an opened bundle on the samples and on hostile images."""
+    graph = rebuilt_training_graph(bundle, asked.network)
+    config = bundle_config(bundle)
+    folded = fold(graph)
+    _load(folded, bundle, WEIGHTS)
+    hostile = hostile_images(_image_shape(bundle))
+
+    def batches() -> Iterator[dict[str, NDArray[np.uint8]]]:
+        for images in shown(console, samples.batches(), "comparing", samples.num_batches):
+            yield {bundle.manifest.input.name: images}
+        yield {bundle.manifest.input.name: hostile.images}
+
+    record = Record(
+        files={name: bundle.hashes[name] for name in (MODEL, WEIGHTS, TRAINING_WEIGHTS, CONFIG)},
+        samples_made=(samples.description, hostile.description),
+        training_only=_training_only(graph, config),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / MODEL
+        model.write_bytes(bundle.read(MODEL))  # the bytes that were hashed are the bytes that are run
+        verdict = run_chain(_chain(bundle, graph, folded, model, config), batches, record, require=asked.required)
+    return Verification(verdict, _metrics(bundle), tuple(filter_figures_of(graph)), _facts(bundle, graph))
 
 
 def rebuilt_training_graph(bundle: Bundle, trusted_network: str | None) -> GraphModule:
@@ -77,9 +162,8 @@ def rebuilt_training_graph(bundle: Bundle, trusted_network: str | None) -> Graph
         raise UsageError(
             f"{bundle.folder} was trained on {name}, code that a bundle may not import; to run it from your own files, add --network {name}"
         )
-    shape = bundle.manifest.input.shape[1:]
-    channels, height, width = (size or 0 for size in shape)
-    facts = ImageFacts((channels, height, width), len(bundle.manifest.classes), (0.0,) * channels, (1.0,) * channels)
+    shape = _image_shape(bundle)
+    facts = ImageFacts(shape, len(bundle.manifest.classes), (0.0,) * shape[0], (1.0,) * shape[0])  # the weights hold the real ones
     graph = training_graph(config, facts).graph
     _load(graph, bundle, TRAINING_WEIGHTS)
     return graph
@@ -93,8 +177,105 @@ def bundle_config(bundle: Bundle) -> Config:
         raise DamagedError(f"{bundle.folder / CONFIG} is not text; export the bundle again") from error
 
 
+def _chain(bundle: Bundle, graph: GraphModule, folded: GraphModule, model: Path, config: Config) -> Chain:
+    device = _device(bundle)
+    training, evaluation = copy.deepcopy(graph).train(), copy.deepcopy(graph).eval()
+    for part in training_only_parts(training).values():
+        part.active = False
+    specs = (_spec(bundle.manifest.input),), (_spec(bundle.manifest.output),)
+
+    def torch_stage(name: str, module: nn.Module, *, gradients: bool = False) -> Stage:
+        def open_module() -> Runner:
+            return TorchRunner(module, *specs, name=name, device=device, gradients=gradients)
+
+        return Stage(name=name, runtime="torch", device=device, precision="float32", open=open_module)
+
+    def file_stage(name: str, runtime: str, options: RunOptions) -> Stage:
+        return Stage(name=name, runtime=runtime, device=FILE_RUNTIMES[runtime].device, precision="float32", open=lambda: open_file(runtime, model, options))
+
+    def open_reference() -> Runner:
+        return TorchRunner(folded, *specs, name=REFERENCE, precision="float64")
+
+    runtimes = {runtime: file_stage(f"{runtime}, all optimisations", runtime, RunOptions()) for runtime in config.verify.runtimes}
+    return Chain(
+        stages=(
+            torch_stage(TRAINING, training, gradients=True),
+            torch_stage(EVALUATION, evaluation),
+            torch_stage(FOLDED, folded),
+            file_stage(FILE, "onnxruntime-cpu", RunOptions(optimisation="none")),
+            *runtimes.values(),
+        ),
+        links=(
+            Link(TRAINING, EVALUATION, "bitwise"),
+            Link(EVALUATION, FOLDED, "bitwise" if _folded_here(bundle, device) else "budget"),
+            Link(FOLDED, FILE, "budget"),
+            *(Link(FILE, stage.name, "budget") for stage in runtimes.values()),
+        ),
+        reference=Stage(name=REFERENCE, runtime="torch", device="cpu", precision="float64", open=open_reference),
+        training=TRAINING,
+    )
+
+
+def _device(bundle: Bundle) -> str:
+    """Where the graph was trained and folded, if this machine has it."""
+    return bundle.manifest.device if torch.cuda.is_available() and bundle.manifest.device.startswith("cuda") else "cpu"
+
+
+def _folded_here(bundle: Bundle, device: str) -> bool:
+    """A fold has the bits of the device it ran on: e^g rounds differently on another kind."""
+    return torch.device(bundle.manifest.device).type == torch.device(device).type
+
+
+def _training_only(graph: GraphModule, config: Config) -> tuple[TrainingOnlyPart, ...]:
+    parts = [TrainingOnlyPart(name=name, what=part.summary) for name, part in training_only_parts(graph).items()]
+    if config.training.precision != "float32":
+        parts.append(TrainingOnlyPart(name="precision", what=f"training steps computed in {config.training.precision} precision"))
+    return tuple(parts)
+
+
+def _metrics(bundle: Bundle) -> tuple[dict[str, JsonValue], ...]:
+    return tuple(json.loads(line) for line in bundle.read(METRICS).splitlines())
+
+
+def _facts(bundle: Bundle, graph: nn.Module) -> dict[str, object]:
+    manifest = bundle.manifest
+    return {
+        "network": manifest.network,
+        "method": manifest.method,
+        "data set": bundle_config(bundle).data.name,
+        "classes": manifest.classes,
+        "parameters": sum(parameter.numel() for parameter in graph.parameters()),
+        "files": bundle.hashes,
+    }
+
+
+def _image_shape(bundle: Bundle) -> tuple[int, int, int]:
+    sizes = bundle.manifest.input.shape[1:]
+    if len(sizes) != 3 or None in sizes:
+        raise DamagedError(f"{bundle.folder}: the manifest's input is {bundle.manifest.input.shape}, expected batch x C x H x W; export the bundle again")
+    channels, height, width = (size or 0 for size in sizes)
+    return channels, height, width
+
+
+def _spec(entry: TensorEntry) -> TensorSpec:
+    return TensorSpec(entry.name, entry.dtype, tuple(entry.shape))
+
+
+def _tensors(bundle: Bundle, name: str) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(bundle.read(name))
+    except safetensors.SafetensorError as error:
+        raise DamagedError(f"{bundle.folder / name} is not a safetensors file: {error}; export the bundle again") from error
+
+
+def _link_line(link: LinkVerdict) -> str:
+    figures = f"max ulp {link.max_ulp}, max abs {link.max_abs:.3g}" if link.status != "not run" else link.reason
+    ties = f", {link.top1_changes} top-1 changes, {link.ties} of them ties" if link.top1_changes else ""
+    return f"{link.from_} -> {link.to}: {link.status}, {link.observed or 'nothing'} observed, {link.required} required; {figures}{ties}"
+
+
 def _load(graph: nn.Module, bundle: Bundle, name: str) -> None:
-    tensors = safetensors.torch.load(bundle.read(name))
+    tensors = _tensors(bundle, name)
     try:
         graph.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

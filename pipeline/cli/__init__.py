@@ -15,6 +15,10 @@ from pipeline.cli.console import Console
 from pipeline.cli.ending import exit_code_of
 
 COMMANDS = {
+    "train-export": ("pipeline.cli.train_export", "Train, fold, export and verify: from a config to a bundle."),
+    "train": ("pipeline.cli.train", "Train and keep checkpoints; export comes later."),
+    "export": ("pipeline.cli.export", "Fold, export and verify a training run's last checkpoint."),
+    "verify": ("pipeline.cli.verify", "Check, link by link, that a bundle's models give the same outputs."),
     "doctor": ("pipeline.cli.doctor", "Say what this machine can run."),
 }
 """Name -> module, and the line that `pipeline --help` shows; a test holds it equal to the command's own."""

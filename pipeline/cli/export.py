@@ -10,11 +10,13 @@ from pipeline.cli.console import Console
 
 @click.command("export")
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@options.required
 @options.as_json
 @click.pass_obj
-def command(console: Console, run_folder: Path) -> None:
+def command(console: Console, run_folder: Path, required: tuple[str, ...]) -> None:
     """Fold, export and verify a training run's last checkpoint."""
-    from pipeline import run  # type: ignore[attr-defined]  # comes with the command's line in COMMANDS
+    from pipeline import run
 
-    outcome = run.export(run_folder, console)
+    outcome = run.export(run_folder, required, console)
     console.result(outcome.facts, outcome.text)
+    outcome.raise_failure()

@@ -14,6 +14,10 @@ out = click.option("--out", type=click.Path(path_type=Path, file_okay=False), he
 
 overrides = click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a value of the config. Repeatable.")
 
+required = click.option(
+    "--require", "required", multiple=True, metavar="RUNTIME", help="Fail with exit code 4 where this runtime cannot run. Repeatable."
+)
+
 resume = click.option("--resume/--fresh", default=None, help="Continue the run that is in the folder, or replace it.")
 
 

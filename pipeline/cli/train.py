@@ -17,8 +17,10 @@ from pipeline.cli.console import Console
 @click.pass_obj
 def command(console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None) -> None:
     """Train and keep checkpoints; export comes later."""
-    from pipeline import run  # type: ignore[attr-defined]  # comes with the command's line in COMMANDS
     from pipeline.config import load_config
 
-    outcome = run.train(load_config(config, overrides), options.run_folder(config, out), resume, console)
+    loaded = load_config(config, overrides)
+    from pipeline import run
+
+    outcome = run.train(loaded, options.run_folder(config, out), resume, console)
     console.result(outcome.facts, outcome.text)

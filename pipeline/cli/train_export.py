@@ -13,12 +13,18 @@ from pipeline.cli.console import Console
 @options.out
 @options.overrides
 @options.resume
+@options.required
 @options.as_json
 @click.pass_obj
-def command(console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None) -> None:
+def command(
+    console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None, required: tuple[str, ...]
+) -> None:
     """Train, fold, export and verify: from a config to a bundle."""
-    from pipeline import run  # type: ignore[attr-defined]  # comes with the command's line in COMMANDS
     from pipeline.config import load_config
 
-    outcome = run.train_export(load_config(config, overrides), options.run_folder(config, out), resume, console)
+    loaded = load_config(config, overrides)  # before torch is imported: a mistake in the config is said at once
+    from pipeline import run
+
+    outcome = run.train_export(loaded, options.run_folder(config, out), resume, required, console)
     console.result(outcome.facts, outcome.text)
+    outcome.raise_failure()

@@ -34,6 +34,9 @@ class ExpScaled(Derivation):
     def forward(self) -> WeightAndBias:
         return self.direction * per_filter(self.log_scale.exp(), self.direction), self.bias
 
+    def filters_and_scale(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.direction, self.log_scale.exp()
+
 
 class Noise(TrainingOnly):
     """x -> x u with u uniform around 1, one draw per sample and channel, or per value."""

@@ -167,6 +167,11 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.name in ("float16", "bfloat16", "float32", "float64")
 
 
+def is_comparable(dtype: np.dtype[Any]) -> bool:
+    """Whether values of this dtype have an order and a distance."""
+    return is_float(dtype) or dtype.kind in "iub"
+
+
 def unmatched(a: Arrays, b: Arrays) -> list[Failure]:
     """Why values of `a` and `b` cannot be paired by name and place. Nothing is broadcast or paired by position."""
     failures = _unmatched_names(a, b)
@@ -321,7 +326,7 @@ def _other_dtypes(a: Arrays, b: Arrays) -> Iterable[Failure]:
     for name in _shared(a, b):
         if a[name].dtype != b[name].dtype:
             yield Failure("dtype", f"{name}: {a[name].dtype} and {b[name].dtype}", name)
-        elif not is_float(a[name].dtype) and a[name].dtype.kind not in "iub":
+        elif not is_comparable(a[name].dtype):
             yield Failure("unsupported dtype", f"{name}: values of {a[name].dtype} have no comparison", name)
 
 

@@ -43,6 +43,10 @@ class Errors:
     """Places where NaN, +inf or -inf stands on one side only."""
     failures: tuple[Failure, ...] = ()
 
+    def __str__(self) -> str:
+        apart = f", NaN or infinity on one side only in {self.nonfinite_apart} places" if self.nonfinite_apart else ""
+        return f"max {self.max:.3g}, rms {self.rms:.3g}{apart}"
+
     @property
     def valid(self) -> bool:
         """Whether the figures speak for every output."""
@@ -55,6 +59,9 @@ class Budget:
 
     max: float
     rms: float
+
+    def __str__(self) -> str:
+        return f"max {self.max:.3g}, rms {self.rms:.3g}"
 
     def covers(self, errors: Errors) -> bool:
         return errors.valid and errors.max <= self.max and errors.rms <= self.rms

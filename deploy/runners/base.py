@@ -1,0 +1,106 @@
+"""The one interface to whatever runs a model: what goes in, what comes out, what ran.
+
+Takes arrays by name. Knows no runtime; a runtime is a file next to this one and a line in `table.py`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.errors import DamagedError, SamegraphError, UsageError
+
+Array = NDArray[Any]
+Error = TypeVar("Error", bound=SamegraphError)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output. `shape` holds None where the size is free; only the first axis, the batch, may be."""
+
+    name: str
+    dtype: str
+    """NumPy's name for it."""
+    shape: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        if None in self.shape[1:]:
+            raise UsageError(f"{self} has a free size behind the batch; export it with the batch as the only one")
+
+    def __str__(self) -> str:
+        sizes = " x ".join("N" if size is None else str(size) for size in self.shape)
+        return f"{self.name} ({self.dtype}, {sizes or 'a single value'})"
+
+    def allows(self, array: Array) -> bool:
+        """Whether an array is one of these."""
+        return (
+            array.dtype.name == self.dtype
+            and array.ndim == len(self.shape)
+            and all(size in (None, got) for size, got in zip(self.shape, array.shape, strict=True))
+        )
+
+
+class Runner(ABC):
+    """A model, loaded and ready. Sessions and device memory are allocated on creation and freed by `close`."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    @abstractmethod
+    def facts(self) -> Mapping[str, object]:
+        """What runs: runtime, version, device, providers, flags, threads; in types that JSON knows."""
+
+    @abstractmethod
+    def _run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch that was checked. Arrays may be read-only or strided; outputs must not share memory with it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what was allocated."""
+
+    @final
+    def run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch. The input is checked before the runtime sees it, the output before the caller does."""
+        self._check_input(batch)
+        outputs = self._run(batch)
+        _check(self.name, "output", self.outputs, outputs, DamagedError)
+        return outputs
+
+    @final
+    def __enter__(self) -> Self:
+        return self
+
+    @final
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_input(self, batch: Mapping[str, Array]) -> None:
+        _check(self.name, "input", self.inputs, batch, UsageError)
+        sizes = {spec.name: len(batch[spec.name]) for spec in self.inputs if spec.shape and spec.shape[0] is None}
+        if len(set(sizes.values())) > 1:
+            raise UsageError(f"{self.name}: inputs differ in their number of samples, {sizes}; give all the same")
+        if 0 in sizes.values():
+            raise UsageError(f"{self.name}: got a batch of 0 samples, expected at least 1")
+
+
+def _check(
+    runner: str, what: str, specs: Sequence[TensorSpec], arrays: Mapping[str, Array], error: type[Error]
+) -> None:
+    names = [spec.name for spec in specs]
+    if sorted(arrays) != sorted(names):
+        raise error(f"{runner}: got {what}s {sorted(arrays)}, expected {sorted(names)}; names must match exactly")
+    for spec in specs:
+        array = arrays[spec.name]
+        if not isinstance(array, np.ndarray):
+            raise error(f"{runner}: {what} {spec.name} is a {type(array).__name__}, expected a NumPy array")
+        if not spec.allows(array):
+            sizes = " x ".join(map(str, array.shape))
+            raise error(f"{runner}: {what} {spec.name} is {array.dtype.name}, {sizes}; expected {spec}")

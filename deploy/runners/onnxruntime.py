@@ -1,0 +1,156 @@
+"""Runs an ONNX file in ONNX Runtime, on the provider that was asked for and on no other.
+
+Takes a path that was checked before (`export.bundle`: hash, no external data, no foreign domain).
+"""
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deploy.runners.base import Array, Runner, TensorSpec
+from export.errors import DamagedError, NotHereError, UsageError
+
+ProviderName = Literal["onnxruntime-cpu", "onnxruntime-cuda"]
+Optimisation = Literal["none", "basic", "extended", "all"]
+
+_LEVELS: dict[Optimisation, str] = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    **{f"tensor({name})": name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+    "tensor(bool)": "bool",
+}
+
+
+@dataclass(frozen=True)
+class _Provider:
+    name: str
+    device: str
+    options: Mapping[str, str]
+    remedy: str
+
+
+_PROVIDERS: dict[ProviderName, _Provider] = {
+    "onnxruntime-cpu": _Provider("CPUExecutionProvider", "cpu", {}, "reinstall onnxruntime-gpu"),
+    "onnxruntime-cuda": _Provider(
+        "CUDAExecutionProvider",
+        "cuda",
+        {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},  # a search by timing picks another one each time
+        "it needs an NVIDIA GPU with its driver, onnxruntime-gpu, and CUDA 13 with cuDNN 9, which torch's wheels bring",
+    ),
+}
+
+
+class OnnxRuntimeRunner(Runner):
+    """One session on one file."""
+
+    def __init__(
+        self,
+        path: Path,
+        provider: ProviderName = "onnxruntime-cpu",
+        *,
+        optimisation: Optimisation = "all",
+        threads: int = 0,
+    ) -> None:
+        self.name = f"{provider} ({optimisation})"
+        self._provider = _PROVIDERS[provider]
+        self._optimisation = optimisation
+        self._threads = threads
+        runtime = _onnxruntime()
+        self._version: str = runtime.__version__
+        self._session = self._opened(runtime, path)
+        self._present: list[str] = self._session.get_providers()
+        self.inputs = tuple(_spec(node, path) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node, path) for node in self._session.get_outputs())
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return {
+            "runtime": "onnxruntime",
+            "version": self._version,
+            "device": self._provider.device,
+            "providers": self._present,
+            "flags": {
+                "graph_optimization_level": _LEVELS[self._optimisation],
+                "use_deterministic_compute": True,
+                **self._provider.options,
+            },
+            "threads": self._threads or "all cores",
+        }
+
+    def close(self) -> None:
+        self._session = None
+
+    def _run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        if self._session is None:
+            raise RuntimeError(f"{self.name} is closed")
+        names = [spec.name for spec in self.outputs]
+        return dict(zip(names, self._session.run(names, dict(batch)), strict=True))
+
+    def _opened(self, runtime: Any, path: Path) -> Any:
+        wanted = self._provider
+        self._refuse_unless_in(runtime.get_available_providers())
+        if wanted.device == "cuda":
+            _load_cuda_libraries(runtime)
+        session = _session(runtime, path, self._session_options(runtime), (wanted.name, dict(wanted.options)))
+        self._refuse_unless_in(session.get_providers())
+        session.disable_fallback()
+        return session
+
+    def _session_options(self, runtime: Any) -> Any:
+        options = runtime.SessionOptions()
+        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[self._optimisation])
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.use_deterministic_compute = True
+        options.log_severity_level = 4  # what fails is raised; the log would say it again
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+    def _refuse_unless_in(self, present: list[str]) -> None:
+        if self._provider.name not in present:
+            raise NotHereError(
+                f"{self.name} was asked for, ONNX Runtime has only {', '.join(present)} here; {self._provider.remedy}"
+            )
+
+
+def _onnxruntime() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise NotHereError(f"ONNX Runtime cannot be imported ({error}); pip install onnxruntime-gpu") from error
+
+
+def _load_cuda_libraries(runtime: Any) -> None:
+    with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+        runtime.preload_dlls()
+
+
+def _session(runtime: Any, path: Path, options: Any, provider: tuple[str, dict[str, str]]) -> Any:
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file; give the path of an ONNX model")
+    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    try:
+        return runtime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
+    except (state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument) as error:
+        raise DamagedError(f"{path} is no model for ONNX Runtime {runtime.__version__}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _spec(node: Any, path: Path) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise UsageError(f"{path}: {node.name} is a {node.type}, expected one of {', '.join(_DTYPES)}")
+    return TensorSpec(node.name, _DTYPES[node.type], tuple(d if isinstance(d, int) else None for d in node.shape))

@@ -1,0 +1,52 @@
+"""The runtimes that open a model file, by name. A new one is a file next to this and a line here.
+
+Importing this imports no runtime: each does that itself, when it opens a file.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.runners.base import Runner
+from deploy.runners.onnxruntime import OnnxRuntimeRunner, Optimisation
+from export.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What may be said about a run; a runtime that has no such choice ignores it and its facts say so."""
+
+    optimisation: Optimisation = "all"
+    threads: int = 0
+    """0: as many as there are cores."""
+
+
+@dataclass(frozen=True)
+class FileRuntime:
+    """A runtime on a kind of device, and how it opens a file."""
+
+    device: str
+    open: Callable[[Path, RunOptions], Runner]
+
+
+def _onnxruntime_cpu(path: Path, options: RunOptions) -> Runner:
+    return OnnxRuntimeRunner(path, "onnxruntime-cpu", optimisation=options.optimisation, threads=options.threads)
+
+
+def _onnxruntime_cuda(path: Path, options: RunOptions) -> Runner:
+    return OnnxRuntimeRunner(path, "onnxruntime-cuda", optimisation=options.optimisation, threads=options.threads)
+
+
+FILE_RUNTIMES = {
+    "onnxruntime-cpu": FileRuntime("cpu", _onnxruntime_cpu),
+    "onnxruntime-cuda": FileRuntime("cuda", _onnxruntime_cuda),
+}
+
+_DEFAULTS = RunOptions()
+
+
+def open_file(runtime: str, path: Path, options: RunOptions = _DEFAULTS) -> Runner:
+    """Open a model file in the runtime of that name."""
+    if runtime not in FILE_RUNTIMES:
+        raise UsageError(f"runtime {runtime!r} is not known; choose one of {', '.join(FILE_RUNTIMES)}")
+    return FILE_RUNTIMES[runtime].open(path, options)

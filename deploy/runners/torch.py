@@ -1,0 +1,151 @@
+"""Runs a PyTorch module as it is: the caller has set its mode and switched parts off.
+
+Takes a module and the names of its inputs and outputs. Computes in true float32 (no TF32, no autocast) or in float64.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from deploy.runners.base import Array, Runner, TensorSpec
+from export.errors import NotHereError
+
+TorchPrecision = Literal["float32", "float64"]
+
+
+class TorchRunner(Runner):
+    """A module on the CPU or a CUDA device; the caller's own module is neither moved nor converted."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        name: str = "torch",
+        device: str = "cpu",
+        precision: TorchPrecision = "float32",
+        gradients: bool = False,
+    ) -> None:
+        self.name = name
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(_in_precision(spec, precision) for spec in outputs)
+        self._device = available_device(device)
+        self._precision = precision
+        self._gradients = gradients
+        self._module: nn.Module | None = _placed(module, self._device, precision)
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        with _true_float32():
+            flags = _arithmetic_flags()
+        return {
+            "runtime": "torch",
+            "version": torch.__version__,
+            "device": _device_name(self._device),
+            "cuda": torch.version.cuda if self._device.type == "cuda" else None,
+            "precision": self._precision,
+            "gradients": self._gradients,
+            "training_mode": self._module is not None and self._module.training,
+            "threads": torch.get_num_threads(),
+            "flags": flags,
+        }
+
+    def close(self) -> None:
+        self._module = None
+
+    def _run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        if self._module is None:
+            raise RuntimeError(f"{self.name} is closed")
+        tensors = [_tensor(batch[spec.name]).to(self._device) for spec in self.inputs]
+        autocast_off = torch.autocast(self._device.type, enabled=False)
+        with _true_float32(), autocast_off, self._gradient_mode():
+            results = self._module(*tensors)
+        values = (results,) if isinstance(results, torch.Tensor) else tuple(results)
+        return {spec.name: _array(value) for spec, value in zip(self.outputs, values, strict=True)}
+
+    def _gradient_mode(self) -> AbstractContextManager[object]:
+        return torch.enable_grad() if self._gradients else torch.inference_mode()
+
+
+def available_device(name: str) -> torch.device:
+    """The device of that name; NotHereError where it cannot be used."""
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise NotHereError(f"device {name!r} was asked for, torch {torch.__version__} finds no CUDA device; use 'cpu'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise NotHereError(f"device {name!r} was asked for, there are {torch.cuda.device_count()}: counted from cuda:0")
+    return device
+
+
+def _in_precision(spec: TensorSpec, precision: TorchPrecision) -> TensorSpec:
+    return replace(spec, dtype=precision) if spec.dtype == "float32" else spec
+
+
+def _placed(module: nn.Module, device: torch.device, precision: TorchPrecision) -> nn.Module:
+    tensors = [*module.parameters(), *module.buffers()]
+    stays = all(tensor.device.type == device.type for tensor in tensors)
+    if stays and precision == "float32":
+        return module
+    module = copy.deepcopy(module).to(device)
+    return module.double() if precision == "float64" else module
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    return torch.tensor(np.ascontiguousarray(array))  # a copy: torch would warn about memory that is read-only
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    array: Array = tensor.detach().cpu().numpy()
+    return array.copy()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def _true_float32() -> Iterator[None]:
+    """Float32 products and repeatable algorithms while it lasts, whatever the rest of the process has set."""
+    cudnn = torch.backends.cudnn
+    before = [part.fp32_precision for part in _products().values()], cudnn.benchmark, cudnn.deterministic
+    _set_arithmetic(["ieee"] * len(before[0]), False, True)
+    try:
+        yield
+    finally:
+        _set_arithmetic(*before)
+
+
+def _set_arithmetic(precisions: Sequence[str], benchmark: bool, deterministic: bool) -> None:
+    for part, precision in zip(_products().values(), precisions, strict=True):
+        part.fp32_precision = precision
+    torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cudnn.deterministic = deterministic
+
+
+def _arithmetic_flags() -> dict[str, object]:
+    return {
+        "float32_products": {name: part.fp32_precision for name, part in _products().items()},
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "autocast": False,
+    }
+
+
+def _products() -> dict[str, Any]:
+    """Everything that may multiply float32 numbers in another precision (TF32, bfloat16)."""
+    backends: Any = torch.backends  # its stubs lack these parts
+    return {
+        "cuda.matmul": backends.cuda.matmul,
+        "cudnn.conv": backends.cudnn.conv,
+        "cudnn.rnn": backends.cudnn.rnn,
+        "mkldnn.conv": backends.mkldnn.conv,
+        "mkldnn.matmul": backends.mkldnn.matmul,
+        "mkldnn.rnn": backends.mkldnn.rnn,
+    }

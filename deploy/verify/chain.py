@@ -1,0 +1,288 @@
+"""Runs a model's forms side by side on the same batches and gives a verdict, link by link.
+
+Takes stages (anything that opens as a `Runner`), links between them, and batches. Knows no particular runtime.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from deploy.runners.base import Runner
+from deploy.verify.budget import Budget, ErrorMeter, Precision, TopOne, TopOneMeter, budget
+from deploy.verify.compare import Arrays, Comparator, Comparison
+from deploy.verify.environment import environment
+from deploy.verify.invariance import InvarianceMeter, not_run
+from deploy.verify.samples import SampleHash
+from deploy.verify.verdict import (
+    InvarianceVerdict,
+    LinkVerdict,
+    Observed,
+    Requirement,
+    Samples,
+    StageErrors,
+    Status,
+    TrainingOnlyPart,
+    Verdict,
+    figures,
+    one_line,
+)
+from export.errors import NotHereError, SamegraphError
+
+Batches = Callable[[], Iterable[Arrays]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One form of the model."""
+
+    name: str
+    runtime: str
+    device: str
+    precision: Precision
+    """What was asked for; the budget follows from it."""
+    open: Callable[[], Runner]
+    invariance_required: Requirement | None = "budget"
+    """What running again, alone and beside copies must hold; None where that is not checked."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """Two forms that must be the same function."""
+
+    from_: str
+    to: str
+    required: Requirement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Stages, the links between them, and the two on which every budget rests."""
+
+    stages: tuple[Stage, ...]
+    links: tuple[Link, ...]
+    reference: Stage
+    """The float64 evaluation of the folded weights."""
+    training: str
+    """The stage whose error sets the budgets."""
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in (*self.stages, self.reference)]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two stages have one name: {names}")
+        unknown = {self.training, *(end for link in self.links for end in (link.from_, link.to))} - set(names[:-1])
+        if unknown or any(link.from_ == link.to for link in self.links):
+            raise ValueError(f"links must join two different stages of {names[:-1]}, got {self.links}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What the caller knows and the verdict repeats."""
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Name of every file that was run, with its SHA-256."""
+    samples_made: tuple[str, ...] = ()
+    training_only: tuple[TrainingOnlyPart, ...] = ()
+
+
+def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collection[str] = ()) -> Verdict:
+    """Run every stage once per batch and judge every link. What is in `require` and not here raises NotHereError."""
+    _refuse_unknown(require, chain)
+    with ExitStack() as stack:
+        running = {s.name: _RunningStage(s, stack, require) for s in (*chain.stages, chain.reference)}
+        course = _Course(chain, running)
+        for batch in batches():
+            course.step(batch)
+        return course.verdict(record)
+
+
+class _RunningStage:
+    """A stage under way: open, absent (not on this machine) or broken (it raised)."""
+
+    def __init__(self, stage: Stage, stack: ExitStack, require: Collection[str]) -> None:
+        self.stage = stage
+        self.absent: str | None = None
+        self.broken: str | None = None
+        self.facts: Mapping[str, object] = {}
+        self.errors = ErrorMeter()
+        self.invariance: InvarianceMeter | None = None
+        self._runner: Runner | None = None
+        try:
+            self._runner = stack.enter_context(stage.open())
+            self.facts = self._runner.facts
+        except NotHereError as error:
+            if stage.runtime in require:
+                raise
+            self.absent = str(error)
+        except SamegraphError:
+            raise  # a damaged file or a wrong option ends the command with its own exit code
+        except Exception as error:
+            self.broken = f"{stage.name} could not be opened: {one_line(error)}"
+
+    def run(self, batch: Arrays) -> Arrays | None:
+        """The outputs; None from the moment on that the stage raised."""
+        if self._runner is None or self.broken is not None:
+            return None
+        try:
+            return self._runner.run(batch)
+        except Exception as error:  # whatever a runtime raises, it is a finding about its links
+            self.broken = f"{self.stage.name} raised {one_line(error)}"
+            return None
+
+    def measure(self, batch: Arrays, outputs: Arrays, reference: Arrays | None) -> None:
+        """Measure against float64; the first batch also serves to check that samples do not depend on their batch."""
+        if reference is not None:
+            self.errors.update(reference, outputs)
+        if self.invariance is None and self._runner is not None and self.stage.invariance_required is not None:
+            self.invariance = InvarianceMeter()
+            self.invariance.update(self._runner.run, batch, outputs, reference)
+
+
+class _RunningLink:
+    """A link under way."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.comparator = Comparator()
+        self.top_one = TopOneMeter()
+
+    def update(self, outputs: Mapping[str, Arrays | None], reference: Arrays | None) -> None:
+        a, b = outputs[self.link.from_], outputs[self.link.to]
+        if a is None or b is None:
+            return
+        self.comparator.update(a, b)
+        if reference is not None:
+            self.top_one.update(reference, a, b)
+
+
+class _Course:
+    """One pass over the samples."""
+
+    def __init__(self, chain: Chain, running: dict[str, _RunningStage]) -> None:
+        self._chain = chain
+        self._running = running
+        self._reference = running[chain.reference.name]
+        self._training = running[chain.training]
+        self._links = [_RunningLink(link) for link in chain.links]
+        self._samples = SampleHash()
+
+    def step(self, batch: Arrays) -> None:
+        self._samples.update(batch)
+        outputs = {name: stage.run(batch) for name, stage in self._running.items()}
+        reference = outputs[self._chain.reference.name]
+        for stage in self._chain.stages:
+            found = outputs[stage.name]
+            if found is not None:
+                self._running[stage.name].measure(batch, found, reference)
+        for link in self._links:
+            link.update(outputs, reference)
+
+    def verdict(self, record: Record) -> Verdict:
+        stages = [self._running[stage.name] for stage in self._chain.stages]
+        return Verdict(
+            links=tuple(self._link_verdict(link) for link in self._links),
+            errors=tuple(self._stage_errors(stage) for stage in stages if stage.errors.result.num_values),
+            invariance=tuple(check for stage in stages for check in self._invariance(stage)),
+            environment=environment(),
+            stages={name: stage.facts for name, stage in self._running.items()},
+            files=dict(record.files),
+            samples=Samples(sha256=self._samples.hexdigest, count=self._samples.num_samples, how=record.samples_made),
+            training_only=record.training_only,
+        )
+
+    def _budget(self, stage: Stage) -> Budget | None:
+        if self._training.broken or self._reference.broken:
+            return None
+        return budget(self._training.errors.result, self._training.stage.precision, stage.precision)
+
+    def _stage_errors(self, running: _RunningStage) -> StageErrors:
+        errors = running.errors.result
+        return StageErrors(stage=running.stage.name, max=errors.max, rms=errors.rms, budget=self._budget(running.stage))
+
+    def _invariance(self, running: _RunningStage) -> tuple[InvarianceVerdict, ...]:
+        required = running.stage.invariance_required
+        if required is None:
+            return ()
+        if running.invariance is None:
+            reason = running.absent or running.broken or "there was no batch"
+            return not_run(running.stage.name, required, reason)
+        return running.invariance.verdicts(running.stage.name, required, self._budget(running.stage))
+
+    def _link_verdict(self, running: _RunningLink) -> LinkVerdict:
+        link, target = running.link, self._running[running.link.to]
+        comparison = running.comparator.result
+        top_one = running.top_one.result(max(self._excused(link.from_), self._excused(link.to)))
+        observed = self._observed(target, comparison, top_one)
+        status, reason = self._judge(link, observed, comparison, top_one)
+        return LinkVerdict(
+            from_=link.from_,
+            to=link.to,
+            runtime=target.stage.runtime,
+            device=target.stage.device,
+            required=link.required,
+            observed=observed,
+            status=status,
+            reason=reason,
+            samples=comparison.num_samples,
+            outputs=comparison.outputs,
+            max_ulp=comparison.max_ulp,
+            max_abs=comparison.max_abs,
+            budget=self._budget(target.stage),
+            top1_changes=top_one.num_changes,
+            ties=top_one.num_ties,
+            changes=top_one.changes,
+            first_difference=comparison.first_difference,
+        )
+
+    def _excused(self, name: str) -> float:
+        """The stage's largest error, as far as its budget allows it: a stage outside its budget excuses no change."""
+        allowed = self._budget(self._running[name].stage)
+        return min(self._running[name].errors.result.max, allowed.max) if allowed else 0.0
+
+    def _observed(self, target: _RunningStage, comparison: Comparison, top_one: TopOne) -> Observed | None:
+        if not comparison.num_values:
+            return None
+        if comparison.bitwise:
+            return "bitwise"
+        allowed = self._budget(target.stage)
+        inside = allowed is not None and allowed.covers(target.errors.result)
+        return "budget" if inside and top_one.all_ties and not comparison.failures else "outside"
+
+    def _judge(
+        self, link: Link, observed: Observed | None, comparison: Comparison, top_one: TopOne
+    ) -> tuple[Status, str]:
+        needed = self._needed(link)
+        absent = [stage.absent for stage in needed if stage.absent]
+        broken = [stage.broken for stage in needed if stage.broken]
+        if absent:
+            return "not run", absent[0]
+        if broken or comparison.failures:
+            return "failed", "; ".join(broken or [failure.message for failure in comparison.failures])
+        if observed in ("bitwise", link.required):
+            return "passed", ""
+        if link.required == "bitwise":
+            return "failed", f"required bitwise, but {figures(comparison)}"
+        return "failed", f"{self._outside(link, top_one)}; {figures(comparison)}"
+
+    def _needed(self, link: Link) -> list[_RunningStage]:
+        ends = [self._running[link.from_], self._running[link.to]]
+        return ends if link.required == "bitwise" else [*ends, self._training, self._reference]
+
+    def _outside(self, link: Link, top_one: TopOne) -> str:
+        target = self._running[link.to]
+        allowed, errors = self._budget(target.stage), target.errors.result
+        if allowed is None:
+            return f"no budget: the error of {self._chain.training} against float64 is {self._training.errors.result}"
+        if not allowed.covers(errors):
+            return f"the error against float64 is {errors}, the budget is {allowed}"
+        return (
+            f"{top_one.num_changes - top_one.num_ties} of {top_one.num_changes} changes of the first class are no ties"
+        )
+
+
+def _refuse_unknown(require: Collection[str], chain: Chain) -> None:
+    missing = sorted(set(require) - {stage.runtime for stage in chain.stages})
+    if missing:
+        present = ", ".join(sorted({stage.runtime for stage in chain.stages}))
+        raise NotHereError(
+            f"{', '.join(missing)} must run, but the chain has only {present}; add it to verify.runtimes"
+        )

@@ -1,0 +1,159 @@
+"""The verdict on a chain of links: what `verification.json` holds, and the sentence that names what failed.
+
+Plain frozen data. Knows neither how it was measured nor how it is shown.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Literal
+
+from deploy.verify.budget import Budget, TopOneChange
+from deploy.verify.compare import Comparison, FirstDifference, OutputComparison
+
+Requirement = Literal["bitwise", "budget"]
+Observed = Literal["bitwise", "budget", "outside"]
+Status = Literal["passed", "failed", "not run"]
+Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkVerdict:
+    """Whether two neighbouring stages are the same function; `runtime` and `device` are those of the second."""
+
+    from_: str
+    to: str
+    runtime: str
+    device: str
+    required: Requirement
+    observed: Observed | None
+    """None where nothing was compared."""
+    status: Status
+    reason: str
+    """Empty where it passed."""
+    samples: int
+    outputs: tuple[OutputComparison, ...]
+    max_ulp: int
+    max_abs: float
+    budget: Budget | None
+    """What the second stage's distance from float64 may be; see `errors` of the verdict for what it is."""
+    top1_changes: int
+    ties: int
+    changes: tuple[TopOneChange, ...]
+    """Some of the samples whose first class changed, those with the widest margins."""
+    first_difference: FirstDifference | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageErrors:
+    """How far a stage is from the float64 outputs, over all samples and outputs."""
+
+    stage: str
+    max: float
+    rms: float
+    budget: Budget | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvarianceVerdict:
+    """Whether a stage gives a sample the same outputs when it runs it again, alone, or beside copies of itself."""
+
+    stage: str
+    check: str
+    required: Requirement
+    observed: Observed | None
+    status: Status
+    reason: str
+    samples: int
+    max_ulp: int
+    max_abs: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What was run: its hash, how many, and how they were made."""
+
+    sha256: str
+    count: int
+    how: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOnlyPart:
+    """A part that acts in training only, and was switched off for the comparison."""
+
+    name: str
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Everything `verification.json` says."""
+
+    links: tuple[LinkVerdict, ...]
+    errors: tuple[StageErrors, ...]
+    invariance: tuple[InvarianceVerdict, ...]
+    environment: Mapping[str, object]
+    stages: Mapping[str, Mapping[str, object]]
+    """What ran, by stage: runtime, version, device, flags, threads."""
+    files: Mapping[str, str]
+    samples: Samples
+    training_only: tuple[TrainingOnlyPart, ...]
+
+    @property
+    def passed(self) -> bool:
+        """At least one link passed, and nothing that was checked failed."""
+        return any(link.status == "passed" for link in self.links) and not self.failed
+
+    @property
+    def failed(self) -> tuple[LinkVerdict | InvarianceVerdict, ...]:
+        checks: list[LinkVerdict | InvarianceVerdict] = [*self.links, *self.invariance]
+        return tuple(check for check in checks if check.status == "failed")
+
+    def to_json(self) -> dict[str, Json]:
+        """The content of `verification.json`. What JSON lacks is written "NaN", "Infinity", "-Infinity"."""
+        content = _json(self)
+        assert isinstance(content, dict)
+        return {"verdict": "pass" if self.passed else "fail", **content}
+
+
+def failure_sentence(verdict: Verdict) -> str:
+    """One line on the first thing that failed, with its figures; for NotTheSameError."""
+    if not verdict.failed:
+        return "; ".join(["no link passed", *(f"{x.from_} -> {x.to} {x.status}: {x.reason}" for x in verdict.links)])
+    first, others = verdict.failed[0], len(verdict.failed) - 1
+    place = f"{first.from_} -> {first.to}" if isinstance(first, LinkVerdict) else f"{first.check} of {first.stage}"
+    more = f"; and {others} more failed" if others else ""
+    return f"{place} failed: {first.reason}{more}"
+
+
+def figures(comparison: Comparison) -> str:
+    """How far apart two sides were, in a few words."""
+    found = f"{comparison.different_bits} of {comparison.num_values} values have other bits"
+    size = f"max_ulp {comparison.max_ulp}, max_abs {comparison.max_abs:.3g}"
+    first = comparison.first_difference
+    if first is None:
+        return f"{found}, {size}"
+    return (
+        f"{found}, {size}, first at {first.output}{list(first.index)}: {first.values[0]!r} against {first.values[1]!r}"
+    )
+
+
+def one_line(error: Exception, limit: int = 300) -> str:
+    """An exception of a runtime as part of a sentence."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def _json(value: object) -> Json:
+    if is_dataclass(value):
+        return {field.name.rstrip("_"): _json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -1,0 +1,238 @@
+"""Runners: what the shell refuses before and after the runtime, and that each one runs what it says."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnx_files import IMAGE, LOGITS, Perceptron, pixels, random_weights, write_onnx
+from torch import nn
+
+from deploy.runners.base import Array, Runner, TensorSpec
+from deploy.runners.onnxruntime import OnnxRuntimeRunner
+from deploy.runners.table import FILE_RUNTIMES, RunOptions, open_file
+from deploy.runners.torch import TorchRunner
+from export.errors import DamagedError, NotHereError, UsageError
+
+
+class Given(Runner):
+    """Returns what it was given to return, and remembers that it was asked."""
+
+    def __init__(self, outputs: dict[str, Array]) -> None:
+        self.name, self.inputs, self.outputs = "given", (IMAGE,), (LOGITS,)
+        self.num_runs, self.closed = 0, False
+        self._given = outputs
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return {}
+
+    def _run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        self.num_runs += 1
+        return self._given
+
+    def close(self) -> None:
+        self.closed = True
+
+
+GOOD = np.zeros((2, 5), np.float32)
+IMAGES = pixels(2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({}, r"given: got inputs \[\], expected \['image'\]; names must match exactly"),
+        ({"picture": IMAGES}, r"got inputs \['picture'\]"),
+        ({"image": IMAGES, "more": IMAGES}, r"got inputs \['image', 'more'\]"),
+        (
+            {"image": IMAGES.astype(np.float32)},
+            "image is float32, 2 x 1 x 4 x 4; expected image .uint8, N x 1 x 4 x 4.",
+        ),
+        ({"image": IMAGES[0]}, "image is uint8, 1 x 4 x 4; expected"),
+        ({"image": IMAGES[:, :, :3]}, "image is uint8, 2 x 1 x 3 x 4; expected"),
+        ({"image": IMAGES[:0]}, "got a batch of 0 samples, expected at least 1"),
+        ({"image": IMAGES.tolist()}, "image is a list, expected a NumPy array"),
+    ],
+)
+def test_input_is_refused_before_the_runtime_sees_it(batch: dict[str, Array], message: str) -> None:
+    with Given({"logits": GOOD}) as runner:
+        with pytest.raises(UsageError, match=message) as caught:
+            runner.run(batch)
+        assert runner.num_runs == 0
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "outputs", [{}, {"scores": GOOD}, {"logits": GOOD[:, :4]}, {"logits": GOOD.astype(np.float64)}]
+)
+def test_output_that_is_not_as_declared_is_refused(outputs: dict[str, Array]) -> None:
+    with pytest.raises(DamagedError, match=r"given: (got outputs|output logits)"):
+        Given(outputs).run({"image": IMAGES})
+
+
+def test_output_as_declared_is_handed_on_and_the_end_closes() -> None:
+    with Given({"logits": GOOD}) as runner:
+        assert runner.run({"image": IMAGES})["logits"] is GOOD
+    assert runner.closed
+
+
+def test_inputs_must_agree_on_the_batch() -> None:
+    runner = Given({"logits": GOOD})
+    runner.inputs = (IMAGE, TensorSpec("weight", "float32", (None,)))
+    with pytest.raises(UsageError, match="differ in their number of samples"):
+        runner.run({"image": IMAGES, "weight": np.ones(3, np.float32)})
+
+
+def test_only_the_batch_may_be_free() -> None:
+    with pytest.raises(UsageError, match="free size behind the batch"):
+        TensorSpec("image", "uint8", (None, 1, None, 4))
+
+
+class TestTorch:
+    def test_runs_the_module_in_float32(self) -> None:
+        module = Perceptron(random_weights()).eval()
+        with TorchRunner(module, [IMAGE], [LOGITS]) as runner:
+            found = runner.run({"image": IMAGES})["logits"]
+        with torch.no_grad():
+            assert np.array_equal(found, module(torch.tensor(IMAGES)).numpy())
+
+    def test_mode_and_gradients_are_those_it_was_given(self) -> None:
+        class Mode(nn.Module):
+            def forward(self, image: torch.Tensor) -> torch.Tensor:
+                facts = [self.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), 0, 0]
+                return torch.tensor([[float(fact) for fact in facts]])
+
+        image = {"image": IMAGES[:1]}
+        for gradients in (False, True):
+            for module in (Mode().train(), Mode().eval()):
+                runner = TorchRunner(module, [IMAGE], [LOGITS], gradients=gradients)
+                expected = [module.training, gradients, not gradients, 0, 0]
+                assert runner.run(image)["logits"].tolist() == [[float(x) for x in expected]]
+                assert runner.facts["training_mode"] == module.training
+
+    def test_float64_is_a_copy(self) -> None:
+        module = Perceptron(random_weights())
+        with TorchRunner(module, [IMAGE], [LOGITS], precision="float64") as runner:
+            found = runner.run({"image": IMAGES})["logits"]
+        assert found.dtype == np.float64
+        assert module.first.weight.dtype == torch.float32
+        weights = random_weights()
+        flat = (IMAGES.reshape(2, -1).astype(np.float64) - 128) / 64
+        hidden = np.maximum(flat @ weights.first.astype(np.float64).T + weights.bias, 0)
+        assert np.allclose(found, hidden @ weights.last.astype(np.float64).T + weights.last_bias, rtol=1e-13)
+
+    def test_strided_and_read_only_input(self) -> None:
+        runner = TorchRunner(Perceptron(random_weights()), [IMAGE], [LOGITS])
+        straight = IMAGES[::-1].copy()
+        straight.flags.writeable = False
+        strided = runner.run({"image": IMAGES[::-1]})["logits"]
+        assert np.array_equal(strided, runner.run({"image": straight})["logits"])
+
+    def test_outputs_do_not_change_with_the_next_run(self) -> None:
+        class Reuses(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.kept = torch.zeros(2, 5)
+
+            def forward(self, image: torch.Tensor) -> torch.Tensor:
+                return self.kept.add_(1)
+
+        runner = TorchRunner(Reuses(), [IMAGE], [LOGITS], gradients=True)
+        first = runner.run({"image": IMAGES})["logits"]
+        runner.run({"image": IMAGES})
+        assert first.max() == 1
+
+    def test_process_wide_settings_are_overruled_and_put_back(self) -> None:
+        backends = torch.backends
+        seen: dict[str, object] = {}
+
+        class Looks(nn.Module):
+            def forward(self, image: torch.Tensor) -> torch.Tensor:
+                seen["conv"] = backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+                seen["matmul"] = backends.cuda.matmul.fp32_precision
+                seen["benchmark"] = backends.cudnn.benchmark
+                seen["autocast"] = torch.is_autocast_enabled("cpu")
+                return torch.zeros(2, 5)
+
+        before = backends.cudnn.allow_tf32, backends.cudnn.benchmark
+        backends.cudnn.benchmark = True
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                TorchRunner(Looks(), [IMAGE], [LOGITS]).run({"image": IMAGES})
+            assert seen == {"conv": "ieee", "matmul": "ieee", "benchmark": False, "autocast": False}
+            assert (backends.cudnn.allow_tf32, backends.cudnn.benchmark) == (before[0], True)
+        finally:
+            backends.cudnn.benchmark = before[1]
+
+    def test_several_outputs_are_named_in_order(self) -> None:
+        class Two(nn.Module):
+            def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return torch.zeros(2, 5), torch.ones(2, dtype=torch.int64)
+
+        runner = TorchRunner(Two(), [IMAGE], [LOGITS, TensorSpec("label", "int64", (None,))])
+        assert runner.run({"image": IMAGES})["label"].tolist() == [1, 1]
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+    def test_missing_device(self) -> None:
+        with pytest.raises(NotHereError, match=r"'cuda' was asked for.*use 'cpu'"):
+            TorchRunner(nn.Identity(), [IMAGE], [LOGITS], device="cuda")
+
+
+class TestOnnxRuntime:
+    @pytest.mark.parametrize("optimisation", ["none", "basic", "extended", "all"])
+    def test_runs_the_file(self, tmp_path: Path, optimisation: str) -> None:
+        path = write_onnx(tmp_path / "model.onnx", random_weights())
+        options = RunOptions(optimisation=optimisation, threads=1)  # type: ignore[arg-type]
+        with open_file("onnxruntime-cpu", path, options) as runner:
+            found = runner.run({"image": IMAGES})["logits"]
+            assert (runner.inputs, runner.outputs) == ((IMAGE,), (LOGITS,))
+            facts = runner.facts
+        expected = TorchRunner(Perceptron(random_weights()), [IMAGE], [LOGITS]).run({"image": IMAGES})["logits"]
+        assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
+        assert (facts["providers"], facts["threads"], facts["device"]) == (["CPUExecutionProvider"], 1, "cpu")
+
+    def test_strided_input(self, tmp_path: Path) -> None:
+        with OnnxRuntimeRunner(write_onnx(tmp_path / "model.onnx", random_weights())) as runner:
+            turned = runner.run({"image": IMAGES[::-1]})["logits"]
+            assert np.array_equal(turned, runner.run({"image": IMAGES[::-1].copy()})["logits"])
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+    def test_listed_but_not_loadable_provider_is_refused(self, tmp_path: Path) -> None:
+        path = write_onnx(tmp_path / "model.onnx", random_weights())
+        with pytest.raises(
+            NotHereError, match=r"onnxruntime-cuda \(all\) was asked for, .* has only CPUExecutionProvider"
+        ):
+            open_file("onnxruntime-cuda", path)
+
+    def test_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(NotHereError, match="pip install onnxruntime-gpu"):
+            open_file("onnxruntime-cpu", tmp_path / "model.onnx")
+
+    @pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x0a"])
+    def test_a_file_that_is_no_model(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "model.onnx"
+        path.write_bytes(content)
+        with pytest.raises(DamagedError, match="is no model for ONNX Runtime") as caught:
+            open_file("onnxruntime-cpu", path)
+        assert "\n" not in str(caught.value)
+
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="is not a file"):
+            open_file("onnxruntime-cpu", tmp_path / "none.onnx")
+
+
+def test_unknown_runtime(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"choose one of {', '.join(FILE_RUNTIMES)}"):
+        open_file("onnxruntime", tmp_path / "model.onnx")
+
+
+def test_the_table_imports_no_runtime() -> None:
+    code = "import sys, deploy.runners.table; sys.exit(bool({'torch', 'onnxruntime', 'onnx'} & set(sys.modules)))"
+    root = Path(__file__).parents[3]
+    subprocess.run([sys.executable, "-c", code], cwd=root, env=dict(os.environ), check=True)

@@ -1,0 +1,380 @@
+"""The chain on tiny models: what is faithful passes, every planted fault is found and named, nothing passes unrun."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from onnx_files import IMAGE, LOGITS, Perceptron, Weights, pixels, random_weights, write_onnx
+
+from deploy.runners.base import Array, Runner, TensorSpec
+from deploy.runners.onnxruntime import OnnxRuntimeRunner
+from deploy.runners.torch import TorchRunner
+from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
+from deploy.verify.verdict import LinkVerdict, Requirement, TrainingOnlyPart, Verdict, failure_sentence
+from export.errors import DamagedError, NotHereError
+
+WEIGHTS = random_weights()
+IMAGES = pixels(40)
+RECORD = Record(
+    files={"model.onnx": "ab" * 32},
+    samples_made=("noise of PCG64",),
+    training_only=(TrainingOnlyPart(name="noise", what="uniform around 1"),),
+)
+
+
+def batches() -> Iterator[dict[str, Array]]:
+    for start in range(0, len(IMAGES), 16):
+        yield {"image": IMAGES[start : start + 16]}
+
+
+def torch_stage(name: str, weights: Weights = WEIGHTS, *, precision: str = "float32", gradients: bool = False) -> Stage:
+    def opened() -> Runner:
+        module = Perceptron(weights)
+        return TorchRunner(
+            module,
+            [IMAGE],
+            [LOGITS],
+            precision=precision,  # type: ignore[arg-type]
+            gradients=gradients,
+        )
+
+    return Stage(name=name, runtime="torch", device="cpu", precision=precision, open=opened)  # type: ignore[arg-type]
+
+
+def stage(open_: Callable[[], Runner], name: str = "onnx", runtime: str = "onnxruntime-cpu") -> Stage:
+    return Stage(name=name, runtime=runtime, device="cpu", precision="float32", open=open_)
+
+
+class Altered(Runner):
+    """The folded graph, with something done to its outputs."""
+
+    def __init__(self, alter: Callable[[dict[str, Array]], dict[str, Array]], outputs: tuple[TensorSpec, ...]) -> None:
+        self.name, self.inputs, self.outputs = "altered", (IMAGE,), outputs
+        self._inner = TorchRunner(Perceptron(WEIGHTS), [IMAGE], [LOGITS])
+        self._alter = alter
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return {"runtime": "altered"}
+
+    def _run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        return self._alter(self._inner.run(batch))
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def altered(alter: Callable[[dict[str, Array]], dict[str, Array]], *outputs: TensorSpec) -> Stage:
+    return stage(lambda: Altered(alter, outputs or (LOGITS,)))
+
+
+def chain(*last: Stage, required: Requirement = "budget") -> Chain:
+    first = (torch_stage("training", gradients=True), torch_stage("folded"))
+    return Chain(
+        stages=(*first, *last),
+        links=(Link("training", "folded", "bitwise"), *(Link("folded", s.name, required) for s in last)),
+        reference=torch_stage("float64", precision="float64"),
+        training="training",
+    )
+
+
+def onnx_stage(path: Path, weights: Weights = WEIGHTS) -> Stage:
+    write_onnx(path, weights)
+    return stage(lambda: OnnxRuntimeRunner(path, threads=1))
+
+
+def last_link(verdict: Verdict) -> LinkVerdict:
+    assert verdict.links[0].status == "passed"
+    return verdict.links[-1]
+
+
+def test_a_faithful_copy_passes(tmp_path: Path) -> None:
+    verdict = run_chain(chain(onnx_stage(tmp_path / "model.onnx")), batches, RECORD)
+    assert verdict.passed
+    first, last = verdict.links
+    assert (first.observed, first.max_ulp, first.max_abs, first.first_difference) == ("bitwise", 0, 0.0, None)
+    assert (last.status, last.observed, last.reason) == ("passed", "budget", "")
+    assert (last.samples, last.outputs[0].num_values, last.runtime, last.device) == (40, 200, "onnxruntime-cpu", "cpu")
+    assert last.max_ulp > 0
+    errors = {found.stage: found for found in verdict.errors}
+    assert set(errors) == {"training", "folded", "onnx"}
+    assert errors["onnx"].budget == last.budget
+    assert last.budget is not None
+    assert 0 < errors["onnx"].max <= last.budget.max < 1e-3
+    assert last.budget.max >= 4 * errors["training"].max > 0
+    assert [check.status for check in verdict.invariance] == ["passed"] * 9
+    assert [(check.check, check.samples) for check in verdict.invariance[-3:]] == [
+        ("rerun", 16),
+        ("alone", 8),
+        ("duplicated", 2),
+    ]
+    assert verdict.samples.count == 40
+
+
+def fault(**changes: object) -> Weights:
+    return WEIGHTS.changed(**changes)
+
+
+def moved(values: Array) -> Array:
+    values = values.copy()
+    values[0] += np.float32(1e-3)
+    return values
+
+
+def swapped(values: Array) -> Array:
+    return values[[1, 0, *range(2, len(values))]]
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        (fault(last_bias=moved(WEIGHTS.last_bias)), "the error against float64 is max 0.001, .* the budget is max"),
+        (fault(bias=moved(WEIGHTS.bias)), "the budget is"),
+        (fault(last=swapped(WEIGHTS.last), last_bias=swapped(WEIGHTS.last_bias)), "the budget is"),
+        (fault(first=WEIGHTS.first.astype(ml_dtypes.bfloat16).astype(np.float32)), "the budget is"),
+        (fault(output="scores"), r"outputs \['logits'\] on one side, \['scores'\] on the other"),
+    ],
+    ids=["bias of the last layer", "bias of the first layer", "two classes swapped", "bfloat16 weights", "renamed"],
+)
+def test_a_wrong_file_fails(tmp_path: Path, weights: Weights, reason: str) -> None:
+    verdict = run_chain(chain(onnx_stage(tmp_path / "model.onnx", weights)), batches, RECORD)
+    assert not verdict.passed
+    link = last_link(verdict)
+    assert link.status == "failed"
+    assert link.observed == ("outside" if weights.output == "logits" else None)
+    assert re.search(reason, link.reason)
+    sentence = failure_sentence(verdict)
+    assert sentence.startswith(f"folded -> onnx failed: {link.reason}")
+    assert "\n" not in sentence
+
+
+def test_swapped_classes_are_no_ties(tmp_path: Path) -> None:
+    weights = fault(last=swapped(WEIGHTS.last), last_bias=swapped(WEIGHTS.last_bias))
+    link = last_link(run_chain(chain(onnx_stage(tmp_path / "model.onnx", weights)), batches, RECORD))
+    assert link.top1_changes > link.ties == 0
+    assert {tuple(sorted(change.classes)) for change in link.changes} == {(0, 1)}
+
+
+def test_a_missing_output_fails() -> None:
+    extra = TensorSpec("extra", "float32", (None, 5))
+    two = altered(lambda outputs: {**outputs, "extra": outputs["logits"]}, LOGITS, extra)
+    link = last_link(run_chain(chain(two), batches, RECORD))
+    assert (link.status, link.observed) == ("failed", "outside")
+    assert link.reason == "the first side lacks the outputs ['extra']"
+
+
+def test_nan_on_one_side_fails() -> None:
+    def with_nan(outputs: dict[str, Array]) -> dict[str, Array]:
+        outputs["logits"][3, 2] = np.nan
+        return outputs
+
+    link = last_link(run_chain(chain(altered(with_nan)), batches, RECORD))
+    assert (link.status, link.observed) == ("failed", "outside")
+    assert "NaN or infinity on one side only in 3 places" in link.reason
+    assert link.first_difference is not None
+    assert link.first_difference.index == (3, 2)
+
+
+def test_another_dtype_fails_even_where_the_values_are_equal() -> None:
+    wide = replace(LOGITS, dtype="float64")
+    stage = altered(lambda outputs: {"logits": outputs["logits"].astype(np.float64)}, wide)
+    link = last_link(run_chain(chain(stage), batches, RECORD))
+    assert (link.status, link.reason) == ("failed", "logits: float32 and float64")
+
+
+def test_within_the_budget_is_not_bitwise() -> None:
+    def nudged(outputs: dict[str, Array]) -> dict[str, Array]:
+        return {"logits": np.nextafter(outputs["logits"], np.float32(0))}
+
+    assert last_link(run_chain(chain(altered(nudged)), batches, RECORD)).status == "passed"
+    link = last_link(run_chain(chain(altered(nudged), required="bitwise"), batches, RECORD))
+    assert (link.status, link.observed, link.max_ulp) == ("failed", "budget", 1)
+    assert link.reason.startswith("required bitwise, but 200 of 200 values have other bits, max_ulp 1, ")
+
+
+def test_one_wrong_sample_in_the_last_batch_is_found() -> None:
+    def wrong_at_the_end(outputs: dict[str, Array]) -> dict[str, Array]:
+        if len(outputs["logits"]) == 8:
+            outputs["logits"][7, 4] += 1
+        return outputs
+
+    verdict = run_chain(chain(altered(wrong_at_the_end)), batches, RECORD)
+    link = last_link(verdict)
+    assert link.status == "failed"
+    assert link.first_difference is not None
+    assert (link.first_difference.sample, link.first_difference.index) == (39, (39, 4))
+
+
+class TestAbsent:
+    def missing(self) -> Stage:
+        def opened() -> Runner:
+            raise NotHereError("cuda was asked for, there is none")
+
+        return stage(opened, "cuda", "onnxruntime-cuda")
+
+    def test_is_not_run_and_never_passed(self, tmp_path: Path) -> None:
+        verdict = run_chain(chain(onnx_stage(tmp_path / "model.onnx"), self.missing()), batches, RECORD)
+        link = last_link(verdict)
+        assert (link.status, link.observed, link.samples) == ("not run", None, 0)
+        assert link.reason == "cuda was asked for, there is none"
+        assert verdict.passed
+        assert {check.status for check in verdict.invariance if check.stage == "cuda"} == {"not run"}
+
+    def test_required_raises(self) -> None:
+        with pytest.raises(NotHereError, match="cuda was asked for"):
+            run_chain(chain(self.missing()), batches, RECORD, require={"onnxruntime-cuda"})
+
+    def test_required_but_not_in_the_chain_raises(self) -> None:
+        with pytest.raises(NotHereError, match="tensorrt must run, but the chain has only onnxruntime-cuda, torch"):
+            run_chain(chain(self.missing()), batches, RECORD, require={"tensorrt"})
+
+    def test_nothing_run_is_no_pass(self) -> None:
+        only = Chain(
+            stages=(torch_stage("training"), self.missing()),
+            links=(Link("training", "cuda", "budget"),),
+            reference=torch_stage("float64", precision="float64"),
+            training="training",
+        )
+        verdict = run_chain(only, batches, RECORD)
+        assert not verdict.passed
+        assert failure_sentence(verdict) == (
+            "no link passed; training -> cuda not run: cuda was asked for, there is none"
+        )
+
+
+def test_what_a_runtime_raises_is_a_finding() -> None:
+    def raises(outputs: dict[str, Array]) -> dict[str, Array]:
+        raise RuntimeError("out of\nmemory")
+
+    verdict = run_chain(chain(altered(raises)), batches, RECORD)
+    link = last_link(verdict)
+    assert (link.status, link.observed) == ("failed", None)
+    assert link.reason == "onnx raised RuntimeError: out of memory"
+
+
+def test_what_a_runtime_raises_late_is_a_finding() -> None:
+    def raises(outputs: dict[str, Array]) -> dict[str, Array]:
+        if len(outputs["logits"]) == 8:
+            raise RuntimeError("late")
+        return outputs
+
+    link = last_link(run_chain(chain(altered(raises)), batches, RECORD))
+    assert (link.status, link.reason, link.samples) == ("failed", "onnx raised RuntimeError: late", 32)
+
+
+def test_what_opening_raises_is_a_finding_but_a_damaged_file_ends_the_run() -> None:
+    def breaks() -> Runner:
+        raise ValueError("no kernel")
+
+    def damaged() -> Runner:
+        raise DamagedError("model.onnx is cut off")
+
+    link = last_link(run_chain(chain(stage(breaks)), batches, RECORD))
+    assert (link.status, link.reason) == ("failed", "onnx could not be opened: ValueError: no kernel")
+    with pytest.raises(DamagedError):
+        run_chain(chain(stage(damaged)), batches, RECORD)
+
+
+def test_no_batch_is_a_failure() -> None:
+    verdict = run_chain(chain(), lambda: iter([]), RECORD)
+    assert [link.status for link in verdict.links] == ["failed"]
+    assert verdict.links[0].reason == "there was no batch to compare"
+    assert not verdict.passed
+
+
+def test_without_a_reference_nothing_is_inside_a_budget(tmp_path: Path) -> None:
+    class Breaks(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            raise ValueError("none")
+
+    whole = chain(onnx_stage(tmp_path / "model.onnx"))
+    broken = replace(whole.reference, open=lambda: TorchRunner(Breaks(), [IMAGE], [LOGITS], precision="float64"))
+    link = last_link(run_chain(replace(whole, reference=broken), batches, RECORD))
+    assert (link.status, link.observed, link.reason) == ("failed", "outside", "float64 raised ValueError: none")
+
+
+class TestInvariance:
+    def run(self, alter: Callable[[dict[str, Array]], dict[str, Array]], required: Requirement) -> dict[str, str]:
+        whole = chain(replace(altered(alter), invariance_required=required))
+        verdict = run_chain(whole, batches, RECORD)
+        assert verdict.passed == all(check.status == "passed" for check in verdict.invariance)
+        return {check.check: check.status for check in verdict.invariance if check.stage == "onnx"}
+
+    def test_an_answer_that_changes_from_run_to_run(self) -> None:
+        state = {"runs": 0}
+
+        def drifts(outputs: dict[str, Array]) -> dict[str, Array]:
+            state["runs"] += 1
+            return {"logits": outputs["logits"] + (np.float32(0.01) if state["runs"] == 2 else 0)}
+
+        assert self.run(drifts, "budget") == {"rerun": "failed", "alone": "passed", "duplicated": "passed"}
+
+    def test_an_answer_that_depends_on_the_size_of_the_batch(self) -> None:
+        def depends(outputs: dict[str, Array]) -> dict[str, Array]:
+            return {"logits": outputs["logits"] + (np.float32(0.01) if len(outputs["logits"]) == 1 else 0)}
+
+        assert self.run(depends, "budget") == {"rerun": "passed", "alone": "failed", "duplicated": "passed"}
+
+    def test_an_answer_that_depends_on_the_place_in_the_batch(self) -> None:
+        def depends(outputs: dict[str, Array]) -> dict[str, Array]:
+            logits = outputs["logits"]
+            if len(logits) > 1 and np.ptp(logits, axis=0).max() < 1e-4:
+                logits[-1] += np.float32(0.01)
+            return outputs
+
+        assert self.run(depends, "budget") == {"rerun": "passed", "alone": "passed", "duplicated": "failed"}
+
+    def test_bitwise_is_stricter_than_the_budget(self) -> None:
+        def one_ulp(outputs: dict[str, Array]) -> dict[str, Array]:
+            logits = outputs["logits"]
+            return {"logits": np.nextafter(logits, np.float32(9)) if len(logits) == 1 else logits}
+
+        assert self.run(one_ulp, "budget")["alone"] == "passed"
+        assert self.run(one_ulp, "bitwise")["alone"] == "failed"
+
+    def test_not_checked_where_it_is_not_asked_for(self) -> None:
+        whole = chain()
+        stages = tuple(replace(stage, invariance_required=None) for stage in whole.stages)
+        assert run_chain(replace(whole, stages=stages), batches, RECORD).invariance == ()
+
+
+@pytest.mark.parametrize(
+    "links", [(Link("training", "nowhere", "budget"),), (Link("training", "training", "bitwise"),)]
+)
+def test_links_join_two_known_stages(links: tuple[Link, ...]) -> None:
+    with pytest.raises(ValueError, match="two different stages"):
+        replace(chain(), links=links)
+    with pytest.raises(ValueError, match="one name"):
+        chain(torch_stage("folded"))
+
+
+def test_json_has_the_fields_of_the_design(tmp_path: Path) -> None:
+    verdict = run_chain(chain(onnx_stage(tmp_path / "model.onnx")), batches, RECORD)
+    content = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
+    assert content["verdict"] == "pass"
+    fields = {"links", "errors", "invariance", "environment", "stages", "files", "samples", "training_only"}
+    assert set(content) == {"verdict", *fields}
+    assert set(content["links"][1]) == {
+        *("from", "to", "runtime", "device", "required", "observed", "status", "reason", "samples", "outputs"),
+        *("max_ulp", "max_abs", "budget", "top1_changes", "ties", "changes", "first_difference"),
+    }
+    assert content["links"][1]["first_difference"]["output"] == "logits"
+    assert content["training_only"] == [{"name": "noise", "what": "uniform around 1"}]
+    assert content["files"] == {"model.onnx": "ab" * 32}
+    assert content["samples"]["how"] == ["noise of PCG64"]
+    assert content["stages"]["onnx"]["providers"] == ["CPUExecutionProvider"]
+    assert content["environment"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_json_has_words_for_what_it_lacks() -> None:
+    def with_nan(outputs: dict[str, Array]) -> dict[str, Array]:
+        return {"logits": outputs["logits"] * np.float32(np.nan)}
+
+    link = run_chain(chain(altered(with_nan)), batches, RECORD).to_json()["links"]
+    assert "NaN" in json.dumps(link, allow_nan=False)

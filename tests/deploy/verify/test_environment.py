@@ -1,0 +1,28 @@
+"""What is said about the machine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from deploy.verify.environment import cpu_model, environment
+
+
+def test_versions_and_machine() -> None:
+    found = environment()
+    assert json.loads(json.dumps(found)) == found
+    assert found["python"] == sys.version.split()[0]
+    packages = found["packages"]
+    assert isinstance(packages, dict)
+    assert {"torch", "numpy", "onnxruntime-gpu"} <= set(packages)
+
+
+def test_processor(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU: 2 GHz\n")
+    assert cpu_model(tmp_path / "cpuinfo") == "Some CPU: 2 GHz"
+    assert cpu_model(tmp_path / "none")
+
+
+def test_verification_imports_no_runtime() -> None:
+    code = "import sys, deploy.verify.chain; sys.exit(bool({'torch', 'onnxruntime', 'onnx'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)

@@ -191,7 +191,9 @@ def _chain(bundle: Bundle, graph: GraphModule, folded: GraphModule, model: Path,
         return Stage(name=name, runtime="torch", device=device, precision="float32", open=open_module)
 
     def file_stage(name: str, runtime: str, options: RunOptions) -> Stage:
-        return Stage(name=name, runtime=runtime, device=FILE_RUNTIMES[runtime].device, precision="float32", open=lambda: open_file(runtime, model, options))
+        return Stage(
+            name=name, runtime=runtime, device=FILE_RUNTIMES[runtime].device, precision="float32", open=lambda: open_file(runtime, model, options)
+        )
 
     def open_reference() -> Runner:
         return TorchRunner(folded, *specs, name=REFERENCE, precision="float64")
@@ -252,7 +254,9 @@ def _facts(bundle: Bundle, graph: nn.Module) -> dict[str, object]:
 def _image_shape(bundle: Bundle) -> tuple[int, int, int]:
     sizes = bundle.manifest.input.shape[1:]
     if len(sizes) != 3 or None in sizes:
-        raise DamagedError(f"{bundle.folder}: the manifest's input is {bundle.manifest.input.shape}, expected batch x C x H x W; export the bundle again")
+        raise DamagedError(
+            f"{bundle.folder}: the manifest's input is {bundle.manifest.input.shape}, expected batch x C x H x W; export the bundle again"
+        )
     channels, height, width = (size or 0 for size in sizes)
     return channels, height, width
 

@@ -77,9 +77,7 @@ class Runner(ABC):
         return self
 
     @final
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def _check_input(self, batch: Mapping[str, Array]) -> None:
@@ -91,9 +89,7 @@ class Runner(ABC):
             raise UsageError(f"{self.name}: got a batch of 0 samples, expected at least 1")
 
 
-def _check(
-    runner: str, what: str, specs: Sequence[TensorSpec], arrays: Mapping[str, Array], error: type[Error]
-) -> None:
+def _check(runner: str, what: str, specs: Sequence[TensorSpec], arrays: Mapping[str, Array], error: type[Error]) -> None:
     names = [spec.name for spec in specs]
     if sorted(arrays) != sorted(names):
         raise error(f"{runner}: got {what}s {sorted(arrays)}, expected {sorted(names)}; names must match exactly")

@@ -1,6 +1,6 @@
 """Runs an ONNX file in ONNX Runtime, on the provider that was asked for and on no other.
 
-Takes a path that was checked before (`export.bundle`: hash, no external data, no foreign domain).
+Takes a path; the file must stand for itself (`onnx_file`). Knows no bundle.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploy.runners.base import Array, Runner, TensorSpec
+from deploy.runners.onnx_file import checked_bytes
 from export.errors import DamagedError, NotHereError, UsageError
 
 ProviderName = Literal["onnxruntime-cpu", "onnxruntime-cuda"]
@@ -119,9 +120,7 @@ class OnnxRuntimeRunner(Runner):
 
     def _refuse_unless_in(self, present: list[str]) -> None:
         if self._provider.name not in present:
-            raise NotHereError(
-                f"{self.name} was asked for, ONNX Runtime has only {', '.join(present)} here; {self._provider.remedy}"
-            )
+            raise NotHereError(f"{self.name} was asked for, ONNX Runtime has only {', '.join(present)} here; {self._provider.remedy}")
 
 
 def _onnxruntime() -> Any:
@@ -137,11 +136,10 @@ def _load_cuda_libraries(runtime: Any) -> None:
 
 
 def _session(runtime: Any, path: Path, options: Any, provider: tuple[str, dict[str, str]]) -> Any:
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file; give the path of an ONNX model")
+    content = checked_bytes(path)
     state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     try:
-        return runtime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
+        return runtime.InferenceSession(content, options, providers=[provider], enable_fallback=0)
     except (state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument) as error:
         raise DamagedError(f"{path} is no model for ONNX Runtime {runtime.__version__}: {_line(error)}") from error
 

@@ -247,9 +247,7 @@ class _Course:
         inside = allowed is not None and allowed.covers(target.errors.result)
         return "budget" if inside and top_one.all_ties and not comparison.failures else "outside"
 
-    def _judge(
-        self, link: Link, observed: Observed | None, comparison: Comparison, top_one: TopOne
-    ) -> tuple[Status, str]:
+    def _judge(self, link: Link, observed: Observed | None, comparison: Comparison, top_one: TopOne) -> tuple[Status, str]:
         needed = self._needed(link)
         absent = [stage.absent for stage in needed if stage.absent]
         broken = [stage.broken for stage in needed if stage.broken]
@@ -274,15 +272,11 @@ class _Course:
             return f"no budget: the error of {self._chain.training} against float64 is {self._training.errors.result}"
         if not allowed.covers(errors):
             return f"the error against float64 is {errors}, the budget is {allowed}"
-        return (
-            f"{top_one.num_changes - top_one.num_ties} of {top_one.num_changes} changes of the first class are no ties"
-        )
+        return f"{top_one.num_changes - top_one.num_ties} of {top_one.num_changes} changes of the first class are no ties"
 
 
 def _refuse_unknown(require: Collection[str], chain: Chain) -> None:
     missing = sorted(set(require) - {stage.runtime for stage in chain.stages})
     if missing:
         present = ", ".join(sorted({stage.runtime for stage in chain.stages}))
-        raise NotHereError(
-            f"{', '.join(missing)} must run, but the chain has only {present}; add it to verify.runtimes"
-        )
+        raise NotHereError(f"{', '.join(missing)} must run, but the chain has only {present}; add it to verify.runtimes")

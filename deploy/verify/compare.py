@@ -360,9 +360,7 @@ def _first_difference(name: str, a: Array, b: Array, different: NDArray[np.bool_
     place = tuple(int(i) for i in np.unravel_index(int(different.argmax()), different.shape))
     index = (place[0] + offset, *place[1:]) if place else ()
     bits = tuple(f"0x{int(_bits(x)[place]):0{2 * x.dtype.itemsize}x}" for x in (a, b))
-    return FirstDifference(
-        name, index, index[0] if index else offset, (_number(a[place]), _number(b[place])), (bits[0], bits[1])
-    )
+    return FirstDifference(name, index, index[0] if index else offset, (_number(a[place]), _number(b[place])), (bits[0], bits[1]))
 
 
 def _number(value: Any) -> Number:

@@ -134,9 +134,7 @@ def figures(comparison: Comparison) -> str:
     first = comparison.first_difference
     if first is None:
         return f"{found}, {size}"
-    return (
-        f"{found}, {size}, first at {first.output}{list(first.index)}: {first.values[0]!r} against {first.values[1]!r}"
-    )
+    return f"{found}, {size}, first at {first.output}{list(first.index)}: {first.values[0]!r} against {first.values[1]!r}"
 
 
 def one_line(error: Exception, limit: int = 300) -> str:

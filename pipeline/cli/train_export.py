@@ -16,9 +16,7 @@ from pipeline.cli.console import Console
 @options.required
 @options.as_json
 @click.pass_obj
-def command(
-    console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None, required: tuple[str, ...]
-) -> None:
+def command(console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None, required: tuple[str, ...]) -> None:
     """Train, fold, export and verify: from a config to a bundle."""
     from pipeline.config import load_config
 

@@ -11,9 +11,7 @@ from pipeline.cli.console import Console
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @options.required
-@click.option(
-    "--network", metavar="MODULE:FUNCTION", help="Let the bundle's network be built by this code of yours. A bundle alone runs no code."
-)
+@click.option("--network", metavar="MODULE:FUNCTION", help="Let the bundle's network be built by this code of yours. A bundle alone runs no code.")
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False), help="Write verification.json and report.html here.")
 @options.as_json
 @click.pass_obj

@@ -67,9 +67,7 @@ def test_input_is_refused_before_the_runtime_sees_it(batch: dict[str, Array], me
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "outputs", [{}, {"scores": GOOD}, {"logits": GOOD[:, :4]}, {"logits": GOOD.astype(np.float64)}]
-)
+@pytest.mark.parametrize("outputs", [{}, {"scores": GOOD}, {"logits": GOOD[:, :4]}, {"logits": GOOD.astype(np.float64)}])
 def test_output_that_is_not_as_declared_is_refused(outputs: dict[str, Array]) -> None:
     with pytest.raises(DamagedError, match=r"given: (got outputs|output logits)"):
         Given(outputs).run({"image": IMAGES})
@@ -204,9 +202,7 @@ class TestOnnxRuntime:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_listed_but_not_loadable_provider_is_refused(self, tmp_path: Path) -> None:
         path = write_onnx(tmp_path / "model.onnx", random_weights())
-        with pytest.raises(
-            NotHereError, match=r"onnxruntime-cuda \(all\) was asked for, .* has only CPUExecutionProvider"
-        ):
+        with pytest.raises(NotHereError, match=r"onnxruntime-cuda \(all\) was asked for, .* has only CPUExecutionProvider"):
             open_file("onnxruntime-cuda", path)
 
     def test_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

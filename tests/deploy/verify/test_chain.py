@@ -243,9 +243,7 @@ class TestAbsent:
         )
         verdict = run_chain(only, batches, RECORD)
         assert not verdict.passed
-        assert failure_sentence(verdict) == (
-            "no link passed; training -> cuda not run: cuda was asked for, there is none"
-        )
+        assert failure_sentence(verdict) == ("no link passed; training -> cuda not run: cuda was asked for, there is none")
 
 
 def test_what_a_runtime_raises_is_a_finding() -> None:
@@ -344,9 +342,7 @@ class TestInvariance:
         assert run_chain(replace(whole, stages=stages), batches, RECORD).invariance == ()
 
 
-@pytest.mark.parametrize(
-    "links", [(Link("training", "nowhere", "budget"),), (Link("training", "training", "bitwise"),)]
-)
+@pytest.mark.parametrize("links", [(Link("training", "nowhere", "budget"),), (Link("training", "training", "bitwise"),)])
 def test_links_join_two_known_stages(links: tuple[Link, ...]) -> None:
     with pytest.raises(ValueError, match="two different stages"):
         replace(chain(), links=links)

@@ -127,9 +127,7 @@ def test_nan_and_infinity_in_the_same_place() -> None:
     assert (output.max_abs, output.rms) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize(
-    ("a", "b"), [(math.nan, 1.0), (1.0, math.nan), (math.inf, -math.inf), (math.nan, math.inf), (math.inf, 3e38)]
-)
+@pytest.mark.parametrize(("a", "b"), [(math.nan, 1.0), (1.0, math.nan), (math.inf, -math.inf), (math.nan, math.inf), (math.inf, 3e38)])
 def test_nan_and_infinity_not_in_the_same_place(a: float, b: float) -> None:
     found = compare(logits(a, 5), logits(b, 5))
     assert not found.bitwise

@@ -65,9 +65,7 @@ def test_streaming_gives_what_residence_gives_and_names_what_is_damaged(image_fo
     assert "\n" not in str(error.value)
 
 
-def test_loops_share_a_pool_one_after_the_other_but_not_at_once(
-    image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loops_share_a_pool_one_after_the_other_but_not_at_once(image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
 
     def counted(paths: Sequence[str], decoder: Decoder, workers: int, *, pinned: bool) -> WorkerPool[object]:

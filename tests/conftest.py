@@ -1,0 +1,28 @@
+"""One short run of the quickstart for all tests that need a bundle; each test gets a copy that it may damage."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import run
+from pipeline.cli.console import Console
+from pipeline.config import load_config
+
+ROOT = Path(__file__).parents[1]
+SHORT = ("training.epochs=3", "training.schedule={name: constant}", "verify.samples=100")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a bundle that passed. Not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    outcome = run.train_export(load_config(ROOT / "configs" / "quickstart.yaml", SHORT), folder, None, (), Console())
+    assert outcome.failure is None
+    return folder
+
+
+@pytest.fixture
+def bundle(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle."""
+    return Path(shutil.copytree(finished_run / "bundle", tmp_path / "bundle"))

@@ -1,0 +1,40 @@
+"""Runs `pipeline` commands in this process: the same shell as the installed command, without the seconds that importing torch takes."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from pipeline.cli import group
+from pipeline.cli.console import Console
+from pipeline.cli.ending import exit_code_of
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that says why it failed; a traceback or a second line is itself a failure."""
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+def pipeline(capfd: pytest.CaptureFixture[str], *arguments: object) -> Done:
+    """Run a command and catch what it writes."""
+    capfd.readouterr()
+
+    def run() -> None:
+        with group.make_context("pipeline", [str(each) for each in arguments], obj=console) as context:
+            group.invoke(context)
+
+    console = Console()
+    code = exit_code_of(run, console)
+    out, err = capfd.readouterr()
+    return Done(code, out, err)

@@ -3,13 +3,16 @@
 Takes a path; returns the bytes that were checked, so that these and no others are run.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
-
-import onnx
-from google.protobuf.message import DecodeError
+from typing import TYPE_CHECKING
 
 from export.errors import DamagedError, UsageError
+
+if TYPE_CHECKING:
+    import onnx  # takes long to import, and only a file that is opened needs it
 
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
 LARGEST_FILE = 2**31 - 1
@@ -25,7 +28,7 @@ def checked_bytes(path: Path) -> bytes:
     content = path.read_bytes()
     model = _parsed(path, content)
     for tensor in _tensors(model.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+        if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
             raise DamagedError(f"{path}: tensor {tensor.name!r} is external data, kept in another file; export it as one file")
     foreign = sorted({each.domain for each in model.opset_import} - OWN_DOMAINS)
     if foreign or model.functions:
@@ -35,6 +38,9 @@ def checked_bytes(path: Path) -> bytes:
 
 
 def _parsed(path: Path, content: bytes) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
     try:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:

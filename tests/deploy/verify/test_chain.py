@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -297,6 +298,36 @@ def test_without_a_reference_nothing_is_inside_a_budget(tmp_path: Path) -> None:
     assert (link.status, link.observed, link.reason) == ("failed", "outside", "float64 raised ValueError: none")
 
 
+def test_a_reference_that_breaks_late_leaves_no_budget(tmp_path: Path) -> None:
+    class BreaksLate(Perceptron):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if len(image) == 8:
+                raise ValueError("late")
+            return super().forward(image)
+
+    whole = chain(onnx_stage(tmp_path / "model.onnx"))
+    late = replace(whole.reference, open=lambda: TorchRunner(BreaksLate(WEIGHTS), [IMAGE], [LOGITS], precision="float64"))
+    link = last_link(run_chain(replace(whole, reference=late), batches, RECORD))
+    assert (link.status, link.observed, link.budget) == ("failed", "outside", None)
+
+
+class TestFromABadStageToAGoodOne:
+    def link(self, bad: Stage) -> LinkVerdict:
+        whole = chain(bad)
+        links = (*whole.links[:1], Link("onnx", "folded", "budget"))
+        return last_link(run_chain(replace(whole, links=links), batches, RECORD))
+
+    def test_other_classes_are_not_excused_by_its_errors(self) -> None:
+        link = self.link(altered(lambda outputs: {"logits": outputs["logits"][:, [1, 0, 2, 3, 4]]}))
+        assert (link.status, link.observed, link.ties) == ("failed", "outside", 0)
+        assert link.reason.startswith(f"{link.top1_changes} of {link.top1_changes} changes of the first class are no")
+
+    def test_its_extra_output_fails_the_link(self) -> None:
+        extra = TensorSpec("extra", "float32", (None, 5))
+        link = self.link(altered(lambda outputs: {**outputs, "extra": outputs["logits"]}, LOGITS, extra))
+        assert (link.status, link.observed) == ("failed", "outside")
+
+
 class TestInvariance:
     def run(self, alter: Callable[[dict[str, Array]], dict[str, Array]], required: Requirement) -> dict[str, str]:
         whole = chain(replace(altered(alter), invariance_required=required))
@@ -342,12 +373,31 @@ class TestInvariance:
         assert run_chain(replace(whole, stages=stages), batches, RECORD).invariance == ()
 
 
-@pytest.mark.parametrize("links", [(Link("training", "nowhere", "budget"),), (Link("training", "training", "bitwise"),)])
-def test_links_join_two_known_stages(links: tuple[Link, ...]) -> None:
+@pytest.mark.parametrize("link", [Link("training", "nowhere", "budget"), Link("training", "training", "bitwise")])
+def test_a_link_joins_two_known_stages(link: Link) -> None:
     with pytest.raises(ValueError, match="two different stages"):
-        replace(chain(), links=links)
+        replace(chain(), links=(link,))
+
+
+def test_names_of_stages_are_their_own() -> None:
     with pytest.raises(ValueError, match="one name"):
         chain(torch_stage("folded"))
+
+
+def test_memory_does_not_grow_with_the_samples() -> None:
+    def repeated(times: int) -> Callable[[], Iterator[dict[str, Array]]]:
+        return lambda: (batch for _ in range(times) for batch in batches())
+
+    def peak(times: int) -> int:
+        tracemalloc.start()
+        run_chain(chain(altered(lambda outputs: {"logits": outputs["logits"][:, ::-1]})), repeated(times), RECORD)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(40)  # what is imported and cached, and the changes that are kept, which are bounded
+    before = peak(40)
+    assert peak(160) < before * 1.2
 
 
 def test_json_has_the_fields_of_the_design(tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ def test_equal_arrays_are_bitwise() -> None:
     assert (found.max_ulp, found.max_abs, found.rms, found.first_difference) == (0, 0.0, 0.0, None)
 
 
+def test_nothing_compared_is_not_bitwise() -> None:
+    assert not Comparison(outputs=(), failures=(), num_batches=1, rms=0.0, first_difference=None).bitwise
+
+
 class TestSevenWaysToPassWithoutComparing:
     def test_output_missing_on_one_side(self) -> None:
         one = logits(1)

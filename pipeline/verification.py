@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import safetensors.torch
@@ -82,7 +81,7 @@ class Verification:
     @property
     def as_json(self) -> dict[str, JsonValue]:
         """The content of verification.json."""
-        return cast("dict[str, JsonValue]", self.verdict.to_json())
+        return self.verdict.to_json()
 
     @property
     def text(self) -> str:

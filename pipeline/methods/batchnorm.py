@@ -101,6 +101,7 @@ class Batchnorm(Method):
             if layer.norm is not None:
                 replace_layer(graph, layer.node, Normed(layer.module, _with_statistics(layer.norm)))
                 bypass(graph, layer.norm.node)
+                graph.delete_submodule(layer.norm.name)  # the layer has it now; under two names it would be stored twice
         for norm in parts.norms:
             if norm.follows is None:
                 replace_layer(graph, norm.node, _alone(norm))

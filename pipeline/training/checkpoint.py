@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from export.errors import DamagedError, UsageError
-from pipeline.training.files import write_atomically
+from export.files import write_file
 
 FORMAT = 1
 _WEIGHTS, _MOMENTUM = "graph/", "momentum/"
@@ -79,7 +79,7 @@ def checkpoint_bytes(graph: nn.Module, optimiser: torch.optim.Optimizer, positio
 def write_checkpoint(path: Path, content: bytes) -> None:
     """Replace the checkpoint at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
+    write_file(path, content)
 
 
 def load_checkpoint(path: Path, config: Config) -> Checkpoint:

@@ -36,10 +36,8 @@ def _cuda(number: int) -> torch.device:
 
 def autocast_type(precision: Literal["auto", "float32", "bfloat16"], device: torch.device, image_width: int) -> torch.dtype | None:
     """What to autocast to; None is float32 throughout."""
-    if precision == "auto":
-        wanted = image_width >= SMALLEST_IMAGE_FOR_BFLOAT16 and _computes_in_bfloat16(device)
-    else:
-        wanted = precision == "bfloat16"
+    helps = image_width >= SMALLEST_IMAGE_FOR_BFLOAT16 and _computes_in_bfloat16(device)
+    wanted = helps if precision == "auto" else precision == "bfloat16"
     return torch.bfloat16 if wanted else None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.training.files import write_atomically
+from export.files import write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter  # takes long to import
 
         self._path = folder / "metrics.jsonl"
-        write_atomically(self._path, "".join(_line(record) for record in records).encode())
+        write_file(self._path, "".join(_line(record) for record in records).encode())
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self._board = SummaryWriter(str(folder / "tensorboard"))
         for record in records:

@@ -248,7 +248,7 @@ def test_the_shell_completes_commands() -> None:
         (
             "train_export",
             ["a/b.yaml", "--set", "x=1", "--set", "y=2", "--fresh", "--json"],
-            {"config": Path("a/b.yaml"), "out": None, "overrides": ("x=1", "y=2"), "resume": False},
+            {"config": Path("a/b.yaml"), "out": None, "overrides": ("x=1", "y=2"), "resume": False, "required": ()},
         ),
         (
             "train",
@@ -256,11 +256,11 @@ def test_the_shell_completes_commands() -> None:
             {"config": Path("b.yaml"), "out": Path("there"), "overrides": (), "resume": True},
         ),
         ("train", ["b.yaml"], {"config": Path("b.yaml"), "out": None, "overrides": (), "resume": None}),
-        ("export", ["runs/b"], {"run_folder": Path("runs/b")}),
+        ("export", ["runs/b"], {"run_folder": Path("runs/b"), "required": ()}),
         (
             "verify",
-            ["bundle", "--require", "onnxruntime-cpu"],
-            {"bundle": Path("bundle"), "required": ("onnxruntime-cpu",)},
+            ["bundle", "--require", "onnxruntime-cpu", "--network", "m:f", "--report", "there"],
+            {"bundle": Path("bundle"), "required": ("onnxruntime-cpu",), "network": "m:f", "report": Path("there")},
         ),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_normalisation_for_other_channels_is_refused() -> None:
 def test_a_normalisation_that_cannot_divide_is_refused_by_the_config(
     wrong: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> None:
-    with pytest.raises(ValidationError, match="normalisation (takes|needs)"):
+    with pytest.raises(ValidationError, match=r"normalisation (takes|needs)"):
         Data(normalisation=wrong)
 
 

@@ -86,3 +86,9 @@ def test_a_norm_that_stands_alone_becomes_a_depthwise_convolution() -> None:
     assert isinstance(layer, nn.Conv2d)
     assert layer.groups == 8
     assert torch.equal(folded(batch), training.graph.eval()(batch))
+
+
+def test_no_tensor_is_stored_under_two_names() -> None:
+    state = rewritten("resnet20", SHAPE, DEFAULTS["batchnorm"]).graph.state_dict()
+    addresses = [value.data_ptr() for value in state.values()]
+    assert len(addresses) == len(set(addresses))

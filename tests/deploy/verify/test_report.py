@@ -1,0 +1,442 @@
+"""report.html says what verification.json says, asks nothing of a network, and breaks on nothing that is missing."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.verify.report import figure, filter_figures, report_html
+
+BUDGET = {"max": 8.0e-6, "rms": 1.0e-6}
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, its text, and whether every element is closed where it should be."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def link(start: str, end: str, **changes: Any) -> dict[str, Any]:
+    outputs = [{"name": "logits", "dtype": "float32"}]
+    found = {
+        "from": start,
+        "to": end,
+        "runtime": "torch",
+        "device": "cpu",
+        "required": "bitwise",
+        "observed": "bitwise",
+        "status": "passed",
+        "reason": "",
+        "samples": 365,
+        "outputs": outputs,
+        "max_ulp": 0,
+        "max_abs": 0.0,
+        "budget": None,
+        "top1_changes": 0,
+        "ties": 0,
+        "changes": [],
+        "first_difference": None,
+    }
+    return {**found, **changes}
+
+
+def in_budget(start: str, end: str, **changes: Any) -> dict[str, Any]:
+    found = {"required": "budget", "observed": "budget", "budget": BUDGET, "max_ulp": 37, "max_abs": 4.5e-6}
+    return link(start, end, **{**found, **changes})
+
+
+def verification(*links: dict[str, Any], verdict: str = "pass", **more: Any) -> dict[str, Any]:
+    return {"verdict": verdict, "links": list(links), **more}
+
+
+def whole() -> dict[str, Any]:
+    """Everything that a passing run can say."""
+    tie = {"margin": 3.25e-7, "sample": 204, "output": "logits", "classes": [0, 1]}
+    first = {"output": "logits", "index": [17, 1], "sample": 17, "values": [1.5, 1.25], "bits": ["0x3fc0", "0x3fa0"]}
+    checks = {"required": "budget", "status": "passed", "reason": "", "samples": 8}
+    return verification(
+        link("training graph", "folded graph"),
+        in_budget("folded graph", "ONNX file", first_difference=first),
+        in_budget("ONNX file", "onnxruntime-cpu", top1_changes=1, ties=1, changes=[tie]),
+        link("ONNX file", "tensorrt", status="not run", observed=None, samples=0, outputs=[], reason="no GPU is here"),
+        errors=[
+            {"stage": "training graph", "max": 2.0e-6, "rms": 2.5e-7, "budget": None},
+            {"stage": "ONNX file", "max": 1.0e-6, "rms": 2.5e-7, "budget": BUDGET},
+            {"stage": "onnxruntime-cpu", "max": 4.0e-6, "rms": 2.5e-7, "budget": BUDGET},
+        ],
+        invariance=[
+            {"stage": "ONNX file", "check": "rerun", "observed": "bitwise", "max_ulp": 0, "max_abs": 0.0, **checks},
+            {"stage": "ONNX file", "check": "alone", "observed": "budget", "max_ulp": 21, "max_abs": 2e-6, **checks},
+        ],
+        environment={"python": "3.11.2", "packages": {"torch": "2.14.1"}},
+        stages={"ONNX file": {"runtime": "onnxruntime", "flags": {"level": "ORT_DISABLE_ALL"}}},
+        files={"model.onnx": "9f" * 32},
+        samples={"sha256": "ab" * 32, "count": 365, "how": ["the test set", "hostile images"]},
+        training_only=[{"name": "noise_1", "what": "multiplies by a uniform factor"}],
+    )
+
+
+def epoch(number: int, **changes: Any) -> dict[str, Any]:
+    figures = {"train_loss": 1 / number, "train_accuracy": 0.5, "test_loss": 0.75, "test_accuracy": 0.9 + number / 100}
+    costs = {"seconds": 2.0, "images_per_second": 700.0, "peak_memory_bytes": 2**28}
+    return {"epoch": number, "step": number * 10, "lr": 0.4, **figures, **costs, **changes}
+
+
+def layer(name: str = "conv", kind: str = "spatial") -> dict[str, Any]:
+    weight = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
+    return filter_figures(name, kind, weight, np.full(4, 0.75, np.float32))
+
+
+def row(html: str, name: str) -> str:
+    """The text of the part of a table that begins with this name; a dash is written as a hyphen."""
+    bodies = re.findall(r'<tbody role="rowgroup">.*?</tbody>', html, re.DOTALL)
+    texts = [Page(body).text.replace("\N{EN DASH}", "-") for body in bodies]
+    return next(text for text in texts if text.startswith(name))
+
+
+# ---- what it says ---------------------------------------------------------------------------------------------------
+
+
+def test_every_link_stands_in_the_table_with_its_status_and_figures() -> None:
+    html = report_html(whole())
+    assert row(html, "training graph → folded graph") == (
+        "training graph → folded graph torch, cpu = passed, same bits bitwise bitwise 0 0 - - 0 0 365 logits"
+    )
+    assert row(html, "folded graph → ONNX file") == (
+        "folded graph → ONNX file torch, cpu ≈ passed, in budget budget budget 37 4.5e-6 8e-6 25 % 0 0 365 logits"
+    )
+    assert row(html, "ONNX file → onnxruntime-cpu").endswith("37 4.5e-6 8e-6 50 % 1 1 365 logits")
+    assert row(html, "ONNX file → tensorrt") == (
+        "ONNX file → tensorrt torch, cpu - not run bitwise - - - - - - - 0 - Reason : no GPU is here"
+    )
+
+
+def test_the_picture_words_every_link_in_both_of_its_forms() -> None:
+    html = report_html(whole())
+    pictures = re.findall(r'<svg class="chart (?:wide|tall)".*?</svg>', html, re.DOTALL)
+    assert len(pictures) == 2
+    for picture in pictures:
+        text = Page(picture).text
+        for words in ("passed, same bits", "passed, in budget", "not run", "nothing compared", "0 ulp, abs 0"):
+            assert words in text
+        assert "37 ulp, abs 4.5e-6 budget 8e-6: 50 % top-1: 1 ties" in text
+
+
+def test_a_pass_is_a_sentence_with_what_was_compared_and_what_was_not() -> None:
+    text = Page(report_html(whole())).text
+    assert "✓ PASS The network that was trained is the network that will run." in text
+    assert "3 links were compared on 365 samples; all hold: 1 to the last bit and 2 within the derived budget." in text
+    assert "Not run, and so not part of this verdict: ONNX file → tensorrt (no GPU is here)." in text
+
+
+def test_a_failure_names_the_link_and_the_reason() -> None:
+    failed = in_budget("ONNX file", "onnxruntime-cpu", status="failed", observed="outside", reason="error 4e-3.")
+    text = Page(report_html(verification(link("a", "ONNX file"), failed, verdict="fail"))).text
+    assert "✕ FAIL The outputs are not the same." in text
+    assert "ONNX file → onnxruntime-cpu failed: error 4e-3." in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status": "failed"},
+        {"status": "maybe"},
+        {"observed": "budget"},
+        {"observed": "outside", "required": "budget"},
+        {"observed": None},
+        {"samples": 0},
+        {"max_ulp": 1},
+        {"observed": "budget", "required": "budget", "top1_changes": 2, "ties": 1},
+        {"observed": "budget", "required": "budget", "budget": {"max": 9.0e-7, "rms": 1.0}},
+    ],
+    ids=str,
+)
+def test_a_pass_that_its_own_figures_contradict_is_shown_as_a_failure(changes: dict[str, Any]) -> None:
+    html = report_html(
+        verification(link("a", "b"), link("b", "c", **changes), errors=[{"stage": "c", "max": 1e-6, "rms": 1e-7}])
+    )
+    assert "<title>FAIL" in html
+    assert "✕ FAILED" in row(html, "b → c")
+    assert "contradict" in Page(html).text
+
+
+def test_a_failed_invariance_check_and_links_that_all_did_not_run_are_no_pass() -> None:
+    check = {"stage": "b", "check": "alone", "status": "failed", "reason": "other bits", "observed": "outside"}
+    absent = link("a", "b", status="not run", observed=None, samples=0)
+    assert "✕ FAIL" in report_html(verification(link("a", "b"), invariance=[check]))
+    assert "b failed the check alone: other bits." in report_html(verification(link("a", "b"), invariance=[check]))
+    assert "✕ FAIL" in report_html(verification(absent))
+    assert "Nothing was compared" in report_html(verification(absent))
+
+
+def test_a_failed_check_is_not_hidden_by_a_passed_one_of_the_same_name() -> None:
+    passed = {
+        "stage": "b",
+        "check": "alone",
+        "required": "bitwise",
+        "observed": "bitwise",
+        "status": "passed",
+        "samples": 1,
+    }
+    failed = {**passed, "status": "failed", "reason": "row 3 differs"}
+    for checks in ([passed, failed], [failed, passed]):
+        html = report_html(verification(link("a", "b"), invariance=checks))
+        assert "row 3 differs" in html[html.index('id="invariance"') : html.index('id="differences"')]
+
+
+def test_everything_else_in_the_verdict_is_shown() -> None:
+    text = Page(
+        report_html(whole(), facts={"network": "resnet20", "classes": ["cat", "dog"], "files": {"a": "cd" * 32}})
+    ).text
+    for words in (
+        "4e-6 of 8e-6 allowed",
+        "21 ulp, abs 2e-6, 8 samples, required budget",
+        "First difference: sample 17, logits[17, 1] : 1.5 against 1.25 (bits 0x3fc0 and 0x3fa0 ).",
+        "204 logits 0 (cat) 1 (dog) 3.25e-7",
+        "noise_1 multiplies by a uniform factor",
+        "torch 2.14.1",
+        "level ORT_DISABLE_ALL",
+        "model.onnx " + "9f" * 32,
+        "ab" * 32,
+        "the test set, hostile images",
+        "cd" * 32,
+    ):
+        assert words in text
+
+
+def test_what_no_section_knows_is_still_shown() -> None:
+    assert "Also recorded signature 1234abcd" in Page(report_html({**whole(), "signature": "1234abcd"})).text
+
+
+# ---- training and filters -------------------------------------------------------------------------------------------
+
+
+def test_training_is_told_in_a_sentence_and_drawn() -> None:
+    html = report_html(whole(), metrics=[epoch(1), epoch(2), epoch(3, train_loss=0.125)])
+    text = Page(html).text
+    assert "3 epochs in 6 s of training steps; 700 images per second in the median epoch; 256 MiB of memory" in text
+    assert "best test accuracy 93.00 % (epoch 3)" in text
+    assert "train 0.125" in text
+    assert html.count('class="curve train"') == 2
+
+
+def test_numbers_that_are_none_leave_a_gap_and_are_named() -> None:
+    metrics = [epoch(1), epoch(2, train_loss="NaN"), epoch(3, test_loss=float("inf")), epoch(4, test_accuracy=None)]
+    text = Page(report_html(whole(), metrics=metrics)).text
+    assert "epoch 2: train_loss is NaN; epoch 3: test_loss is inf; epoch 4: test_accuracy is missing." in text
+    assert "best test accuracy 93.00 % (epoch 3)" in text
+
+
+def test_filter_figures_are_exact_on_a_known_weight() -> None:
+    weight = np.zeros((2, 1, 2, 2), np.float32)
+    weight[0, 0] = [[3, -3], [0, 0]]
+    weight[1, 0] = 2
+    figures = filter_figures("conv", "spatial", weight, np.array([0.5, 1.5], np.float32))
+    assert figures["norms"] == [4, 4 + (18**0.5 - 4) / 4, (4 + 18**0.5) / 2, 4 + 3 * (18**0.5 - 4) / 4, 18**0.5]
+    assert figures["slice_means"] == [0, 0.5, 1, 1.5, 2]
+    assert figures["off_isocline"] == [0, 0.25, 0.5, 0.75, 1]
+    assert figures["scale"] == [0.5, 0.75, 1, 1.25, 1.5]
+    assert (figures["num_filters"], figures["num_not_finite"], figures["mean_over"]) == (2, 0, "slice")
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 1, 1)])
+def test_a_filter_without_extent_has_its_mean_over_its_inputs(shape: tuple[int, ...]) -> None:
+    weight = np.arange(12, dtype=np.float32).reshape(shape)
+    figures = filter_figures("fc", "classifier", weight, None)
+    assert figures["slice_means"] == [1.5, 3.5, 5.5, 7.5, 9.5]
+    assert (figures["mean_over"], figures["scale"]) == ("filter", None)
+
+
+def test_filters_that_are_not_finite_are_counted_and_left_out() -> None:
+    weight = np.ones((3, 2, 3, 3), np.float32)
+    weight[1, 0, 0, 0] = np.nan
+    figures = filter_figures("conv", "spatial", weight, np.array([1, np.inf, 1], np.float32))
+    assert figures["num_not_finite"] == 1
+    assert figures["norms"] == [18**0.5] * 5
+    assert figures["scale"] == [1] * 5
+    assert filter_figures("conv", "spatial", weight[1:2], None)["norms"] is None
+    json.dumps(figures, allow_nan=False)
+    assert "1 filters hold NaN or infinity" in Page(report_html(whole(), filters=[figures])).text
+
+
+def test_a_zero_filter_lies_on_its_isocline() -> None:
+    assert filter_figures("conv", "spatial", np.zeros((1, 1, 3, 3)), None)["off_isocline"] == [0] * 5
+
+
+def test_hundred_layers_stay_a_small_file_with_a_row_each() -> None:
+    html = report_html(whole(), filters=[layer(f"layer{number}") for number in range(110)])
+    assert len(html) < 400_000
+    assert all(f'<th scope="row">layer{number}</th>' in html for number in range(110))
+    assert "110 layers in the order of the graph" in html
+
+
+def test_figures_come_back_from_json_unchanged() -> None:
+    metrics, filters = [epoch(1), epoch(2)], [layer()]
+    again = json.loads(json.dumps([whole(), metrics, filters]))
+    assert report_html(again[0], metrics=again[1], filters=again[2]) == report_html(
+        whole(), metrics=metrics, filters=filters
+    )
+
+
+# ---- what is missing, broken or hostile -----------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_said() -> None:
+    text = Page(report_html({})).text
+    for sentence in (
+        "Nothing was compared, and a comparison that compared nothing is a failure.",
+        "The data holds no verdict",
+        "There are no links: nothing was compared.",
+        "No errors against float64 were recorded.",
+        "Invariance to reruns and to the batch was not checked.",
+        "No difference was recorded at any link.",
+        "there are no top-1 ties to list.",
+        "No training metrics came with this verdict",
+        "No filter figures came with this verdict",
+        "no noise, no dropout, no batch statistics are listed.",
+        "No facts about the model were given.",
+        "The samples are not described.",
+        "The environment was not recorded.",
+        "Versions and flags of the stages were not recorded.",
+        "No hashes of the compared files were recorded.",
+    ):
+        assert sentence in text
+
+
+@pytest.mark.parametrize("section", sorted(whole()))
+def test_each_section_may_be_missing_or_empty(section: str) -> None:
+    Page(report_html({key: value for key, value in whole().items() if key != section}))
+    Page(report_html({**whole(), section: type(whole()[section])()}))
+
+
+@pytest.mark.parametrize("key", sorted(link("a", "b")))
+def test_each_field_of_a_link_may_be_missing(key: str) -> None:
+    Page(report_html(verification({name: value for name, value in in_budget("a", "b").items() if name != key})))
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", float("nan"), float("inf"), None])
+def test_a_figure_that_is_no_number_breaks_nothing_and_uses_no_share_of_a_budget(value: Any) -> None:
+    errors = [{"stage": "b", "max": value, "rms": value, "budget": BUDGET}]
+    odd = in_budget("a", "b", max_abs=value, max_ulp=2**63, status="failed", observed="outside")
+    html = report_html(verification(odd, verdict="fail", errors=errors))
+    shown = "-" if value is None else figure(value)
+    assert f"9,223,372,036,854,775,808 {shown} 8e-6 > 100 %" in row(html, "a → b")
+    assert 'class="fill over" width="100%"' in html
+
+
+def test_hostile_words_stay_words() -> None:
+    hostile = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> \ud800"
+    tie = {"margin": 0.0, "sample": 1, "output": hostile, "classes": [0, 1]}
+    first = {"output": hostile, "index": [0], "sample": 0, "values": [hostile, 1], "bits": [hostile]}
+    bad = in_budget(
+        hostile, hostile + "2", runtime=hostile, device=hostile, reason=hostile, changes=[tie], first_difference=first
+    )
+    data = verification(
+        bad,
+        errors=[{"stage": hostile, "max": 1e-6, "rms": 1e-6}],
+        invariance=[{"stage": hostile, "check": hostile, "status": hostile, "reason": hostile}],
+        environment={hostile: hostile},
+        stages={hostile: {hostile: [hostile]}},
+        files={hostile: hostile},
+        samples={hostile: hostile},
+        training_only=[{"name": hostile, "what": hostile}],
+        **{hostile: hostile},
+    )
+    facts = {"network": hostile, "classes": [hostile, hostile], hostile: hostile, "files": {hostile: hostile}}
+    html = report_html(data, metrics=[epoch(1, lr=hostile)], filters=[layer(hostile, hostile)], facts=facts)
+    html.encode()
+    tags = {tag for tag, _ in Page(html).tags}
+    assert not tags & {"script", "img", "iframe", "object", "embed", "link", "a", "form", "base"}
+    assert not [name for _, attrs in Page(html).tags for name in attrs if name.startswith("on")]
+
+
+def test_the_page_asks_nothing_of_a_network() -> None:
+    html = report_html(whole(), metrics=[epoch(1), epoch(2)], filters=[layer()], facts={"network": "resnet20"})
+    assert not re.search(r"https?:|//\w|url\(|@import|xmlns|<script|<link", html)
+    names = {name for _, attrs in Page(html).tags for name in attrs}
+    assert not names & {"src", "href", "xlink:href", "srcset", "action", "data", "poster", "background"}
+    assert "default-src 'none'" in html
+
+
+def test_pictures_and_tables_can_be_read_aloud() -> None:
+    page = Page(report_html(whole(), metrics=[epoch(1), epoch(2)], filters=[layer()]))
+    pictures = [attrs for tag, attrs in page.tags if tag == "svg"]
+    assert pictures
+    assert all(attrs.get("aria-hidden") == "true" or attrs.get("aria-label") for attrs in pictures)
+    headers = [attrs for tag, attrs in page.tags if tag == "th"]
+    assert all(attrs.get("scope") in ("col", "row") for attrs in headers)
+
+
+# ---- colours --------------------------------------------------------------------------------------------------------
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_words_stand_out_from_what_is_behind_them(theme: int) -> None:
+    block = re.findall(r":root \{(.*?)\}", report_html({}), re.DOTALL)[theme]
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+    tones = [(tone, f"{tone}-back") for tone in ("bitwise", "budget", "failed", "absent")]
+    plain = [
+        (ink, back)
+        for ink in ("ink", "soft", "test", "train", "bitwise", "budget", "failed", "absent")
+        for back in ("card", "page")
+    ]
+    faint = [("ink", "faint"), ("soft", "faint"), ("ink", "bitwise-back"), ("ink", "failed-back")]
+    for ink, back in [*tones, *plain, *faint]:
+        low, high = sorted((_luminance(colours[ink]), _luminance(colours[back])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, back)
+
+
+# ---- in a browser ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    shutil.which("chromium") is None, reason="chromium is not installed; the page is parsed in the tests above"
+)
+def test_a_browser_draws_it_without_a_word_on_its_console(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(report_html(whole(), metrics=[epoch(1), epoch(2)], filters=[layer()]), encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr"]
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    place = [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    done = subprocess.run([*command, *quiet, *place], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr
+    assert "The network that was trained is the network that will run." in done.stdout

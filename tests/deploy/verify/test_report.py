@@ -196,9 +196,9 @@ def test_a_pass_that_its_own_figures_contradict_is_shown_as_a_failure(changes: d
 def test_a_failed_invariance_check_and_links_that_all_did_not_run_are_no_pass() -> None:
     check = {"stage": "b", "check": "alone", "status": "failed", "reason": "other bits", "observed": "outside"}
     absent = link("a", "b", status="not run", observed=None, samples=0)
-    assert "✕ FAIL" in report_html(verification(link("a", "b"), invariance=[check]))
+    assert "<title>FAIL" in report_html(verification(link("a", "b"), invariance=[check]))
     assert "b failed the check alone: other bits." in report_html(verification(link("a", "b"), invariance=[check]))
-    assert "✕ FAIL" in report_html(verification(absent))
+    assert "<title>FAIL" in report_html(verification(absent))
     assert "Nothing was compared" in report_html(verification(absent))
 
 

@@ -196,11 +196,7 @@ def box_chart(layers: Sequence[Quantiles | None], width: float, reference: float
     axis = _value_axis([quantiles for quantiles in layers if quantiles], reference, scale, bottom, top)
     step = (right - left) / max(len(layers), 1)
     slots = tuple(Slot(number, round(left + number * step, 2), round(step, 2)) for number in range(len(layers)))
-    drawn = [
-        (slot, [axis.at(value) for value in quantiles])
-        for slot, quantiles in zip(slots, layers, strict=True)
-        if quantiles
-    ]
+    drawn = [(slot, [axis.at(value) for value in quantiles]) for slot, quantiles in zip(slots, layers, strict=True) if quantiles]
     frame = Frame(width, 194, left, top, right, bottom, _layer_ticks(slots), tuple(axis.ticks()))
     return BoxChart(
         frame=frame,
@@ -337,10 +333,7 @@ _BOX_WIDTH, _GAP, _ROW = 142.0, 156.0, 132.0
 def wide_chain(hops: Sequence[Hop]) -> ChainPicture:
     """Left to right, one row for each branch."""
     stages = stages_of(hops)
-    boxes = [
-        _stage_box(stage, hops, stage.depth * (_BOX_WIDTH + _GAP) + 1, stage.row * _ROW + 66, _BOX_WIDTH)
-        for stage in stages
-    ]
+    boxes = [_stage_box(stage, hops, stage.depth * (_BOX_WIDTH + _GAP) + 1, stage.row * _ROW + 66, _BOX_WIDTH) for stage in stages]
     wires = [
         _wide_wire(boxes[stage.parent], box, stage.hop, hops, _forks(stages, stage.parent))
         for stage, box in zip(stages, boxes, strict=True)
@@ -390,9 +383,7 @@ def _tall_wire(parent: StageBox, child: StageBox, top: float, number: int, hops:
     return Wire(number, path, arrow, (x, top + 20), Text(x + 24, top + 25, hops[number].head), figures)
 
 
-def _stage_box(
-    stage: Stage, hops: Sequence[Hop], x: float, centre: float, width: float, top: float | None = None
-) -> StageBox:
+def _stage_box(stage: Stage, hops: Sequence[Hop], x: float, centre: float, width: float, top: float | None = None) -> StageBox:
     letters = int((width - 12) / 8.2)
     names = textwrap.wrap(stage.name, letters, max_lines=3, placeholder="…") or ["(no name)"]
     caption = hops[stage.hop].caption if stage.hop is not None else ""

@@ -77,9 +77,7 @@ def _quantiles(values: NDArray[np.float64]) -> list[float] | None:
     return [float(value) for value in np.quantile(values, [0, 0.25, 0.5, 0.75, 1])] if values.size else None
 
 
-def report_html(
-    verification: Json, *, metrics: Sequence[Json] = (), filters: Sequence[Json] = (), facts: Json | None = None
-) -> str:
+def report_html(verification: Json, *, metrics: Sequence[Json] = (), filters: Sequence[Json] = (), facts: Json | None = None) -> str:
     """The report. What is empty or missing is said in a sentence."""
     errors = {str(entry["stage"]): entry for entry in verification.get("errors") or ()}
     links = [_link(entry, errors) for entry in verification.get("links") or ()]
@@ -99,9 +97,7 @@ def report_html(
         heads=_HEADS,
         most_ties=_NUM_TIES_SHOWN,
     )
-    return (
-        page.lstrip().encode("utf-8", "replace").decode("utf-8")
-    )  # a name may hold half a surrogate pair, a file may not
+    return page.lstrip().encode("utf-8", "replace").decode("utf-8")  # a name may hold half a surrogate pair, a file may not
 
 
 def _environment() -> jinja2.Environment:
@@ -306,11 +302,7 @@ def _summary(verdict: object, links: Sequence[LinkView], invariance: Sequence[Ch
     held = len(ran) - len(failed)
     tones = [*(link.tone for link in links), *(check.tone for check in invariance)]
     passed = verdict == "pass" and held > 0 and "failed" not in tones
-    title = (
-        "The network that was trained is the network that will run."
-        if passed
-        else "The outputs are not shown to be the same."
-    )
+    title = "The network that was trained is the network that will run." if passed else "The outputs are not shown to be the same."
     if failed:
         title = "The outputs are not the same."
     sentences = [
@@ -339,9 +331,7 @@ def _held(ran: Sequence[LinkView], held: int) -> list[str]:
 def _failures(failed: Sequence[LinkView], invariance: Sequence[CheckView]) -> list[str]:
     sentences = [f"{link.name} failed: {_reason(link.record)}." for link in failed]
     checks = [check.record for check in invariance if check.tone == "failed"]
-    return sentences + [
-        f"{record.get('stage')} failed the check {record.get('check')}: {_reason(record)}." for record in checks
-    ]
+    return sentences + [f"{record.get('stage')} failed the check {record.get('check')}: {_reason(record)}." for record in checks]
 
 
 def _absent(links: Sequence[LinkView]) -> list[str]:
@@ -359,9 +349,7 @@ def _contradiction(verdict: object, passed: bool, links: Sequence[LinkView]) -> 
 
 
 def _reason(record: Json) -> str:
-    reason = textwrap.shorten(
-        str(record.get("reason") or "no reason was given"), _LONGEST_REASON, placeholder=" (and so on)"
-    )
+    reason = textwrap.shorten(str(record.get("reason") or "no reason was given"), _LONGEST_REASON, placeholder=" (and so on)")
     return reason.rstrip(".")
 
 
@@ -456,11 +444,7 @@ def _training(metrics: Sequence[Json]) -> TrainingView | None:
     if not metrics:
         return None
     epochs = [float(record.get("epoch", place)) for place, record in enumerate(metrics, start=1)]
-    charts = [
-        _curves(title, keys, epochs, metrics)
-        for title, keys in _CURVES
-        if any(key in record for key in keys.values() for record in metrics)
-    ]
+    charts = [_curves(title, keys, epochs, metrics) for title, keys in _CURVES if any(key in record for key in keys.values() for record in metrics)]
     gaps = [
         f"epoch {figure(record.get('epoch'))}: {key} is {'missing' if record[key] is None else figure(record[key])}"
         for record in metrics

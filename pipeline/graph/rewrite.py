@@ -6,6 +6,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from pipeline.graph.parts import Norm, ResidualUnit
+from pipeline.graph.vocabulary import RELUS
 
 
 def replace_layer(graph: GraphModule, node: Node, layer: nn.Module) -> None:
@@ -27,7 +28,7 @@ def bypass(graph: GraphModule, node: Node) -> None:
     graph.graph.erase_node(node)
 
 
-def insert_at_start(graph: GraphModule, units: list[ResidualUnit], name: str, layer: nn.Module, *, on_shortcut: bool) -> None:
+def insert_at_start(graph: GraphModule, units: list[ResidualUnit], name: str, layer: nn.Module, *, on_shortcut: bool) -> Node:
     """Put a layer where residual units of the same start begin; their branches read through it, their shortcuts where asked."""
     start = units[0].start
     readers = [node for node in start.users if any(_reads_at_start(unit, node, on_shortcut) for unit in units)]
@@ -36,6 +37,14 @@ def insert_at_start(graph: GraphModule, units: list[ResidualUnit], name: str, la
         inserted = graph.graph.call_module(name, (start,))
     for reader in readers:
         reader.replace_input_with(start, inserted)
+    return inserted
+
+
+def is_relu_for(graph: GraphModule, reader: Node) -> bool:
+    """Whether a node reads a ReLU that nothing else reads."""
+    (before,) = reader.all_input_nodes
+    is_module = before.op == "call_module" and isinstance(graph.get_submodule(str(before.target)), nn.ReLU)
+    return len(before.users) == 1 and (is_module or before.target in RELUS)
 
 
 def finish(graph: GraphModule) -> GraphModule:

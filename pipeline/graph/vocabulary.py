@@ -32,6 +32,8 @@ _MODULES: tuple[type[nn.Module], ...] = (
     Foldable,
     TrainingOnly,
 )
+RELUS: frozenset[object] = frozenset({F.relu, torch.relu, "relu"})
+"""Functions, and the name of the tensor's method."""
 ADDITIONS: frozenset[Callable[..., Any]] = frozenset({operator.add, operator.iadd, torch.add})
 _FUNCTIONS: frozenset[Callable[..., Any]] = ADDITIONS | {
     F.relu,

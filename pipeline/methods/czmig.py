@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from export.derived import Derivation, DerivedConv2d, DerivedLinear, Plain, TrainingOnly, WeightAndBias
+from export.derived import Derivation, DerivedConv2d, DerivedLinear, Plain, WeightAndBias
 from pipeline.config.methods import CzmigOptions
 from pipeline.graph import Convolution, Parts, find_parts
-from pipeline.graph.rewrite import finish, insert_at_start, remove_norms, replace_layer
+from pipeline.graph.rewrite import bypass, finish, insert_at_start, is_relu_for, remove_norms, replace_layer
 from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
 from pipeline.methods.initialisation import per_filter, unit_uniform, xavier_normal
+from pipeline.methods.noise import Noise, NoisyReLU
 from pipeline.methods.stacks import Stacks
 
 _SLICE_DIMS = (2, 3)
@@ -36,25 +37,6 @@ class ExpScaled(Derivation):
 
     def filters_and_scale(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self.direction, self.log_scale.exp()
-
-
-class Noise(TrainingOnly):
-    """x -> x u with u uniform around 1, one draw per sample and channel, or per value."""
-
-    def __init__(self, amplitude: float, *, per_element: bool) -> None:
-        super().__init__()
-        self.amplitude, self.per_element = amplitude, per_element
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.acts:
-            return x
-        shape = x.shape if self.per_element else x.shape[:2] + (1,) * (x.dim() - 2)
-        return x * torch.empty(shape, dtype=x.dtype, device=x.device).uniform_(1 - self.amplitude, 1 + self.amplitude)
-
-    @property
-    def summary(self) -> str:
-        drawn = "value" if self.per_element else "sample and channel"
-        return f"multiplies by a uniform factor in 1 +- {self.amplitude}, one per {drawn}"
 
 
 @dataclass(frozen=True)
@@ -160,7 +142,10 @@ class Czmig(Method):
             return
         for number, units in enumerate(parts.units_by_start.values(), start=1):
             noise = Noise(self.options.noise, per_element=self.options.noise_per == "element")
-            insert_at_start(graph, units, f"noise_{number}", noise, on_shortcut=self.options.noise_on_shortcut)
+            node = insert_at_start(graph, units, f"noise_{number}", noise, on_shortcut=self.options.noise_on_shortcut)
+            if is_relu_for(graph, node) and noise.amplitude < 1:
+                bypass(graph, node.all_input_nodes[0])
+                replace_layer(graph, node, NoisyReLU(noise))
 
     def _parameters(self, graph: GraphModule, parts: Parts) -> dict[str, list[nn.Parameter]]:
         """Which parameters the rules treat alike."""

@@ -139,9 +139,7 @@ def test_every_link_stands_in_the_table_with_its_status_and_figures() -> None:
         "folded graph → ONNX file torch, cpu ≈ passed, in budget budget budget 37 4.5e-6 8e-6 25 % 0 0 365 logits"
     )
     assert row(html, "ONNX file → onnxruntime-cpu").endswith("37 4.5e-6 8e-6 50 % 1 1 365 logits")
-    assert row(html, "ONNX file → tensorrt") == (
-        "ONNX file → tensorrt torch, cpu - not run bitwise - - - - - - - 0 - Reason : no GPU is here"
-    )
+    assert row(html, "ONNX file → tensorrt") == ("ONNX file → tensorrt torch, cpu - not run bitwise - - - - - - - 0 - Reason : no GPU is here")
 
 
 def test_the_picture_words_every_link_in_both_of_its_forms() -> None:
@@ -185,9 +183,7 @@ def test_a_failure_names_the_link_and_the_reason() -> None:
     ids=str,
 )
 def test_a_pass_that_its_own_figures_contradict_is_shown_as_a_failure(changes: dict[str, Any]) -> None:
-    html = report_html(
-        verification(link("a", "b"), link("b", "c", **changes), errors=[{"stage": "c", "max": 1e-6, "rms": 1e-7}])
-    )
+    html = report_html(verification(link("a", "b"), link("b", "c", **changes), errors=[{"stage": "c", "max": 1e-6, "rms": 1e-7}]))
     assert "<title>FAIL" in html
     assert "✕ FAILED" in row(html, "b → c")
     assert "contradict" in Page(html).text
@@ -218,9 +214,7 @@ def test_a_failed_check_is_not_hidden_by_a_passed_one_of_the_same_name() -> None
 
 
 def test_everything_else_in_the_verdict_is_shown() -> None:
-    text = Page(
-        report_html(whole(), facts={"network": "resnet20", "classes": ["cat", "dog"], "files": {"a": "cd" * 32}})
-    ).text
+    text = Page(report_html(whole(), facts={"network": "resnet20", "classes": ["cat", "dog"], "files": {"a": "cd" * 32}})).text
     for words in (
         "4e-6 of 8e-6 allowed",
         "21 ulp, abs 2e-6, 8 samples, required budget",
@@ -306,9 +300,7 @@ def test_hundred_layers_stay_a_small_file_with_a_row_each() -> None:
 def test_figures_come_back_from_json_unchanged() -> None:
     metrics, filters = [epoch(1), epoch(2)], [layer()]
     again = json.loads(json.dumps([whole(), metrics, filters]))
-    assert report_html(again[0], metrics=again[1], filters=again[2]) == report_html(
-        whole(), metrics=metrics, filters=filters
-    )
+    assert report_html(again[0], metrics=again[1], filters=again[2]) == report_html(whole(), metrics=metrics, filters=filters)
 
 
 # ---- what is missing, broken or hostile -----------------------------------------------------------------------------
@@ -361,9 +353,7 @@ def test_hostile_words_stay_words() -> None:
     hostile = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> \ud800"
     tie = {"margin": 0.0, "sample": 1, "output": hostile, "classes": [0, 1]}
     first = {"output": hostile, "index": [0], "sample": 0, "values": [hostile, 1], "bits": [hostile]}
-    bad = in_budget(
-        hostile, hostile + "2", runtime=hostile, device=hostile, reason=hostile, changes=[tie], first_difference=first
-    )
+    bad = in_budget(hostile, hostile + "2", runtime=hostile, device=hostile, reason=hostile, changes=[tie], first_difference=first)
     data = verification(
         bad,
         errors=[{"stage": hostile, "max": 1e-6, "rms": 1e-6}],
@@ -414,11 +404,7 @@ def test_words_stand_out_from_what_is_behind_them(theme: int) -> None:
     block = re.findall(r":root \{(.*?)\}", report_html({}), re.DOTALL)[theme]
     colours = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
     tones = [(tone, f"{tone}-back") for tone in ("bitwise", "budget", "failed", "absent")]
-    plain = [
-        (ink, back)
-        for ink in ("ink", "soft", "test", "train", "bitwise", "budget", "failed", "absent")
-        for back in ("card", "page")
-    ]
+    plain = [(ink, back) for ink in ("ink", "soft", "test", "train", "bitwise", "budget", "failed", "absent") for back in ("card", "page")]
     faint = [("ink", "faint"), ("soft", "faint"), ("ink", "bitwise-back"), ("ink", "failed-back")]
     for ink, back in [*tones, *plain, *faint]:
         low, high = sorted((_luminance(colours[ink]), _luminance(colours[back])))
@@ -428,9 +414,7 @@ def test_words_stand_out_from_what_is_behind_them(theme: int) -> None:
 # ---- in a browser ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(
-    shutil.which("chromium") is None, reason="chromium is not installed; the page is parsed in the tests above"
-)
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed; the page is parsed in the tests above")
 def test_a_browser_draws_it_without_a_word_on_its_console(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text(report_html(whole(), metrics=[epoch(1), epoch(2)], filters=[layer()]), encoding="utf-8")

@@ -10,7 +10,8 @@ from export.derived import DerivedConv2d, DerivedLinear, Plain, training_only_pa
 from pipeline.config.methods import CzmigOptions
 from pipeline.graph import find_parts
 from pipeline.methods import Rewritten
-from pipeline.methods.czmig import ExpScaled, Noise
+from pipeline.methods.czmig import ExpScaled
+from pipeline.methods.noise import Noise
 from pipeline.methods.initialisation import unit_uniform
 
 SHAPE = (3, 32, 32)

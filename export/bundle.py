@@ -50,6 +50,9 @@ class Facts(_Entry):
     preprocessing: str
     versions: dict[str, str]
     device: str
+    """Where the network was trained and folded."""
+    training_precision: str
+    """What the training steps computed in; everything that is compared computes in float32."""
     metrics: dict[str, JsonValue]
 
 

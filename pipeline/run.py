@@ -20,7 +20,7 @@ from pipeline.config import Config, dump_config, load_config
 from pipeline.data import DataSet, TrainingBatches, open_data
 from pipeline.methods import Rewritten
 from pipeline.staging import Trained, write_bundle_files
-from pipeline.training import Checkpoint, Settings, TrainingData, device_by_name, last_checkpoint, load_checkpoint
+from pipeline.training import Checkpoint, Settings, TrainingData, autocast_type, device_by_name, last_checkpoint, load_checkpoint
 from pipeline.training import train as train_graph
 from pipeline.verification import Asked, Verification, stored_samples, test_set, verify_bundle
 from pipeline.watching import Console, EpochLines, shown
@@ -127,6 +127,7 @@ def _described(config: Config, folder: Path, data: DataSet, network: Rewritten, 
         metrics=json.loads(lines.splitlines()[-1]) if lines else {},
         metrics_lines=lines,
         device=str(device),
+        precision="bfloat16" if autocast_type(config.training.precision, device, data.width) else "float32",
     )
 
 

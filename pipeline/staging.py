@@ -41,6 +41,7 @@ class Trained:
     metrics: Mapping[str, JsonValue]
     metrics_lines: bytes
     device: str
+    precision: str
 
     @property
     def facts(self) -> Facts:
@@ -54,6 +55,7 @@ class Trained:
             preprocessing="none: raw pixels, uint8, N x C x H x W; normalisation is the first part of the graph",
             versions=versions(),
             device=self.device,
+            training_precision=self.precision,
             metrics=dict(self.metrics),
         )
 

@@ -24,7 +24,7 @@ from deploy.runners.torch import TorchRunner
 from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
 from deploy.verify.report import report_html
 from deploy.verify.samples import hostile_images
-from deploy.verify.verdict import LinkVerdict, TrainingOnlyPart, Verdict, failure_sentence
+from deploy.verify.verdict import LinkVerdict, StageErrors, TrainingOnlyPart, Verdict, failure_sentence
 from export.bundle import Bundle, TensorEntry, json_bytes
 from export.derived import training_only_parts
 from export.errors import DamagedError, UsageError
@@ -87,7 +87,8 @@ class Verification:
     def text(self) -> str:
         """A line a link, for the terminal."""
         counted = self.verdict.samples
-        lines = [_link_line(link) for link in self.verdict.links]
+        errors = {each.stage: each for each in self.verdict.errors}
+        lines = [_link_line(link, errors.get(link.to)) for link in self.verdict.links]
         verdict = "the outputs are the same" if self.passed else "the outputs are NOT the same"
         return "\n".join([*lines, f"{verdict}, on {counted.count:,} samples: {'; '.join(counted.how)}"])
 
@@ -141,7 +142,7 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
     record = Record(
         files={name: bundle.hashes[name] for name in (MODEL, WEIGHTS, TRAINING_WEIGHTS, CONFIG)},
         samples_made=(samples.description, hostile.description),
-        training_only=_training_only(graph, config),
+        training_only=_training_only(graph, bundle.manifest.training_precision),
     )
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / MODEL
@@ -227,10 +228,10 @@ def _folded_here(bundle: Bundle, device: str) -> bool:
     return torch.device(bundle.manifest.device).type == torch.device(device).type
 
 
-def _training_only(graph: GraphModule, config: Config) -> tuple[TrainingOnlyPart, ...]:
+def _training_only(graph: GraphModule, precision: str) -> tuple[TrainingOnlyPart, ...]:
     parts = [TrainingOnlyPart(name=name, what=part.summary) for name, part in training_only_parts(graph).items()]
-    if config.training.precision != "float32":
-        parts.append(TrainingOnlyPart(name="precision", what=f"training steps computed in {config.training.precision} precision"))
+    if precision != "float32":
+        parts.append(TrainingOnlyPart(name="precision", what=f"the training steps computed in {precision}"))
     return tuple(parts)
 
 
@@ -271,10 +272,19 @@ def _tensors(bundle: Bundle, name: str) -> dict[str, torch.Tensor]:
         raise DamagedError(f"{bundle.folder / name} is not a safetensors file: {error}; export the bundle again") from error
 
 
-def _link_line(link: LinkVerdict) -> str:
-    figures = f"max ulp {link.max_ulp}, max abs {link.max_abs:.3g}" if link.status != "not run" else link.reason
-    ties = f", {link.top1_changes} top-1 changes, {link.ties} of them ties" if link.top1_changes else ""
-    return f"{link.from_} -> {link.to}: {link.status}, {link.observed or 'nothing'} observed, {link.required} required; {figures}{ties}"
+def _link_line(link: LinkVerdict, errors: StageErrors | None) -> str:
+    ties = f"; {link.top1_changes} top-1 changes, {link.ties} of them ties" if link.top1_changes else ""
+    return f"{link.from_} -> {link.to}: {_how_it_went(link, errors)}{ties}"
+
+
+def _how_it_went(link: LinkVerdict, errors: StageErrors | None) -> str:
+    if link.status != "passed":
+        return f"{link.status.upper() if link.status == 'failed' else link.status}: {link.reason}"
+    if link.observed == "bitwise":
+        return "passed, the same bits"
+    if errors is None or errors.budget is None:
+        return "passed"
+    return f"passed, error against float64 {errors.max:.3g} of {errors.budget.max:.3g} allowed"
 
 
 def _load(graph: nn.Module, bundle: Bundle, name: str) -> None:

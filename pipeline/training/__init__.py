@@ -2,7 +2,7 @@
 
 from pipeline.training.batches import TrainingData
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
-from pipeline.training.device import device_by_name
+from pipeline.training.device import autocast_type, device_by_name
 from pipeline.training.finite import NotFiniteError
 from pipeline.training.loop import History, Settings, last_checkpoint, train
 from pipeline.training.metrics import EpochRecord
@@ -17,6 +17,7 @@ __all__ = [
     "Silent",
     "TrainingData",
     "Watcher",
+    "autocast_type",
     "device_by_name",
     "last_checkpoint",
     "load_checkpoint",

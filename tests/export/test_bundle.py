@@ -18,6 +18,7 @@ FACTS = Facts(
     preprocessing="raw pixels",
     versions={"torch": "2"},
     device="cpu",
+    training_precision="float32",
     metrics={"test_accuracy": 0.97},
 )
 

@@ -11,8 +11,8 @@ from pipeline.config.methods import CzmigOptions
 from pipeline.graph import find_parts
 from pipeline.methods import Rewritten
 from pipeline.methods.czmig import ExpScaled
-from pipeline.methods.noise import Noise
 from pipeline.methods.initialisation import unit_uniform
+from pipeline.methods.noise import Noise
 
 SHAPE = (3, 32, 32)
 

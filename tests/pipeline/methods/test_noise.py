@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from graphs import rewritten
@@ -20,11 +22,12 @@ def test_as_one_layer_it_has_the_bits_of_relu_and_noise_one_after_the_other(
     gradient = torch.randn(4, 16, 6, 5, generator=generator).to(dtype).contiguous(memory_format=memory_format)
     noise = Noise(0.3, per_element=per_element).train()
     results = []
-    for layer in (NoisyReLU(noise).train(), lambda value: noise(F.relu(value))):
+    both: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (NoisyReLU(noise).train(), lambda value: noise(F.relu(value)))
+    for layer in both:
         torch.manual_seed(1)
         leaf = x.clone().requires_grad_()
         result = layer(leaf)
-        result.backward(gradient)
+        torch.autograd.backward(result, gradient)
         assert leaf.grad is not None
         results.append((result.detach(), leaf.grad))
     (one, one_gradient), (other, other_gradient) = results

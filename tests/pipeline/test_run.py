@@ -1,0 +1,219 @@
+"""The commands from end to end, on the built-in data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import onnx
+import pytest
+import safetensors.torch
+import torch
+from commands import pipeline
+
+from export.bundle import open_bundle
+from export.fold import fold
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+SHORT = ["--set", "training.epochs=2", "--set", "training.schedule={name: constant}", "--set", "verify.samples=50"]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.slow
+def test_the_quickstart_reaches_its_accuracy_and_its_bits(tmp_path: Path, capfd: Capture) -> None:
+    done = pipeline(capfd, "train-export", QUICKSTART, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    verification = json.loads((tmp_path / "run" / "bundle" / "verification.json").read_bytes())
+    assert verification["verdict"] == "pass"
+    assert verification["samples"]["count"] == 355 + 19
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["epoch"] == 30
+    assert last["test_accuracy"] >= 0.97
+
+
+def test_the_bundle_holds_what_is_promised(finished_run: Path) -> None:
+    bundle = open_bundle(finished_run / "bundle")
+    assert set(bundle.manifest.files) == {
+        "README.md",
+        "labels.txt",
+        "model.onnx",
+        "report.html",
+        "training/config.yaml",
+        "training/metrics.jsonl",
+        "training/samples.safetensors",
+        "training/weights.safetensors",
+        "verification.json",
+        "weights.safetensors",
+    }
+    assert bundle.manifest.input.model_dump() == {"name": "image", "dtype": "uint8", "shape": [None, 1, 8, 8]}
+    assert bundle.manifest.output.model_dump() == {"name": "logits", "dtype": "float32", "shape": [None, 10]}
+    assert bundle.read("labels.txt").decode().split() == bundle.manifest.classes
+    metadata = {each.key: each.value for each in onnx.load_from_string(bundle.read("model.onnx")).metadata_props}
+    assert json.loads(metadata["classes"]) == bundle.manifest.classes
+    assert str(finished_run).encode() not in b"".join(bundle.read(name) for name in bundle.manifest.files)
+
+
+def test_the_verdict_names_links_files_and_samples(finished_run: Path) -> None:
+    bundle = open_bundle(finished_run / "bundle")
+    verification = json.loads(bundle.read("verification.json"))
+    links = [(link["from"], link["to"], link["required"], link["status"]) for link in verification["links"]]
+    assert links == [
+        ("training graph", "evaluation graph", "bitwise", "passed"),
+        ("evaluation graph", "folded graph", "bitwise", "passed"),
+        ("folded graph", "ONNX file", "budget", "passed"),
+        ("ONNX file", "onnxruntime-cpu, all optimisations", "budget", "passed"),
+    ]
+    assert all(link["samples"] == 100 + 19 for link in verification["links"])
+    assert [link["max_ulp"] for link in verification["links"][:2]] == [0, 0]
+    assert all(link["max_abs"] <= link["budget"]["max"] * 2 for link in verification["links"][2:])
+    assert {name: bundle.hashes[name] for name in verification["files"]} == verification["files"]
+    assert "model.onnx" in verification["files"]
+    assert [part["name"] for part in verification["training_only"]][:3] == ["noise_1.noise", "noise_2.noise", "noise_3.noise"]
+    stages = {entry["stage"] for entry in verification["invariance"]}
+    checks = {entry["check"] for entry in verification["invariance"]}
+    assert "onnxruntime-cpu, all optimisations" in stages
+    assert checks == {"rerun", "alone", "duplicated"}
+
+
+class Addresses(HTMLParser):
+    """Collects whatever a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "data", "action")]
+
+
+def test_the_report_shows_the_run_and_fetches_nothing(finished_run: Path) -> None:
+    page = (finished_run / "bundle" / "report.html").read_text()
+    addresses = Addresses()
+    addresses.feed(page)
+    assert not [each for each in addresses.found if not each.startswith("#")]
+    for part in ("training graph", "folded graph", "onnxruntime-cpu", "network.stages.0.0.conv1"):
+        assert part in page
+
+
+def test_a_second_call_goes_on_where_the_first_ended(finished_run: Path, tmp_path: Path, capfd: Capture) -> None:
+    run = tmp_path / "run"
+    assert pipeline(capfd, "train-export", QUICKSTART, "--out", run, *SHORT).code == 0
+    first = (run / "bundle" / "weights.safetensors").read_bytes()
+    done = pipeline(capfd, "train-export", QUICKSTART, "--out", run, *SHORT)
+    assert done.code == 0
+    assert "going on after step" in done.err
+    assert (run / "bundle" / "weights.safetensors").read_bytes() == first
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+
+
+def test_another_config_in_the_same_folder_is_refused_until_fresh(tmp_path: Path, capfd: Capture) -> None:
+    run = tmp_path / "run"
+    assert pipeline(capfd, "train", QUICKSTART, "--out", run, *SHORT).code == 0
+    checkpoint = (run / "checkpoints" / "last.safetensors").read_bytes()
+    changed = [*SHORT, "--set", "method.noise=0"]
+    done = pipeline(capfd, "train", QUICKSTART, "--out", run, *changed)
+    assert done.code == 2
+    assert "method.noise = 0.1" in done.error
+    assert "--fresh" in done.error
+    assert (run / "checkpoints" / "last.safetensors").read_bytes() == checkpoint
+    assert "noise: 0.1" in (run / "config.yaml").read_text()
+    assert pipeline(capfd, "train", QUICKSTART, "--out", run, "--fresh", *changed).code == 0
+
+
+def test_resume_without_a_run_is_the_users_mistake(tmp_path: Path, capfd: Capture) -> None:
+    done = pipeline(capfd, "train", QUICKSTART, "--out", tmp_path / "run", "--resume", *SHORT)
+    assert done.code == 2
+    assert "there is no checkpoint" in done.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_exporting_a_run_gives_the_bundle_of_the_whole_command(tmp_path: Path, capfd: Capture) -> None:
+    assert pipeline(capfd, "train-export", QUICKSTART, "--out", tmp_path / "whole", *SHORT).code == 0
+    assert pipeline(capfd, "train", QUICKSTART, "--out", tmp_path / "halves", *SHORT).code == 0
+    assert pipeline(capfd, "export", tmp_path / "halves").code == 0
+    for name in ("model.onnx", "weights.safetensors", "training/weights.safetensors"):
+        assert (tmp_path / "whole" / "bundle" / name).read_bytes() == (tmp_path / "halves" / "bundle" / name).read_bytes()
+
+
+def test_exporting_what_is_no_run(tmp_path: Path, capfd: Capture) -> None:
+    done = pipeline(capfd, "export", tmp_path)
+    assert done.code == 2
+    assert "holds no run" in done.error
+
+
+@pytest.mark.parametrize("method", ["batchnorm", "nonorm"])
+def test_the_other_methods_pass_the_same_chain(tmp_path: Path, capfd: Capture, method: str) -> None:
+    options = [*SHORT, "--set", f"method={{name: {method}}}", "--set", "training.learning_rate=0.05"]
+    done = pipeline(capfd, "train-export", QUICKSTART, "--out", tmp_path / "run", *options)
+    assert done.code == 0, done.err
+    verification = json.loads((tmp_path / "run" / "bundle" / "verification.json").read_bytes())
+    assert [link["observed"] for link in verification["links"][:2]] == ["bitwise", "bitwise"]
+    expected = {"batchnorm": 7, "nonorm": 0}[method]
+    assert len(verification["training_only"]) == expected
+
+
+def test_a_bundle_that_fails_is_kept_apart_and_the_good_one_stays(tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    assert pipeline(capfd, "train-export", QUICKSTART, "--out", run, *SHORT).code == 0
+    good = (run / "bundle" / "manifest.json").read_bytes()
+    from pipeline import staging
+
+    def rounding_fold(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        folded = fold(graph)
+        for parameter in folded.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16).float()
+        return folded
+
+    monkeypatch.setattr(staging, "fold", rounding_fold)
+    done = pipeline(capfd, "train-export", QUICKSTART, "--out", run, *SHORT)
+    assert done.code == 3
+    assert "evaluation graph -> folded graph failed" in done.error
+    assert (run / "bundle" / "manifest.json").read_bytes() == good
+    assert json.loads((run / "bundle-failed" / "verification.json").read_bytes())["verdict"] == "fail"
+    assert open_bundle(run / "bundle-failed")
+
+
+def test_json_is_one_object_on_standard_output(tmp_path: Path) -> None:
+    arguments = ["-m", "pipeline", "train-export", str(QUICKSTART), "--out", str(tmp_path / "run"), "--json", *SHORT]
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["bundle"] == str(tmp_path / "run" / "bundle")
+    assert result["verification"]["verdict"] == "pass"
+    assert "epoch 2/2" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_130_and_goes_on_to_the_same_bits(tmp_path: Path, capfd: Capture) -> None:
+    options = ["--set", "training.epochs=12", "--set", "training.schedule={name: constant}", "--set", "verify.samples=50"]
+    run = tmp_path / "run"
+    arguments = [sys.executable, "-m", "pipeline", "train", str(QUICKSTART), "--out", str(run), *options]
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "epoch 2/12" in line:
+                break
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 130, rest
+    assert "interrupted; what was done is kept" in rest
+    assert pipeline(capfd, "train", QUICKSTART, "--out", run, "--resume", *options).code == 0
+    assert pipeline(capfd, "train", QUICKSTART, "--out", tmp_path / "whole", *options).code == 0
+    interrupted, whole = (safetensors.torch.load((folder / "checkpoints" / "last.safetensors").read_bytes()) for folder in (run, tmp_path / "whole"))
+    assert interrupted.keys() == whole.keys()
+    assert all(torch.equal(interrupted[name], whole[name]) for name in whole)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 12
+
+
+def test_divergence_stops_with_the_place_and_one_line(tmp_path: Path, capfd: Capture) -> None:
+    options = [*SHORT, "--set", "training.learning_rate=1e30"]
+    done = pipeline(capfd, "train-export", QUICKSTART, "--out", tmp_path / "run", *options)
+    assert done.code == 2
+    assert "training diverged in epoch 1, step" in done.error
+    assert not (tmp_path / "run" / "bundle").exists()

@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install schema clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/pipeline train-export configs/quickstart.yaml
 
+# Two processes of one thread each: threads that wait for each other would take most of the time.
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -21,9 +22,14 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("python >= 3.11 is needed, this is " + sys.version.split()[0] + ": run make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@echo 'installing into $(VENV): PyTorch and the rest, several GB; minutes, depending on the network'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# Writes configs/schema.json anew; needed after a change of pipeline/config.
+schema: $(INSTALLED)
+	$(VENV)/bin/python -m pipeline.config > configs/schema.json
 
 clean:
 	rm -rf $(VENV)

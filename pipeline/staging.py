@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from torch.fx import GraphModule
 
 from export.bundle import Facts, TensorEntry
-from export.files import write_file
+from export.files import sha256_of, write_file
 from export.fold import fold
 from export.onnx import INPUT, OUTPUT, class_metadata, onnx_from_graph
 from pipeline.config import Config, dump_config
@@ -64,10 +64,14 @@ def write_bundle_files(folder: Path, trained: Trained) -> None:
     """Every file of the bundle but the verdict, the report and the manifest."""
     (folder / "training").mkdir()
     folded = fold(trained.graph)
-    write_file(folder / MODEL, onnx_from_graph(folded, trained.image_shape, _model_metadata(trained)))
-    write_file(folder / WEIGHTS, tensors_bytes(folded.state_dict()))
-    write_file(folder / TRAINING_WEIGHTS, tensors_bytes(trained.graph.state_dict()))
-    write_file(folder / CONFIG, dump_config(trained.config).encode())
+    sources = {
+        WEIGHTS: tensors_bytes(folded.state_dict()),
+        TRAINING_WEIGHTS: tensors_bytes(trained.graph.state_dict()),
+        CONFIG: dump_config(trained.config).encode(),
+    }
+    for name, content in sources.items():
+        write_file(folder / name, content)
+    write_file(folder / MODEL, onnx_from_graph(folded, trained.image_shape, _model_metadata(trained, sources)))
     write_file(folder / SAMPLES, tensors_bytes(_kept_samples(trained)))
     write_file(folder / METRICS, trained.metrics_lines)
     write_file(folder / LABELS, "".join(f"{name}\n" for name in trained.classes).encode())
@@ -84,7 +88,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
 
 
-def _model_metadata(trained: Trained) -> dict[str, str]:
+def _model_metadata(trained: Trained, sources: Mapping[str, bytes]) -> dict[str, str]:
+    """What a model file that is found by itself says of where it comes from."""
     facts = trained.facts
     return {
         "classes": class_metadata(trained.classes),
@@ -92,6 +97,7 @@ def _model_metadata(trained: Trained) -> dict[str, str]:
         "network": facts.network,
         "method": facts.method,
         **{f"version.{name}": version for name, version in facts.versions.items()},
+        **{f"sha256.{name}": sha256_of(content) for name, content in sources.items()},
     }
 
 

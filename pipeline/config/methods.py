@@ -31,17 +31,21 @@ class CzmigOptions(Section):
     classifier_luma: NonNegative = 5.0e-4
     """The same for the rows of the classifier."""
     noise: Share = 0.1
-    """Half the width of the uniform factor around 1 at the input of each residual unit. 0 switches it off."""
+    """Half the width of the uniform factor around 1. 0 switches it off."""
+    noise_at: Literal["units", "layers"] = "units"
+    """units: at the input of each residual unit, as in the paper's experiments. layers: at the input of every layer but the first."""
     noise_per: Literal["channel", "element"] = "channel"
     """channel: one draw per sample and channel. element: one per value, which is slower than what it replaces."""
     noise_on_shortcut: bool = True
-    """Whether the shortcut carries the noise as well."""
+    """Whether the shortcut carries a unit's noise as well."""
     first_layer_zero_mean: bool = False
     """Whether the slices of the first convolution start at zero mean. The paper says no, its code yes."""
     first_layer_scaled: bool = False
     """Whether the first convolution has an e^g."""
     first_layer_luma: bool = False
     """Whether the penalty holds for the first convolution too."""
+    classifier_scaled: bool = False
+    """Whether the classifier has an e^g."""
     pointwise_zero_mean: bool = False
     """Whether 1x1 filters start at zero mean over their input channels, as in the authors' code."""
     biases: Literal["ends", "all"] = "ends"

@@ -28,16 +28,19 @@ def bypass(graph: GraphModule, node: Node) -> None:
     graph.graph.erase_node(node)
 
 
-def insert_at_start(graph: GraphModule, units: list[ResidualUnit], name: str, layer: nn.Module, *, on_shortcut: bool) -> Node:
-    """Put a layer where residual units of the same start begin; their branches read through it, their shortcuts where asked."""
-    start = units[0].start
-    readers = [node for node in start.users if any(_reads_at_start(unit, node, on_shortcut) for unit in units)]
+def insert_between(graph: GraphModule, start: Node, readers: Iterable[Node], name: str, layer: nn.Module) -> Node:
+    """Put a layer behind a node; the given readers of the node read it through the layer, the others as before."""
     graph.add_submodule(name, layer)
     with graph.graph.inserting_after(start):
         inserted = graph.graph.call_module(name, (start,))
     for reader in readers:
         reader.replace_input_with(start, inserted)
     return inserted
+
+
+def readers_in(units: list[ResidualUnit], *, on_shortcut: bool) -> list[Node]:
+    """Who reads the common start of these units: their branches, and their shortcuts where asked."""
+    return [node for node in units[0].start.users if any(_reads_at_start(unit, node, on_shortcut) for unit in units)]
 
 
 def is_relu_for(graph: GraphModule, reader: Node) -> bool:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from export.derived import Derivation, DerivedConv2d, DerivedLinear, Plain, WeightAndBias
 from pipeline.config.methods import CzmigOptions
 from pipeline.graph import Convolution, Parts, find_parts
-from pipeline.graph.rewrite import bypass, finish, insert_at_start, is_relu_for, remove_norms, replace_layer
+from pipeline.graph.rewrite import bypass, finish, insert_between, is_relu_for, readers_in, remove_norms, replace_layer
 from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
 from pipeline.methods.initialisation import per_filter, unit_uniform, xavier_normal
 from pipeline.methods.noise import Noise, NoisyReLU
@@ -119,7 +119,8 @@ class Czmig(Method):
         weight = self._initial_weight(layer, generator)
         has_bias = self.options.biases == "all" or layer.kind in ("first", "classifier")
         bias = torch.zeros(weight.shape[0]) if has_bias else None
-        if layer.kind == "classifier" or (layer.kind == "first" and not self.options.first_layer_scaled):
+        is_plain = {"first": not self.options.first_layer_scaled, "classifier": not self.options.classifier_scaled}
+        if is_plain.get(layer.kind, False):
             return Plain(weight, bias)
         return ExpScaled(weight, self.options.initial_scale, bias)
 
@@ -140,12 +141,19 @@ class Czmig(Method):
     def _insert_noise(self, graph: GraphModule, parts: Parts) -> None:
         if self.options.noise == 0:
             return
-        for number, units in enumerate(parts.units_by_start.values(), start=1):
+        for number, (start, readers) in enumerate(self._readers_of_noise(parts), start=1):
             noise = Noise(self.options.noise, per_element=self.options.noise_per == "element")
-            node = insert_at_start(graph, units, f"noise_{number}", noise, on_shortcut=self.options.noise_on_shortcut)
+            node = insert_between(graph, start, readers, f"noise_{number}", noise)
             if is_relu_for(graph, node) and noise.amplitude < 1:
                 bypass(graph, node.all_input_nodes[0])
                 replace_layer(graph, node, NoisyReLU(noise))
+
+    def _readers_of_noise(self, parts: Parts) -> list[tuple[Node, list[Node]]]:
+        """Behind which nodes noise stands, and who reads them through it."""
+        if self.options.noise_at == "layers":
+            return [(layer.node.all_input_nodes[0], [layer.node]) for layer in parts.convolutions if layer.kind != "first"]
+        on_shortcut = self.options.noise_on_shortcut
+        return [(start, readers_in(units, on_shortcut=on_shortcut)) for start, units in parts.units_by_start.items()]
 
     def _parameters(self, graph: GraphModule, parts: Parts) -> dict[str, list[nn.Parameter]]:
         """Which parameters the rules treat alike."""

@@ -55,6 +55,8 @@ def test_the_bundle_holds_what_is_promised(finished_run: Path) -> None:
     assert bundle.read("labels.txt").decode().split() == bundle.manifest.classes
     metadata = {each.key: each.value for each in onnx.load_from_string(bundle.read("model.onnx")).metadata_props}
     assert json.loads(metadata["classes"]) == bundle.manifest.classes
+    assert metadata["sha256.training/weights.safetensors"] == bundle.hashes["training/weights.safetensors"]
+    assert {"network", "method", "preprocessing", "version.torch", "sha256.weights.safetensors"} <= metadata.keys()
     assert str(finished_run).encode() not in b"".join(bundle.read(name) for name in bundle.manifest.files)
 
 

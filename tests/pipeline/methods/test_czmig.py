@@ -68,6 +68,13 @@ def test_options_of_the_first_layer() -> None:
     assert stem.direction.mean((2, 3)).abs().max() < 1e-7
 
 
+def test_the_classifier_has_a_scale_only_where_asked() -> None:
+    assert isinstance(derivation(czmig(), "network.classifier"), Plain)
+    scaled = derivation(czmig(classifier_scaled=True), "network.classifier")
+    assert isinstance(scaled, ExpScaled)
+    assert torch.allclose(scaled.log_scale.exp(), torch.full((10,), 0.8))
+
+
 def test_pointwise_filters_are_centred_over_their_inputs_only_where_asked() -> None:
     name = "network.layer1.0.conv1"
     plain = derivation(rewritten("torchvision:resnet50", (3, 64, 64), CzmigOptions(name="czmig")), name)
@@ -259,6 +266,15 @@ def test_noise_is_uniform_around_one_per_sample_and_channel() -> None:
     assert abs(factors[:, :, 0, 0].mean() - 1) < 0.005
     assert len(noise(torch.ones(2, 3, 4, 4)).unique()) == 6
     assert len(Noise(0.1, per_element=True).train()(torch.ones(2, 3, 4, 4)).unique()) == 96
+
+
+def test_noise_can_stand_at_every_layer_but_the_first() -> None:
+    training = czmig(noise_at="layers")
+    noise = [node for node in training.graph.graph.nodes if str(node.target).startswith("noise_")]
+    assert len(noise) == 19
+    assert all(len(node.users) == 1 for node in noise)
+    without_units = rewritten("torchvision:squeezenet1_1", (3, 64, 64), CzmigOptions(name="czmig", noise_at="layers"))
+    assert len(training_only_parts(without_units.graph)) == 25 + 1  # and a dropout
 
 
 def test_noise_is_training_only_and_can_be_switched_off() -> None:

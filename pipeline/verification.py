@@ -116,7 +116,11 @@ def test_set(trained: Trained) -> Samples:
 
 def stored_samples(bundle: Bundle) -> Samples:
     """The test images that the bundle carries."""
-    images = _tensors(bundle, SAMPLES)["images"].numpy()
+    images = _tensors(bundle, SAMPLES).get("images", torch.empty(0)).numpy()
+    if images.dtype != np.uint8 or images.shape[1:] != _image_shape(bundle) or not len(images):
+        found = f"{images.dtype.name}, {' x '.join(map(str, images.shape))}"
+        wanted = f"uint8, N x {' x '.join(map(str, _image_shape(bundle)))}, N at least 1"
+        raise DamagedError(f"{bundle.folder / SAMPLES}: images are {found}; expected {wanted}; export the bundle again")
     size = bundle_config(bundle).verify.batch_size
 
     def batches() -> Iterator[NDArray[np.uint8]]:

@@ -110,26 +110,11 @@ class Training(Section):
         return self
 
 
-class Batch(Section):
-    """The batch sizes that a deployed model is built for."""
-
-    min: Count = 1
-    best: Count = 64
-    max: Count = 256
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "Batch":
-        if not self.min <= self.best <= self.max:
-            raise ValueError(f"min <= best <= max must hold, got {self.min}, {self.best}, {self.max}")
-        return self
-
-
 class Export(Section):
     """The files that come out."""
 
     opset: Literal[20] = 20
     """The one opset that every runtime here takes."""
-    batch: Batch = Batch()
 
 
 class Verify(Section):
@@ -140,6 +125,12 @@ class Verify(Section):
     """test: the whole test set. A number: that many of its first samples. Hostile inputs are always added."""
     batch_size: Count = 64
     """The batch at which links are compared; PyTorch's bits depend on it, so it is one number for all of them."""
+
+    @model_validator(mode="after")
+    def _runtimes_are_some_and_different(self) -> "Verify":
+        if not self.runtimes or len(set(self.runtimes)) < len(self.runtimes):
+            raise ValueError(f"runtimes takes at least one name, each once, got {list(self.runtimes)}")
+        return self
 
 
 class Config(Section):
@@ -153,4 +144,4 @@ class Config(Section):
     verify: Verify = Verify()
 
 
-__all__ = ["Augment", "Batch", "Config", "Data", "Export", "Network", "Schedule", "Share", "Training", "Verify"]
+__all__ = ["Augment", "Config", "Data", "Export", "Network", "Schedule", "Share", "Training", "Verify"]

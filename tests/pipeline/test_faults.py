@@ -199,6 +199,31 @@ def test_a_model_that_wants_another_file(verify: Run, bundle: Path) -> None:
     assert "external data" in done.error
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("images"),
+        lambda tensors: tensors.update(images=tensors["images"][:0]),
+        lambda tensors: tensors.update(images=tensors["images"].float()),
+        lambda tensors: tensors.update(images=tensors["images"][:, :, 1:].contiguous()),
+    ],
+)
+def test_samples_that_would_compare_nothing(verify: Run, bundle: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    edit_tensors(bundle, "training/samples.safetensors", change)
+    done = verify()
+    assert done.code == 5
+    assert "expected uint8, N x 1 x 8 x 8, N at least 1" in done.error
+
+
+def test_a_config_without_runtimes(verify: Run, bundle: Path) -> None:
+    config = bundle / "training" / "config.yaml"
+    config.write_text(config.read_text().replace("[onnxruntime-cpu]", "[]"))
+    rehash(bundle)
+    done = verify()
+    assert done.code == 2
+    assert "verify.runtimes" in done.error
+
+
 def test_weights_of_another_network(verify: Run, bundle: Path) -> None:
     edit_tensors(bundle, "training/weights.safetensors", lambda tensors: tensors.pop("network.classifier.derivation.bias"))
     done = verify()

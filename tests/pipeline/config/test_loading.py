@@ -122,7 +122,7 @@ MISTAKES = [
     (METHOD + "epochs: 3", "a.yaml:2: epochs: unknown key, did you mean training.epochs?"),
     (
         METHOD + "export: {format: onnx}",
-        "a.yaml:2: export.format: unknown key; known here: opset, batch",
+        "a.yaml:2: export.format: unknown key; known here: opset",
     ),
     (
         METHOD + "training: {epochs: three}",
@@ -197,10 +197,7 @@ MISTAKES = [
         "a.yaml:3: data.augment: got nothing, expected a section with keys out of: flip, crop_padding",
     ),
     (METHOD + "export: {opset: 21}", "a.yaml:2: export.opset: got 21, expected 20"),
-    (
-        METHOD + "export: {batch: {best: 300}}",
-        "a.yaml:2: export.batch: min <= best <= max must hold, got 1, 300, 256",
-    ),
+    (METHOD + "verify: {runtimes: []}", "a.yaml:2: verify: runtimes takes at least one name, each once, got []"),
     (METHOD + "verify: {samples: 0}", "a.yaml:2: verify.samples: got 0, expected test or a whole number, at least 1"),
     (
         METHOD + "verify: {runtimes: onnxruntime-cpu}",

@@ -67,17 +67,34 @@ class Network(Section):
 class Schedule(Section):
     """How the learning rate goes from step to step."""
 
-    name: Literal["constant", "multistep"] = "multistep"
+    name: Literal["constant", "multistep", "linear", "cosine", "monotonic", "cyclic", "points"] = "multistep"
+    """linear and cosine fall step by step, monotonic once an epoch, each to `last`. cyclic: triangles. points: straight lines
+    between the given points, for instance one-cycle."""
     milestones: tuple[Count, ...] = ()
-    """Epochs after which the rate is multiplied by factor."""
+    """multistep: epochs after which the rate is multiplied by factor."""
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """multistep: what each milestone multiplies by."""
+    last: Share = 0.0
+    """linear, cosine, monotonic: the share of the rate that is reached at the end. cyclic: the share at the foot of a triangle."""
+    cycle_epochs: Positive = 10.0
+    """cyclic: how long one triangle takes, up and down."""
+    rate_points: tuple[tuple[NonNegative, NonNegative], ...] = ()
+    """points: [epoch, share of the rate], with rising epochs; beyond the ends the outer shares hold."""
+    momentum_points: tuple[tuple[NonNegative, Share], ...] = ()
+    """With any schedule: [epoch, momentum], in the same way; none keeps training.momentum."""
     warmup_epochs: NonNegative = 0.0
     """The rate rises linearly, step by step, over this many epochs."""
 
     @model_validator(mode="after")
-    def _milestones_rise(self) -> "Schedule":
+    def _milestones_and_points_rise(self) -> "Schedule":
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must rise, got {list(self.milestones)}")
+        for name, points in (("rate_points", self.rate_points), ("momentum_points", self.momentum_points)):
+            epochs = [epoch for epoch, _ in points]
+            if epochs != sorted(set(epochs)):
+                raise ValueError(f"the epochs of {name} must rise, got {epochs}")
+        if (self.name == "points") != bool(self.rate_points):
+            raise ValueError("rate_points go with the schedule named points, and it needs at least one")
         return self
 
 

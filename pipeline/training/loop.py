@@ -25,7 +25,7 @@ from pipeline.training.evaluation import BATCH_SIZE, Evaluation, evaluate
 from pipeline.training.finite import NotFiniteError, all_finite, first_bad_activation, first_bad_weights
 from pipeline.training.interruption import Interruption
 from pipeline.training.metrics import EpochRecord, MetricsLog, Tally
-from pipeline.training.schedules import Moment, rate_share
+from pipeline.training.schedules import Moment, momentum, rate_share
 from pipeline.training.step import TrainingStep, seed_step
 from pipeline.training.watcher import Silent, Watcher
 
@@ -131,6 +131,7 @@ class _Loop:
 
     def _train_on(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.step.set_learning_rate(self._rate(self.num_steps_done))
+        self.step.set_momentum(momentum(self._moment(self.num_steps_done), self.options.schedule, self.options.momentum))
         seed_step(self.options.seed, self.num_steps_done)
         figures = self.step.backward(images, labels)
         loss, num_correct = figures.read()
@@ -204,8 +205,10 @@ class _Loop:
         self.records = [EpochRecord(**values) for values in position["records"]]
 
     def _rate(self, step: int) -> float:
-        moment = Moment(step, self.steps_per_epoch, self.options.epochs)
-        return self.options.learning_rate * rate_share(moment, self.options.schedule)
+        return self.options.learning_rate * rate_share(self._moment(step), self.options.schedule)
+
+    def _moment(self, step: int) -> Moment:
+        return Moment(step, self.steps_per_epoch, self.options.epochs)
 
     def _placed(self, images: torch.Tensor) -> torch.Tensor:
         return images.to(self.device, non_blocking=True, memory_format=self._memory_format)

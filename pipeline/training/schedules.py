@@ -1,6 +1,8 @@
 """The learning rate from step to step, as pure functions of where the run is. A new schedule: one function, one row."""
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.config.sections import Schedule
@@ -18,6 +20,11 @@ class Moment:
     def epochs_done(self) -> int:
         """How many epochs lie behind this step."""
         return self.step // self.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        """0 at the first step, just below 1 at the last."""
+        return self.step / (self.epochs * self.steps_per_epoch)
 
 
 def rate_share(moment: Moment, options: Schedule) -> float:
@@ -40,7 +47,52 @@ def _multistep(moment: Moment, options: Schedule) -> float:
     return float(options.factor**passed)
 
 
+def _linear(moment: Moment, options: Schedule) -> float:
+    return _between(1.0, options.last, moment.progress)
+
+
+def _cosine(moment: Moment, options: Schedule) -> float:
+    return _between(options.last, 1.0, (1 + math.cos(math.pi * moment.progress)) / 2)
+
+
+def _monotonic(moment: Moment, options: Schedule) -> float:
+    return _between(1.0, options.last, moment.epochs_done / moment.epochs)
+
+
+def _cyclic(moment: Moment, options: Schedule) -> float:
+    place = moment.step / moment.steps_per_epoch / options.cycle_epochs % 1.0
+    return _between(options.last, 1.0, 1 - abs(2 * place - 1))
+
+
+def _points(moment: Moment, options: Schedule) -> float:
+    return _on_the_line(moment, options.rate_points)
+
+
+def momentum(moment: Moment, options: Schedule, constant: float) -> float:
+    """The momentum of this step."""
+    return _on_the_line(moment, options.momentum_points) if options.momentum_points else constant
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return start + (end - start) * share
+
+
+def _on_the_line(moment: Moment, points: Sequence[tuple[float, float]]) -> float:
+    epoch = moment.step / moment.steps_per_epoch
+    if epoch <= points[0][0]:
+        return points[0][1]
+    for (left, low), (right, high) in itertools.pairwise(points):
+        if epoch <= right:
+            return _between(low, high, (epoch - left) / (right - left))
+    return points[-1][1]
+
+
 SCHEDULES: dict[str, Callable[[Moment, Schedule], float]] = {
     "constant": _constant,
     "multistep": _multistep,
+    "linear": _linear,
+    "cosine": _cosine,
+    "monotonic": _monotonic,
+    "cyclic": _cyclic,
+    "points": _points,
 }

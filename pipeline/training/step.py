@@ -58,6 +58,11 @@ class TrainingStep:
         self._label_smoothing = options.label_smoothing
         self._autocast = autocast
 
+    def set_momentum(self, momentum: float) -> None:
+        """The same for every group."""
+        for described in self.optimiser.param_groups:
+            described["momentum"] = momentum
+
     def set_learning_rate(self, rate: float) -> None:
         """Give each group its share of the rate."""
         for described, group in zip(self.optimiser.param_groups, self._groups, strict=True):

@@ -221,7 +221,7 @@ def test_a_config_without_runtimes(verify: Run, bundle: Path) -> None:
     rehash(bundle)
     done = verify()
     assert done.code == 2
-    assert "verify.runtimes" in done.error
+    assert "verify: runtimes takes at least one name" in done.error
 
 
 def test_weights_of_another_network(verify: Run, bundle: Path) -> None:

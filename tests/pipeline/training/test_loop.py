@@ -125,6 +125,16 @@ def test_the_rate_of_an_epoch_follows_the_schedule(build: Build, data: TrainingD
     assert [record.lr for record in train(build(METHODS[2]), data, settings).records] == [0.01, 0.005]
 
 
+def test_the_momentum_follows_its_points(build: Build, data: TrainingData, settings: Settings) -> None:
+    networks = [build(METHODS[2]) for _ in range(3)]
+    schedule = Schedule(momentum_points=((0, 0.5), (9, 0.5)))
+    train(networks[0], data, _with(settings, momentum=0.9, schedule=schedule))
+    train(networks[1], data, _with(settings, momentum=0.5, schedule=Schedule()))
+    train(networks[2], data, _with(settings, momentum=0.9, schedule=Schedule()))
+    _assert_same(_state(networks[0]), _state(networks[1]))
+    assert not torch.equal(_state(networks[0])["network.classifier.weight"], _state(networks[2])["network.classifier.weight"])
+
+
 def test_the_graph_is_left_as_it_is_deployed(build: Build, data: TrainingData, settings: Settings) -> None:
     network = build(METHODS[1])
     train(network, data, settings)

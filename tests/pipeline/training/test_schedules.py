@@ -1,9 +1,10 @@
 """The rate at each step, against figures written out by hand."""
 
+import numpy as np
 import pytest
 
 from pipeline.config.sections import Schedule
-from pipeline.training.schedules import SCHEDULES, Moment, rate_share
+from pipeline.training.schedules import SCHEDULES, Moment, momentum, rate_share
 
 
 def _shares(options: Schedule, epochs: int, steps_per_epoch: int) -> list[float]:
@@ -28,7 +29,32 @@ def test_warm_up_may_end_within_an_epoch() -> None:
     assert _shares(Schedule(name="constant", warmup_epochs=0.5), 1, 4) == [0.5, 1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("name", ["constant", "multistep"])
-def test_every_schedule_of_the_config_has_a_row(name: str) -> None:
-    assert name in SCHEDULES
-    assert len(SCHEDULES) == 2
+def test_linear_cosine_and_monotonic_fall_to_the_last_share() -> None:
+    assert _shares(Schedule(name="linear", last=0.5), 2, 2) == [1.0, 0.875, 0.75, 0.625]
+    assert _shares(Schedule(name="monotonic"), 2, 2) == [1.0, 1.0, 0.5, 0.5]
+    expected = 0.2 + 0.8 * (1 + np.cos(np.pi * np.arange(8) / 8)) / 2
+    assert np.abs(np.array(_shares(Schedule(name="cosine", last=0.2), 2, 4)) - expected).max() < 1e-15
+
+
+def test_cyclic_goes_up_and_down() -> None:
+    assert _shares(Schedule(name="cyclic", cycle_epochs=2.0, last=0.5), 4, 2) == [0.5, 0.75, 1.0, 0.75] * 2
+
+
+def test_points_are_joined_by_straight_lines() -> None:
+    """The one cycle of thirty epochs: 0.1 to 0.5 and back, then a hundred times lower; momentum the other way round."""
+    options = Schedule(
+        name="points",
+        rate_points=((1, 0.2), (13, 1.0), (26, 0.2), (30, 0.002)),
+        momentum_points=((1, 0.95), (13, 0.85), (26, 0.95), (27, 0.85)),
+    )
+    shares = _shares(options, 31, 2)
+    assert [shares[2 * epoch] for epoch in (0, 1, 13, 26, 30)] == pytest.approx([0.2, 0.2, 1.0, 0.2, 0.002], abs=1e-15)
+    assert shares[14] == pytest.approx(0.2 + 0.8 * 6 / 12, abs=1e-15)
+    momenta = [momentum(Moment(2 * epoch, 2, 31), options, 0.9) for epoch in (0, 7, 13, 26, 30)]
+    assert momenta == pytest.approx([0.95, 0.9, 0.85, 0.95, 0.85], abs=1e-15)
+    assert momentum(Moment(0, 2, 31), Schedule(name="constant"), 0.9) == 0.9
+
+
+def test_every_schedule_of_the_config_has_a_row() -> None:
+    named = Schedule.model_json_schema()["properties"]["name"]["enum"]
+    assert sorted(named) == sorted(SCHEDULES)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from deploy.verify.environment import cpu_model
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -17,9 +19,11 @@ def environment() -> dict[str, object]:
     """Hardware and versions of this process."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
+        "cpu_bfloat16": sorted(name for name, here in torch.cpu.get_capabilities().items() if here is True and "bf16" in name),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "load": [round(load, 2) for load in os.getloadavg()],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "torchvision", "onnx", "onnxruntime-gpu", "numpy")},
@@ -32,9 +36,3 @@ def write_result(name: str, result: Mapping[str, object]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"environment": environment(), **result}, indent=2) + "\n")
     return path
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

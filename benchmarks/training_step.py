@@ -1,6 +1,6 @@
 """Time and memory of a training step: czmig against batchnorm and nonorm, same network, batch and machine.
 
-    python benchmarks/training_step.py [--rounds 15] [--threads 2]
+    python -m benchmarks.training_step [--rounds 15] [--threads 2]
 
 The step is the one that training runs (`pipeline.training.step`): forward, backward, the method's rules, the optimiser.
 Rounds are interleaved: in each, every method makes a few steps in turn, and ratios are taken within the round, so that
@@ -13,18 +13,15 @@ steps. It is the same in every run.
 
 import argparse
 import itertools
-import json
-import os
-import platform
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.environment import write_result
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, NonormOptions
 from pipeline.config.sections import Training
 from pipeline.graph import Normalise, trace
@@ -42,7 +39,6 @@ METHODS: dict[str, MethodOptions] = {
 PRECISIONS: dict[str, torch.dtype | None] = {"bfloat16": torch.bfloat16, "float32": None}
 TARGETS = {"batchnorm": {"time": 0.90, "memory": 0.85}, "nonorm": {"time": 1.10}}
 STEPS_PER_TURN, WARM_UP_ROUNDS = 3, 2
-RESULTS = Path(__file__).parent / "results" / "training_step.json"
 
 Results = dict[str, Any]
 
@@ -78,8 +74,7 @@ def main() -> None:
     circumstances = _circumstances(options.rounds)
     with arithmetic(deterministic=False):
         measured = {name: _measured(autocast, options.rounds) for name, autocast in PRECISIONS.items()}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({**circumstances, "results": measured}, indent=1) + "\n")
+    print(write_result("training_step", {**circumstances, "results": measured}))
     print(_table(measured))
 
 
@@ -154,18 +149,8 @@ def _circumstances(num_rounds: int) -> dict[str, object]:
     return {
         "what": f"training step, {NETWORK}, batch {BATCH_SIZE}, {'x'.join(map(str, IMAGE))}, channels_last, CPU",
         "runs": {"rounds": num_rounds, "steps_a_round": STEPS_PER_TURN, "warm_up_rounds": WARM_UP_ROUNDS},
-        "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "load_before": [round(load, 2) for load in os.getloadavg()],
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "memory": "bytes of torch's CPU allocator; a convolution library's own scratch memory is not in it",
     }
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    features = {name for name, here in torch.cpu.get_capabilities().items() if here is True and "bf16" in name}
-    name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{name} ({', '.join(sorted(features)) or 'no bfloat16'})"
 
 
 def _table(results: dict[str, Results]) -> str:

@@ -21,7 +21,7 @@ def environment() -> dict[str, object]:
         "num_cpus": os.cpu_count(),
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
-        "thread_variables": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ},
+        "thread_variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
     }
 
 

@@ -1,11 +1,30 @@
 """Training graphs for tests: a network by name, rewritten by a method with its default options unless others are given."""
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, NonormOptions
 from pipeline.graph import Normalise, trace
 from pipeline.methods import Rewritten, method_from_options
 from pipeline.networks import network_by_name
+
+
+class PreActivation(nn.Module):
+    """One pre-activation unit: its norm reads the sum, not a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.classifier = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.conv(F.relu(self.norm(x)))
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
 
 DEFAULTS: dict[str, MethodOptions] = {
     "czmig": CzmigOptions(name="czmig"),

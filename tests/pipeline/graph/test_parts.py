@@ -1,6 +1,6 @@
 import pytest
 import torch
-from graphs import traced
+from graphs import PreActivation, traced
 from torch import nn
 from torch.nn import functional as F
 
@@ -41,22 +41,6 @@ def test_a_residual_unit_knows_its_start_its_branch_and_its_shortcut() -> None:
     assert [layer.name for layer in first.branch] == [f"network.layer1.0.conv{i}" for i in (1, 2, 3)]
     assert [layer.name for layer in first.shortcut] == ["network.layer1.0.downsample.0"]
     assert first.branch_end.name == "network_layer1_0_bn3"
-
-
-class PreActivation(nn.Module):
-    """One pre-activation unit: the norm reads the sum, not a convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.conv = nn.Conv2d(8, 8, 3, padding=1)
-        self.classifier = nn.Linear(8, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        x = x + self.conv(F.relu(self.norm(x)))
-        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
 def parts_of(network: nn.Module) -> Parts:

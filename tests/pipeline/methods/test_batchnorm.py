@@ -1,7 +1,6 @@
 import torch
-from graphs import DEFAULTS, images, rewritten, step, traced
+from graphs import DEFAULTS, PreActivation, images, rewritten, step, traced
 from torch import nn
-from torch.nn import functional as F
 
 from export.derived import training_only_parts, training_only_parts_off
 from export.fold import fold
@@ -60,20 +59,6 @@ def test_the_fold_is_the_norm_of_evaluation_up_to_rounding() -> None:
     batch = images(8, SHAPE, seed=1)
     expected = plain.double().eval()(batch)
     assert (training.graph.double().eval()(batch) - expected).abs().max() < 1e-12 * expected.abs().max()
-
-
-class PreActivation(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.conv = nn.Conv2d(8, 8, 3, padding=1)
-        self.classifier = nn.Linear(8, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        x = x + self.conv(F.relu(self.norm(x)))
-        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
 def test_a_norm_that_stands_alone_becomes_a_depthwise_convolution() -> None:

@@ -111,6 +111,8 @@ class Training(Section):
     """auto: bfloat16 autocast where the device computes in it and images are at least 16 pixels wide."""
     device: Literal["auto", "cpu", "cuda"] | CudaDevice = "auto"
     """auto, cpu, cuda or cuda:N."""
+    threads: Literal["auto"] | Count = "auto"
+    """Of the CPU, while training. auto: one for images under 16 pixels wide, where threads wait more than they work; else all."""
     deterministic: bool = False
     """Only algorithms that repeat bit for bit, where the device offers them."""
     channels_last: bool = True

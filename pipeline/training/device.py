@@ -11,6 +11,7 @@ from export.errors import NotHereError, UsageError
 
 SMALLEST_IMAGE_FOR_BFLOAT16 = 16
 """Below this width a step is so short that converting to bfloat16 costs more than it saves."""
+SMALLEST_IMAGE_FOR_THREADS = 16
 _CPU_FEATURES_FOR_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 
@@ -39,6 +40,18 @@ def autocast_type(precision: Literal["auto", "float32", "bfloat16"], device: tor
     helps = image_width >= SMALLEST_IMAGE_FOR_BFLOAT16 and _computes_in_bfloat16(device)
     wanted = helps if precision == "auto" else precision == "bfloat16"
     return torch.bfloat16 if wanted else None
+
+
+@contextmanager
+def cpu_threads(threads: Literal["auto"] | int, image_width: int) -> Iterator[None]:
+    """As many threads as asked for; auto takes one where a step is so short that handing out its parts costs more than they do."""
+    before = torch.get_num_threads()
+    chosen = (1 if image_width < SMALLEST_IMAGE_FOR_THREADS else before) if threads == "auto" else threads
+    torch.set_num_threads(chosen)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:

@@ -20,7 +20,7 @@ from pipeline.config.sections import Training
 from pipeline.methods.base import Rewritten
 from pipeline.training.batches import TrainingData
 from pipeline.training.checkpoint import Checkpoint, Config, checkpoint_bytes, write_checkpoint
-from pipeline.training.device import arithmetic, autocast_type, device_by_name, peak_memory_bytes
+from pipeline.training.device import arithmetic, autocast_type, cpu_threads, device_by_name, peak_memory_bytes
 from pipeline.training.evaluation import BATCH_SIZE, Evaluation, evaluate
 from pipeline.training.finite import NotFiniteError, all_finite, first_bad_activation, first_bad_weights
 from pipeline.training.interruption import Interruption
@@ -75,6 +75,7 @@ def train(
     loop = _Loop(network, data, settings, watcher or Silent(), device)
     with ExitStack() as stack:
         stack.enter_context(arithmetic(deterministic=settings.training.deterministic))
+        stack.enter_context(cpu_threads(settings.training.threads, data.image_width))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.enter_context(loop.interruption)
         stack.enter_context(loop.opened(resume))

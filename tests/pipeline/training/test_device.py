@@ -1,12 +1,13 @@
 """Devices by name, precision, and that global switches are put back."""
 
 import contextlib
+from typing import Literal
 
 import pytest
 import torch
 
 from export.errors import NotHereError, UsageError
-from pipeline.training.device import arithmetic, autocast_type, device_by_name, peak_memory_bytes
+from pipeline.training.device import arithmetic, autocast_type, cpu_threads, device_by_name, peak_memory_bytes
 
 CPU = torch.device("cpu")
 
@@ -88,3 +89,15 @@ def test_switches_are_set_and_put_back(monkeypatch: pytest.MonkeyPatch, determin
 
 def test_peak_memory_on_a_cpu_is_that_of_the_process() -> None:
     assert 50 * 2**20 < peak_memory_bytes(CPU) < 2**40
+
+
+@pytest.mark.parametrize(("threads", "width", "inside"), [("auto", 8, 1), ("auto", 32, 3), (2, 8, 2), (2, 32, 2)])
+def test_small_images_get_one_thread_and_what_was_set_comes_back(threads: Literal["auto"] | int, width: int, inside: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with cpu_threads(threads, width):
+            assert torch.get_num_threads() == inside
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

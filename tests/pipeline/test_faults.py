@@ -12,7 +12,10 @@ import torch
 from commands import Done, pipeline
 from onnx import numpy_helper
 
-from export.bundle import Facts, Manifest, write_manifest
+from export.bundle import Facts, Manifest, open_bundle, write_manifest
+from export.errors import DamagedError
+from pipeline.cli.console import Console
+from pipeline.verification import Asked, stored_samples, verify_bundle
 
 Run = Callable[..., Done]
 
@@ -176,6 +179,13 @@ def test_a_changed_byte(verify: Run, bundle: Path, name: str) -> None:
     done = verify()
     assert done.code == 5
     assert name in done.error
+
+
+def test_a_model_exchanged_after_the_bundle_was_opened_is_not_run(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    (bundle / "model.onnx").write_bytes(b"exchanged")
+    with pytest.raises(DamagedError, match=r"model\.onnx has"):
+        verify_bundle(opened, stored_samples(opened), Asked(), Console())
 
 
 def test_a_model_that_is_no_model(verify: Run, bundle: Path) -> None:

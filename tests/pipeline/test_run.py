@@ -82,6 +82,29 @@ def test_the_verdict_names_links_files_and_samples(finished_run: Path) -> None:
     assert checks == {"rerun", "alone", "duplicated"}
 
 
+def test_the_training_graph_is_compared_in_training_mode_with_gradients(finished_run: Path) -> None:
+    stages = json.loads((finished_run / "bundle" / "verification.json").read_bytes())["stages"]
+    how = {name: (facts["training_mode"], facts["gradients"]) for name, facts in stages.items() if facts["runtime"] == "torch"}
+    assert how == {
+        "training graph": (True, True),
+        "evaluation graph": (False, False),
+        "folded graph": (False, False),
+        "float64 evaluation": (False, False),
+    }
+    assert stages["ONNX file"]["flags"]["graph_optimization_level"] == "ORT_DISABLE_ALL"
+    assert stages["onnxruntime-cpu, all optimisations"]["flags"]["graph_optimization_level"] == "ORT_ENABLE_ALL"
+
+
+def test_the_augmentation_of_the_config_reaches_the_images(tmp_path: Path, capfd: Capture) -> None:
+    weights = []
+    for padding in (0, 1):
+        run = tmp_path / str(padding)
+        assert pipeline(capfd, "train", QUICKSTART, "--out", run, *SHORT, "--set", f"data.augment.crop_padding={padding}").code == 0
+        tensors = safetensors.torch.load((run / "checkpoints" / "last.safetensors").read_bytes())
+        weights.append(tensors["graph/network.classifier.derivation.weight"])
+    assert not torch.equal(*weights)
+
+
 class Addresses(HTMLParser):
     """Collects whatever a page would fetch."""
 

@@ -66,4 +66,29 @@ class NonormOptions(Section):
     """L2 decay on every parameter."""
 
 
-MethodOptions = Annotated[CzmigOptions | BatchnormOptions | NonormOptions, Field(discriminator="name")]
+class MimicnormOptions(Section):
+    """Weight mean after each step, scaled residual branches, a BatchNorm without affine over the logits (MimicNorm)."""
+
+    name: Literal["mimicnorm"]
+    weight_mean: bool = True
+    """Whether each filter's mean over input channels, height and width is taken out of it, at the start and after each step."""
+    centred: Literal["wide", "ungrouped"] = "wide"
+    """wide: convolutions with more than 50 inputs per filter, as on CIFAR. ungrouped: with groups 1, as on ImageNet.
+    Never depthwise, never linear."""
+    gain: Literal["code", "paper"] = "code"
+    """What a ReLU takes from zero-mean filters. paper: 1.2112 on every centred weight. code: 1.2 per convolution in the branch's scale;
+    sqrt(1.4) on weights outside scaled branches, their shortcuts and the first layer in front of them."""
+    branch_scale: Literal["code", "paper", "none"] = "code"
+    """A learned scale on each residual branch that ends in a convolution; of the l-th it starts at: code 1.2^k / l, k convolutions; paper
+    1 / sqrt(l). The code's stays bounded in depth."""
+    shortcut_scale: Positive | None = None
+    """Where a shortcut ends in a convolution, the start of a learned scale on it. null: none (CIFAR); 1.2: the authors' ImageNet networks."""
+    last_norm: bool = True
+    """The BatchNorm over the logits. A ReLU between classifier and logits is taken out, as in the authors' networks."""
+    weight_decay: NonNegative = 5.0e-4
+    """L2 decay."""
+    decay_on: Literal["all", "weights"] = "all"
+    """all: every parameter. weights: not biases and scales."""
+
+
+MethodOptions = Annotated[CzmigOptions | MimicnormOptions | BatchnormOptions | NonormOptions, Field(discriminator="name")]

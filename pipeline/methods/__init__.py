@@ -7,10 +7,12 @@ from pipeline.config.methods import MethodOptions
 from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
 from pipeline.methods.batchnorm import Batchnorm
 from pipeline.methods.czmig import Czmig
+from pipeline.methods.mimicnorm import Mimicnorm
 from pipeline.methods.nonorm import Nonorm
 
 METHODS: dict[str, Callable[[Any], Method]] = {
     "czmig": Czmig,
+    "mimicnorm": Mimicnorm,
     "batchnorm": Batchnorm,
     "nonorm": Nonorm,
 }

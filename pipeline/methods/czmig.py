@@ -16,6 +16,7 @@ from pipeline.graph import Convolution, Parts, find_parts
 from pipeline.graph.rewrite import finish, insert_at_start, remove_norms, replace_layer
 from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
 from pipeline.methods.initialisation import per_filter, unit_uniform, xavier_normal
+from pipeline.methods.layers import derived
 from pipeline.methods.stacks import Stacks
 
 _SLICE_DIMS = (2, 3)
@@ -129,8 +130,7 @@ class Czmig(Method):
         remove_norms(graph, parts.norms)
         for layer in parts.convolutions:
             derivation = self._derivation(layer, generator)
-            derived = DerivedConv2d(layer.module, derivation) if isinstance(layer.module, nn.Conv2d) else DerivedLinear(derivation)
-            replace_layer(graph, layer.node, derived)
+            replace_layer(graph, layer.node, derived(layer.module, derivation))
         return Rewritten(finish(graph), CzmigRules(graph, self.options, self._parameters(graph, parts)))
 
     def _derivation(self, layer: Convolution, generator: torch.Generator) -> Derivation:
@@ -187,9 +187,9 @@ def _has_extent(layer: Convolution) -> bool:
 
 
 def _trained_weight_and_bias(graph: GraphModule, layer: Convolution) -> tuple[nn.Parameter, nn.Parameter | None]:
-    derived = graph.get_submodule(layer.name)
-    assert isinstance(derived, (DerivedConv2d, DerivedLinear))
-    derivation = derived.derivation
+    trained = graph.get_submodule(layer.name)
+    assert isinstance(trained, (DerivedConv2d, DerivedLinear))
+    derivation = trained.derivation
     if isinstance(derivation, ExpScaled):
         return derivation.direction, derivation.bias
     assert isinstance(derivation, Plain)

@@ -2,13 +2,14 @@
 
 import torch
 
-from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, NonormOptions
+from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, MimicnormOptions, NonormOptions
 from pipeline.graph import Normalise, trace
 from pipeline.methods import Rewritten, method_from_options
 from pipeline.networks import network_by_name
 
 DEFAULTS: dict[str, MethodOptions] = {
     "czmig": CzmigOptions(name="czmig"),
+    "mimicnorm": MimicnormOptions(name="mimicnorm"),
     "batchnorm": BatchnormOptions(name="batchnorm"),
     "nonorm": NonormOptions(name="nonorm"),
 }

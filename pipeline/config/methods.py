@@ -91,4 +91,59 @@ class MimicnormOptions(Section):
     """all: every parameter. weights: not biases and scales."""
 
 
-MethodOptions = Annotated[CzmigOptions | MimicnormOptions | BatchnormOptions | NonormOptions, Field(discriminator="name")]
+class SkipinitOptions(Section):
+    """No normalisation; one learned scale per residual branch, which starts small (SkipInit)."""
+
+    name: Literal["skipinit"]
+    initial_scale: Literal["zero", "inverse_root"] = "zero"
+    """What the scales start at: zero, or 1 / sqrt(d) for d residual units."""
+    dropout: Share = 0.0
+    """Probability of the dropout in front of the classifier; 0 leaves it out."""
+    weight_decay: NonNegative = 5.0e-4
+    """L2 decay."""
+    decay_on: Literal["all", "weights"] = "weights"
+    """all: every parameter. weights: not biases and scales."""
+
+
+class WeightnormOptions(Section):
+    """Weight normalisation, w = (g / |v|) v, and dropout in the residual branches (Training Without Batch Normalization)."""
+
+    name: Literal["weightnorm"]
+    dropout: Share = 0.1
+    """Probability of the dropout in front of the last convolution of each residual branch that ends in one; 0 leaves it out.
+    The paper gives neither place nor value."""
+    weight_decay: NonNegative = 0.0
+    """L2 decay; the paper mentions none."""
+    decay_on: Literal["all", "weights"] = "weights"
+    """all: every parameter. weights: not biases and scales."""
+
+
+class ScaledwsOptions(Section):
+    """Scaled weight standardisation and adaptive gradient clipping (NF-ResNets and NFNets)."""
+
+    name: Literal["scaledws"]
+    gamma: Positive = 1.71396
+    """What the activation takes from the variance of its input, given back in the weights: 1.71396 for ReLU, 1 for none."""
+    alpha: Positive = 0.2
+    """Share of each residual branch that ends in a convolution, on the weight and bias of that convolution."""
+    beta: bool = True
+    """Whether the convolutions at which a residual unit begins divide by the expected standard deviation of its input, in their weights.
+    The expected variance is 1 behind a convolution, grows by alpha^2 with each unit, and begins anew where a shortcut has a convolution."""
+    eps: Positive = 1.0e-6
+    """Added to each filter's variance."""
+    clip: NonNegative = 0.01
+    """Adaptive clipping: the largest norm of a unit's gradient as a share of the norm of its weights. 0 switches it off."""
+    clip_eps: Positive = 1.0e-3
+    """The least norm of weights that clipping reckons with."""
+    clip_classifier: bool = False
+    """Whether the classifier's gradients are clipped as well."""
+    weight_decay: NonNegative = 5.0e-5
+    """L2 decay."""
+    decay_on: Literal["all", "weights"] = "weights"
+    """all: every parameter. weights: not biases and gains."""
+
+
+MethodOptions = Annotated[
+    CzmigOptions | MimicnormOptions | SkipinitOptions | WeightnormOptions | ScaledwsOptions | BatchnormOptions | NonormOptions,
+    Field(discriminator="name"),
+]

@@ -9,10 +9,16 @@ from pipeline.methods.batchnorm import Batchnorm
 from pipeline.methods.czmig import Czmig
 from pipeline.methods.mimicnorm import Mimicnorm
 from pipeline.methods.nonorm import Nonorm
+from pipeline.methods.scaledws import Scaledws
+from pipeline.methods.skipinit import Skipinit
+from pipeline.methods.weightnorm import Weightnorm
 
 METHODS: dict[str, Callable[[Any], Method]] = {
     "czmig": Czmig,
     "mimicnorm": Mimicnorm,
+    "skipinit": Skipinit,
+    "weightnorm": Weightnorm,
+    "scaledws": Scaledws,
     "batchnorm": Batchnorm,
     "nonorm": Nonorm,
 }

@@ -17,7 +17,7 @@ from pipeline.graph.rewrite import finish, insert_at_start, remove_norms, replac
 from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
 from pipeline.methods.initialisation import per_filter, unit_uniform, xavier_normal
 from pipeline.methods.layers import derived
-from pipeline.methods.stacks import Stacks
+from pipeline.methods.stacks import Stacks, gradient_of
 
 _SLICE_DIMS = (2, 3)
 _FILTER_DIMS = (1, 2, 3)
@@ -101,7 +101,7 @@ class CzmigRules(TrainingRules):
         norm = torch.linalg.vector_norm(stacked.flatten(2), dim=2)
         factor = 2 * strength * (norm - 1) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         pull = stacked * factor.view(*factor.shape, *([1] * (stacked.dim() - 2)))
-        torch._foreach_add_([_gradient(each) for each in filters], list(pull.unbind()))
+        torch._foreach_add_([gradient_of(each) for each in filters], list(pull.unbind()))
         return strength * (norm - 1).square().sum()
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ class CzmigRules(TrainingRules):
         if z == 0:
             return
         for filters in self._corrected:
-            gradients = [_gradient(each) for each in filters]
+            gradients = [gradient_of(each) for each in filters]
             means = torch.stack(gradients).mean([dim + 1 for dim in over], keepdim=True)
             if self._options.zmg_form == "code":
                 torch._foreach_mul_(gradients, 1 + z)
@@ -194,9 +194,3 @@ def _trained_weight_and_bias(graph: GraphModule, layer: Convolution) -> tuple[nn
         return derivation.direction, derivation.bias
     assert isinstance(derivation, Plain)
     return derivation.weight, derivation.bias
-
-
-def _gradient(parameter: nn.Parameter) -> torch.Tensor:
-    if parameter.grad is None:
-        raise RuntimeError("a filter has no gradient: the rules run after backward")
-    return parameter.grad

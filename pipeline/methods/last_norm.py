@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from export.derived import Foldable, TrainingOnly
 from export.errors import UsageError
 from pipeline.graph import Convolution
-from pipeline.graph.rewrite import bypass, replace_layer
+from pipeline.graph.rewrite import bypass, insert_in_front, replace_layer
 from pipeline.methods.batchnorm import Normed, NormOnWeight
 from pipeline.methods.layers import derived
 
@@ -69,7 +69,8 @@ def normalise_logits(graph: GraphModule, classifier: Convolution) -> None:
         return
     statistics = LogitStatistics(norm)
     replace_layer(graph, classifier.node, NormedBehindPooling(classifier.module, norm, statistics))
-    _insert_at_output(graph, statistics)
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    insert_in_front(graph, output, "logit_statistics", statistics)
 
 
 def _nodes_behind(graph: GraphModule, classifier: Node) -> list[Node]:
@@ -106,12 +107,3 @@ def _refused(node: Node) -> UsageError:
         f"node {node.name!r} stands between the classifier and the logits and is no average, so a norm over the logits cannot act on the "
         "classifier's weight; set method.last_norm: false, or end the network in its classifier"
     )
-
-
-def _insert_at_output(graph: GraphModule, statistics: LogitStatistics) -> None:
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    (logits,) = output.all_input_nodes
-    graph.add_submodule("logit_statistics", statistics)
-    with graph.graph.inserting_before(output):
-        inserted = graph.graph.call_module("logit_statistics", (logits,))
-    output.replace_input_with(logits, inserted)

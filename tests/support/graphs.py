@@ -2,7 +2,16 @@
 
 import torch
 
-from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, MimicnormOptions, NonormOptions
+from pipeline.config.methods import (
+    BatchnormOptions,
+    CzmigOptions,
+    MethodOptions,
+    MimicnormOptions,
+    NonormOptions,
+    ScaledwsOptions,
+    SkipinitOptions,
+    WeightnormOptions,
+)
 from pipeline.graph import Normalise, trace
 from pipeline.methods import Rewritten, method_from_options
 from pipeline.networks import network_by_name
@@ -10,9 +19,16 @@ from pipeline.networks import network_by_name
 DEFAULTS: dict[str, MethodOptions] = {
     "czmig": CzmigOptions(name="czmig"),
     "mimicnorm": MimicnormOptions(name="mimicnorm"),
+    "skipinit": SkipinitOptions(name="skipinit"),
+    "weightnorm": WeightnormOptions(name="weightnorm"),
+    "scaledws": ScaledwsOptions(name="scaledws"),
     "batchnorm": BatchnormOptions(name="batchnorm"),
     "nonorm": NonormOptions(name="nonorm"),
 }
+REFUSED: dict[str, frozenset[str]] = {
+    "skipinit": frozenset({"torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1"}),
+}
+"""The networks that a method refuses with its default options, because the pair makes no sense."""
 NUM_CLASSES = 10
 
 

@@ -91,6 +91,29 @@ class MimicnormOptions(Section):
     """all: every parameter. weights: not biases and scales."""
 
 
+class EquinormOptions(Section):
+    """Filters balanced by the mean of each input channel (equilibrium normalisation). Inputs of convolutions must not be negative."""
+
+    name: Literal["equinorm"]
+    form: Literal["single_pass", "two_pass"] = "single_pass"
+    """single_pass: the positive part is reckoned from the signs of the unshifted filter, as in the paper's experiments. two_pass: from the
+    shifted one, which meets the constraint exactly."""
+    statistics: Literal["batch", "first_quarter"] = "batch"
+    """Which samples the channel means are of; fewer give the noise that large batches lack."""
+    differentiate_statistics: bool = True
+    """Whether gradients flow through the channel means into the layer's input."""
+    statistics_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the newest batch in the running means that evaluation uses."""
+    resample_signs: Literal["filter", "slice"] = "filter"
+    """Which part of a filter must not start all positive or all negative: the whole filter or each of its 2-D slices."""
+    eps: Positive = 1.0e-12
+    """Least value of a divisor; the paper has none, but a channel that is dead throughout would give 0 / 0."""
+    weight_decay: NonNegative = 1.0e-4
+    """L2 decay."""
+    decay_on: Literal["all", "weights"] = "all"
+    """all: every parameter. weights: not biases and gains."""
+
+
 class SkipinitOptions(Section):
     """No normalisation; one learned scale per residual branch, which starts small (SkipInit)."""
 
@@ -144,6 +167,6 @@ class ScaledwsOptions(Section):
 
 
 MethodOptions = Annotated[
-    CzmigOptions | MimicnormOptions | SkipinitOptions | WeightnormOptions | ScaledwsOptions | BatchnormOptions | NonormOptions,
+    CzmigOptions | MimicnormOptions | EquinormOptions | SkipinitOptions | WeightnormOptions | ScaledwsOptions | BatchnormOptions | NonormOptions,
     Field(discriminator="name"),
 ]

@@ -7,6 +7,7 @@ from pipeline.config.methods import MethodOptions
 from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
 from pipeline.methods.batchnorm import Batchnorm
 from pipeline.methods.czmig import Czmig
+from pipeline.methods.equinorm import Equinorm
 from pipeline.methods.mimicnorm import Mimicnorm
 from pipeline.methods.nonorm import Nonorm
 from pipeline.methods.scaledws import Scaledws
@@ -16,6 +17,7 @@ from pipeline.methods.weightnorm import Weightnorm
 METHODS: dict[str, Callable[[Any], Method]] = {
     "czmig": Czmig,
     "mimicnorm": Mimicnorm,
+    "equinorm": Equinorm,
     "skipinit": Skipinit,
     "weightnorm": Weightnorm,
     "scaledws": Scaledws,

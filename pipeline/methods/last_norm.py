@@ -3,8 +3,6 @@
 A classifier that is a convolution has an average behind it; one scale and shift per class are the same before and after an average.
 """
 
-from collections.abc import Set as AbstractSet
-
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -14,14 +12,13 @@ from export.derived import Foldable, TrainingOnly
 from export.errors import UsageError
 from pipeline.graph import Convolution
 from pipeline.graph.rewrite import bypass, insert_in_front, replace_layer
+from pipeline.graph.vocabulary import is_rectifier
 from pipeline.methods.batchnorm import Normed, NormOnWeight
 from pipeline.methods.layers import derived
 
 _AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, TrainingOnly)
 _AVERAGING_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, torch.flatten, torch.reshape}
 _AVERAGING_METHODS = {"mean", "flatten", "view", "reshape", "contiguous"}
-_RECTIFIERS = (nn.ReLU, nn.ReLU6)
-_RECTIFYING_FUNCTIONS = {F.relu, F.relu6, torch.relu}
 
 
 class LogitStatistics(TrainingOnly):
@@ -82,9 +79,9 @@ def _nodes_behind(graph: GraphModule, classifier: Node) -> list[Node]:
         if len(node.all_input_nodes) != 1:
             raise _refused(node)
         (before,) = node.all_input_nodes
-        if _is(graph, node, _RECTIFIERS, _RECTIFYING_FUNCTIONS, {"relu"}):
+        if is_rectifier(graph, node):
             bypass(graph, node)
-        elif _is(graph, node, _AVERAGES, _AVERAGING_FUNCTIONS, _AVERAGING_METHODS):
+        elif _is_average(graph, node):
             behind.append(node)
         else:
             raise _refused(node)
@@ -92,14 +89,14 @@ def _nodes_behind(graph: GraphModule, classifier: Node) -> list[Node]:
     return behind
 
 
-def _is(graph: GraphModule, node: Node, modules: tuple[type[nn.Module], ...], functions: AbstractSet[object], methods: AbstractSet[str]) -> bool:
+def _is_average(graph: GraphModule, node: Node) -> bool:
     match node.op:
         case "call_module":
-            return isinstance(graph.get_submodule(str(node.target)), modules)
+            return isinstance(graph.get_submodule(str(node.target)), _AVERAGES)
         case "call_function":
-            return node.target in functions
+            return node.target in _AVERAGING_FUNCTIONS
         case _:
-            return node.op == "call_method" and node.target in methods
+            return node.op == "call_method" and node.target in _AVERAGING_METHODS
 
 
 def _refused(node: Node) -> UsageError:

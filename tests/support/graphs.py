@@ -5,6 +5,7 @@ import torch
 from pipeline.config.methods import (
     BatchnormOptions,
     CzmigOptions,
+    EquinormOptions,
     MethodOptions,
     MimicnormOptions,
     NonormOptions,
@@ -19,6 +20,7 @@ from pipeline.networks import network_by_name
 DEFAULTS: dict[str, MethodOptions] = {
     "czmig": CzmigOptions(name="czmig"),
     "mimicnorm": MimicnormOptions(name="mimicnorm"),
+    "equinorm": EquinormOptions(name="equinorm"),
     "skipinit": SkipinitOptions(name="skipinit"),
     "weightnorm": WeightnormOptions(name="weightnorm"),
     "scaledws": ScaledwsOptions(name="scaledws"),
@@ -26,6 +28,7 @@ DEFAULTS: dict[str, MethodOptions] = {
     "nonorm": NonormOptions(name="nonorm"),
 }
 REFUSED: dict[str, frozenset[str]] = {
+    "equinorm": frozenset({"torchvision:mobilenet_v2", "torchvision:shufflenet_v2_x0_5"}),
     "skipinit": frozenset({"torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1"}),
 }
 """The networks that a method refuses with its default options, because the pair makes no sense."""

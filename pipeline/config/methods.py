@@ -70,4 +70,107 @@ class NonormOptions(Section):
     """L2 decay on every parameter."""
 
 
-MethodOptions = Annotated[CzmigOptions | BatchnormOptions | NonormOptions, Field(discriminator="name")]
+class MimicnormOptions(Section):
+    """Weight mean after each step, scaled residual branches, a BatchNorm without affine over the logits (MimicNorm)."""
+
+    name: Literal["mimicnorm"]
+    weight_mean: bool = True
+    """Whether each filter's mean over input channels, height and width is taken out of it, at the start and after each step."""
+    centred: Literal["wide", "ungrouped"] = "wide"
+    """wide: convolutions with more than 50 inputs per filter, as on CIFAR. ungrouped: with groups 1, as on ImageNet.
+    Never depthwise, never linear."""
+    gain: Literal["code", "paper"] = "code"
+    """What a ReLU takes from zero-mean filters. paper: 1.2112 on every centred weight. code: 1.2 per convolution in the branch's scale;
+    sqrt(1.4) on weights outside scaled branches, their shortcuts and the first layer in front of them."""
+    branch_scale: Literal["code", "paper", "none"] = "code"
+    """A learned scale on each residual branch that ends in a convolution; of the l-th it starts at: code 1.2^k / l, k convolutions; paper
+    1 / sqrt(l). The code's stays bounded in depth."""
+    shortcut_scale: Positive | None = None
+    """Where a shortcut ends in a convolution, the start of a learned scale on it. null: none (CIFAR); 1.2: the authors' ImageNet networks."""
+    last_norm: bool = True
+    """The BatchNorm over the logits. A ReLU between classifier and logits is taken out, as in the authors' networks."""
+    weight_decay: NonNegative = 5.0e-4
+    """L2 decay."""
+    decay_on: Literal["all", "weights"] = "all"
+    """all: every parameter. weights: not biases and scales."""
+
+
+class EquinormOptions(Section):
+    """Filters balanced by the mean of each input channel (equilibrium normalisation). Inputs of convolutions must not be negative."""
+
+    name: Literal["equinorm"]
+    form: Literal["single_pass", "two_pass"] = "single_pass"
+    """single_pass: the positive part is reckoned from the signs of the unshifted filter, as in the paper's experiments. two_pass: from the
+    shifted one, which meets the constraint exactly."""
+    statistics: Literal["batch", "first_quarter"] = "batch"
+    """Which samples the channel means are of; fewer give the noise that large batches lack."""
+    differentiate_statistics: bool = True
+    """Whether gradients flow through the channel means into the layer's input."""
+    statistics_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the newest batch in the running means that evaluation uses."""
+    resample_signs: Literal["filter", "slice"] = "filter"
+    """Which part of a filter must not start all positive or all negative: the whole filter or each of its 2-D slices."""
+    eps: Positive = 1.0e-12
+    """Least value of a divisor; the paper has none, but a channel that is dead throughout would give 0 / 0."""
+    weight_decay: NonNegative = 1.0e-4
+    """L2 decay."""
+    decay_on: Literal["all", "weights"] = "all"
+    """all: every parameter. weights: not biases and gains."""
+
+
+class SkipinitOptions(Section):
+    """No normalisation; one learned scale per residual branch, which starts small (SkipInit)."""
+
+    name: Literal["skipinit"]
+    initial_scale: Literal["zero", "inverse_root"] = "zero"
+    """What the scales start at: zero, or 1 / sqrt(d) for d residual units."""
+    dropout: Share = 0.0
+    """Probability of the dropout in front of the classifier; 0 leaves it out."""
+    weight_decay: NonNegative = 5.0e-4
+    """L2 decay."""
+    decay_on: Literal["all", "weights"] = "weights"
+    """all: every parameter. weights: not biases and scales."""
+
+
+class WeightnormOptions(Section):
+    """Weight normalisation, w = (g / |v|) v, and dropout in the residual branches (Training Without Batch Normalization)."""
+
+    name: Literal["weightnorm"]
+    dropout: Share = 0.1
+    """Probability of the dropout in front of the last convolution of each residual branch that ends in one; 0 leaves it out.
+    The paper gives neither place nor value."""
+    weight_decay: NonNegative = 0.0
+    """L2 decay; the paper mentions none."""
+    decay_on: Literal["all", "weights"] = "weights"
+    """all: every parameter. weights: not biases and scales."""
+
+
+class ScaledwsOptions(Section):
+    """Scaled weight standardisation and adaptive gradient clipping (NF-ResNets and NFNets)."""
+
+    name: Literal["scaledws"]
+    gamma: Positive = 1.71396
+    """What the activation takes from the variance of its input, given back in the weights: 1.71396 for ReLU, 1 for none."""
+    alpha: Positive = 0.2
+    """Share of each residual branch that ends in a convolution, on the weight and bias of that convolution."""
+    beta: bool = True
+    """Whether the convolutions at which a residual unit begins divide by the expected standard deviation of its input, in their weights.
+    The expected variance is 1 behind a convolution, grows by alpha^2 with each unit, and begins anew where a shortcut has a convolution."""
+    eps: Positive = 1.0e-6
+    """Added to each filter's variance."""
+    clip: NonNegative = 0.01
+    """Adaptive clipping: the largest norm of a unit's gradient as a share of the norm of its weights. 0 switches it off."""
+    clip_eps: Positive = 1.0e-3
+    """The least norm of weights that clipping reckons with."""
+    clip_classifier: bool = False
+    """Whether the classifier's gradients are clipped as well."""
+    weight_decay: NonNegative = 5.0e-5
+    """L2 decay."""
+    decay_on: Literal["all", "weights"] = "weights"
+    """all: every parameter. weights: not biases and gains."""
+
+
+MethodOptions = Annotated[
+    CzmigOptions | MimicnormOptions | EquinormOptions | SkipinitOptions | WeightnormOptions | ScaledwsOptions | BatchnormOptions | NonormOptions,
+    Field(discriminator="name"),
+]

@@ -50,6 +50,15 @@ def is_relu_for(graph: GraphModule, reader: Node) -> bool:
     return len(before.users) == 1 and (is_module or before.target in RELUS)
 
 
+def insert_in_front(graph: GraphModule, node: Node, name: str, layer: nn.Module) -> None:
+    """Put a layer between a node of one input and that input; other readers of the input read it as before."""
+    (before,) = node.all_input_nodes
+    graph.add_submodule(name, layer)
+    with graph.graph.inserting_before(node):
+        inserted = graph.graph.call_module(name, (before,))
+    node.replace_input_with(before, inserted)
+
+
 def finish(graph: GraphModule) -> GraphModule:
     """Drop what nothing reads any more and compile the graph."""
     graph.graph.eliminate_dead_code()

@@ -17,11 +17,11 @@ from export.errors import UsageError
 
 CONVOLUTIONS_AND_LINEAR = (nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
+RECTIFIERS = (nn.ReLU, nn.ReLU6)
 _MODULES: tuple[type[nn.Module], ...] = (
     *CONVOLUTIONS_AND_LINEAR,
     *NORMS,
-    nn.ReLU,
-    nn.ReLU6,
+    *RECTIFIERS,
     nn.MaxPool2d,
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
@@ -35,30 +35,39 @@ _MODULES: tuple[type[nn.Module], ...] = (
 RELUS: frozenset[object] = frozenset({F.relu, torch.relu, "relu"})
 """Functions, and the name of the tensor's method."""
 ADDITIONS: frozenset[Callable[..., Any]] = frozenset({operator.add, operator.iadd, torch.add})
-_FUNCTIONS: frozenset[Callable[..., Any]] = ADDITIONS | {
-    F.relu,
-    torch.relu,
-    F.relu6,
-    F.max_pool2d,
-    F.avg_pool2d,
-    F.adaptive_avg_pool2d,
-    F.pad,
-    torch.cat,
-    torch.flatten,
-    torch.mean,
-    torch.transpose,
-    torch.reshape,
-    torch.chunk,
-    operator.getitem,
-    operator.floordiv,
-    getattr,
-}
+_RECTIFYING_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset({F.relu, torch.relu, F.relu6})
+_FUNCTIONS: frozenset[Callable[..., Any]] = (
+    ADDITIONS
+    | _RECTIFYING_FUNCTIONS
+    | {
+        F.max_pool2d,
+        F.avg_pool2d,
+        F.adaptive_avg_pool2d,
+        F.pad,
+        torch.cat,
+        torch.flatten,
+        torch.mean,
+        torch.transpose,
+        torch.reshape,
+        torch.chunk,
+        operator.getitem,
+        operator.floordiv,
+        getattr,
+    }
+)
 _METHODS = frozenset({"relu", "flatten", "view", "reshape", "mean", "size", "chunk", "transpose", "contiguous", "add", "add_"})
 
 
 def is_addition(node: Node) -> bool:
     """Whether the node adds two values."""
     return (node.op == "call_function" and node.target in ADDITIONS) or (node.op == "call_method" and node.target in {"add", "add_"})
+
+
+def is_rectifier(graph: GraphModule, node: Node) -> bool:
+    """Whether the node's values are those of a ReLU."""
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), RECTIFIERS)
+    return (node.op == "call_function" and node.target in _RECTIFYING_FUNCTIONS) or (node.op == "call_method" and node.target == "relu")
 
 
 def refuse_unknown_nodes(graph: GraphModule) -> None:

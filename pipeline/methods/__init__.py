@@ -7,10 +7,20 @@ from pipeline.config.methods import MethodOptions
 from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
 from pipeline.methods.batchnorm import Batchnorm
 from pipeline.methods.czmig import Czmig
+from pipeline.methods.equinorm import Equinorm
+from pipeline.methods.mimicnorm import Mimicnorm
 from pipeline.methods.nonorm import Nonorm
+from pipeline.methods.scaledws import Scaledws
+from pipeline.methods.skipinit import Skipinit
+from pipeline.methods.weightnorm import Weightnorm
 
 METHODS: dict[str, Callable[[Any], Method]] = {
     "czmig": Czmig,
+    "mimicnorm": Mimicnorm,
+    "equinorm": Equinorm,
+    "skipinit": Skipinit,
+    "weightnorm": Weightnorm,
+    "scaledws": Scaledws,
     "batchnorm": Batchnorm,
     "nonorm": Nonorm,
 }

@@ -7,14 +7,15 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from export.derived import Derivation, DerivedConv2d, DerivedLinear, Foldable, TrainingOnly, WeightAndBias
+from export.derived import Derivation, DerivedConv2d, Foldable, TrainingOnly, WeightAndBias
 from export.errors import UsageError
 from pipeline.config.methods import BatchnormOptions
 from pipeline.graph import Convolution, Norm, find_parts
 from pipeline.graph.rewrite import bypass, finish, replace_layer
 from pipeline.methods.base import Method, Rewritten
+from pipeline.methods.groups import OneGroup
 from pipeline.methods.initialisation import he_normal, per_filter, xavier_normal
-from pipeline.methods.nonorm import OneGroup
+from pipeline.methods.layers import derived
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -54,7 +55,7 @@ class Normed(Foldable):
     def __init__(self, layer: nn.Conv2d | nn.Linear, norm: BatchNorm) -> None:
         super().__init__()
         derivation = NormOnWeight(layer.weight, layer.bias, norm)
-        self.operation = DerivedConv2d(layer, derivation) if isinstance(layer, nn.Conv2d) else DerivedLinear(derivation)
+        self.operation = derived(layer, derivation)
         self.statistics = BatchStatistics()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,9 @@ from pipeline.graph import Convolution, Parts, find_parts
 from pipeline.graph.rewrite import bypass, finish, insert_between, is_relu_for, readers_in, remove_norms, replace_layer
 from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
 from pipeline.methods.initialisation import per_filter, unit_uniform, xavier_normal
+from pipeline.methods.layers import derived
 from pipeline.methods.noise import Noise, NoisyReLU
-from pipeline.methods.stacks import Stacks
+from pipeline.methods.stacks import Stacks, gradient_of
 
 _SLICE_DIMS = (2, 3)
 _FILTER_DIMS = (1, 2, 3)
@@ -82,7 +83,7 @@ class CzmigRules(TrainingRules):
         norm = torch.linalg.vector_norm(stacked.flatten(2), dim=2)
         factor = 2 * strength * (norm - 1) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         pull = stacked * factor.view(*factor.shape, *([1] * (stacked.dim() - 2)))
-        torch._foreach_add_([_gradient(each) for each in filters], list(pull.unbind()))
+        torch._foreach_add_([gradient_of(each) for each in filters], list(pull.unbind()))
         return strength * (norm - 1).square().sum()
 
     @torch.no_grad()
@@ -92,7 +93,7 @@ class CzmigRules(TrainingRules):
         if z == 0:
             return
         for filters in self._corrected:
-            gradients = [_gradient(each) for each in filters]
+            gradients = [gradient_of(each) for each in filters]
             means = torch.stack(gradients).mean([dim + 1 for dim in over], keepdim=True)
             if self._options.zmg_form == "code":
                 torch._foreach_mul_(gradients, 1 + z)
@@ -111,8 +112,7 @@ class Czmig(Method):
         remove_norms(graph, parts.norms)
         for layer in parts.convolutions:
             derivation = self._derivation(layer, generator)
-            derived = DerivedConv2d(layer.module, derivation) if isinstance(layer.module, nn.Conv2d) else DerivedLinear(derivation)
-            replace_layer(graph, layer.node, derived)
+            replace_layer(graph, layer.node, derived(layer.module, derivation))
         return Rewritten(finish(graph), CzmigRules(graph, self.options, self._parameters(graph, parts)))
 
     def _derivation(self, layer: Convolution, generator: torch.Generator) -> Derivation:
@@ -180,16 +180,10 @@ def _has_extent(layer: Convolution) -> bool:
 
 
 def _trained_weight_and_bias(graph: GraphModule, layer: Convolution) -> tuple[nn.Parameter, nn.Parameter | None]:
-    derived = graph.get_submodule(layer.name)
-    assert isinstance(derived, (DerivedConv2d, DerivedLinear))
-    derivation = derived.derivation
+    trained = graph.get_submodule(layer.name)
+    assert isinstance(trained, (DerivedConv2d, DerivedLinear))
+    derivation = trained.derivation
     if isinstance(derivation, ExpScaled):
         return derivation.direction, derivation.bias
     assert isinstance(derivation, Plain)
     return derivation.weight, derivation.bias
-
-
-def _gradient(parameter: nn.Parameter) -> torch.Tensor:
-    if parameter.grad is None:
-        raise RuntimeError("a filter has no gradient: the rules run after backward")
-    return parameter.grad

@@ -18,6 +18,24 @@ def he_normal(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     return torch.empty(shape).normal_(0.0, math.sqrt(2.0 / shape[1:].numel()), generator=generator)
 
 
+def he_normal_fan_out(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Normal with variance 2 / fan_out."""
+    return torch.empty(shape).normal_(0.0, math.sqrt(2.0 / (shape[0] * shape[2:].numel())), generator=generator)
+
+
+def with_both_signs(weight: torch.Tensor, dims: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Draw the signs anew wherever all values over `dims` have the same one; a single value has only one."""
+    if math.prod(weight.shape[dim] for dim in dims) == 1:
+        return weight
+    while True:
+        num_positive = (weight > 0).sum(dims, keepdim=True)
+        alike = (num_positive == 0) | (num_positive == math.prod(weight.shape[dim] for dim in dims))
+        if not alike.any():
+            return weight
+        signs = 2 * torch.randint(0, 2, weight.shape, generator=generator) - 1
+        weight = torch.where(alike, weight.abs() * signs, weight)
+
+
 def xavier_normal(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     """Normal with variance 2 / (fan_in + fan_out)."""
     fan_in, fan_out = shape[1:].numel(), shape[0] * shape[2:].numel()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import nn
 
 
@@ -15,3 +16,10 @@ class Stacks:
 
     def __iter__(self) -> Iterator[list[nn.Parameter]]:
         return iter(self._by_shape.values())
+
+
+def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
+    """The gradient that backward left."""
+    if parameter.grad is None:
+        raise RuntimeError("a filter has no gradient: the rules run after backward")
+    return parameter.grad

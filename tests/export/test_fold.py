@@ -2,16 +2,25 @@
 
 import pytest
 import torch
-from graphs import DEFAULTS, images, rewritten, step
+from graphs import DEFAULTS, REFUSED, images, rewritten, step
 from torch import nn
 
 from export.derived import Foldable, TrainingOnly, training_only_parts_off
+from export.errors import UsageError
 from export.fold import fold
 from pipeline.methods import METHODS
 from pipeline.networks import NETWORKS
 
 OWN = [(name, (1, 8, 8) if name == "small" else (3, 32, 32)) for name in NETWORKS]
 TORCHVISION = [(f"torchvision:{name}", (3, 64, 64)) for name in ("resnet18", "resnet50", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1")]
+PAIRS = [(method, network, shape) for method in METHODS for network, shape in OWN + TORCHVISION]
+
+
+@pytest.mark.parametrize(("method", "network", "shape"), [pair for pair in PAIRS if pair[1] in REFUSED.get(pair[0], ())])
+def test_a_pair_that_makes_no_sense_is_refused_in_one_line(method: str, network: str, shape: tuple[int, int, int]) -> None:
+    with pytest.raises(UsageError) as caught:
+        rewritten(network, shape, DEFAULTS[method])
+    assert "\n" not in str(caught.value)
 
 
 def test_every_method_has_its_row_here() -> None:
@@ -19,8 +28,7 @@ def test_every_method_has_its_row_here() -> None:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize(("network", "shape"), OWN + TORCHVISION)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "network", "shape"), [pair for pair in PAIRS if pair[1] not in REFUSED.get(pair[0], ())])
 def test_training_evaluation_and_folded_graph_have_the_same_bits(method: str, network: str, shape: tuple[int, int, int], trained: bool) -> None:
     training = rewritten(network, shape, DEFAULTS[method])
     if trained:

@@ -4,7 +4,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, NonormOptions
+from pipeline.config.methods import (
+    BatchnormOptions,
+    CzmigOptions,
+    EquinormOptions,
+    MethodOptions,
+    MimicnormOptions,
+    NonormOptions,
+    ScaledwsOptions,
+    SkipinitOptions,
+    WeightnormOptions,
+)
 from pipeline.graph import Normalise, trace
 from pipeline.methods import Rewritten, method_from_options
 from pipeline.networks import network_by_name
@@ -28,9 +38,19 @@ class PreActivation(nn.Module):
 
 DEFAULTS: dict[str, MethodOptions] = {
     "czmig": CzmigOptions(name="czmig"),
+    "mimicnorm": MimicnormOptions(name="mimicnorm"),
+    "equinorm": EquinormOptions(name="equinorm"),
+    "skipinit": SkipinitOptions(name="skipinit"),
+    "weightnorm": WeightnormOptions(name="weightnorm"),
+    "scaledws": ScaledwsOptions(name="scaledws"),
     "batchnorm": BatchnormOptions(name="batchnorm"),
     "nonorm": NonormOptions(name="nonorm"),
 }
+REFUSED: dict[str, frozenset[str]] = {
+    "equinorm": frozenset({"torchvision:mobilenet_v2", "torchvision:shufflenet_v2_x0_5"}),
+    "skipinit": frozenset({"torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1"}),
+}
+"""The networks that a method refuses with its default options, because the pair makes no sense."""
 NUM_CLASSES = 10
 
 

@@ -1,0 +1,155 @@
+"""EquiNorm: each filter is shifted and scaled by the means of its input channels, so that its output has mean 0 and a positive part of mean 1.
+
+In training the means are the batch's, in evaluation running ones; both act on the weight, as does the affine, so that folding keeps the bits.
+"""
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from export.derived import Derivation, DerivedConv2d, Foldable, TrainingOnly, WeightAndBias
+from export.errors import UsageError
+from pipeline.config.methods import EquinormOptions
+from pipeline.graph import Convolution, Normalise, Parts, find_parts
+from pipeline.graph.rewrite import finish, remove_norms, replace_layer
+from pipeline.graph.vocabulary import CONVOLUTIONS_AND_LINEAR, is_rectifier
+from pipeline.methods.base import Method, Rewritten
+from pipeline.methods.groups import OneGroup
+from pipeline.methods.initialisation import he_normal, he_normal_fan_out, per_filter, with_both_signs, xavier_normal
+from pipeline.methods.layers import with_bias
+
+
+class Balanced(Derivation):
+    """W = gamma s (w + b) with b and s from the means of the input channels, and beta as the bias."""
+
+    running_means: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, num_channels: int, pixel_ratio: float, options: EquinormOptions) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.gain = nn.Parameter(torch.ones(weight.shape[0]))
+        self.bias = nn.Parameter(torch.zeros(weight.shape[0]))
+        self.register_buffer("running_means", torch.ones(num_channels))
+        self.pixel_ratio = pixel_ratio
+        self.two_pass, self.eps = options.form == "two_pass", options.eps
+
+    def forward(self) -> WeightAndBias:
+        return self.balanced_by(self.running_means)
+
+    def balanced_by(self, means: torch.Tensor) -> WeightAndBias:
+        """Weight and bias for inputs whose channels have these means."""
+        seen = self._seen_by_each_filter(means)
+        kernel_pixels = self.weight.shape[2] * self.weight.shape[3]
+        over_channels = (seen * self.weight.sum((2, 3))).sum(1)
+        shift = -over_channels / (kernel_pixels * seen.sum(1)).clamp_min(self.eps)
+        shifted = self.weight + per_filter(shift, self.weight)
+        positive_part = (seen * self._positive_part(shifted, shift)).sum(1)
+        scale = self.gain * self.pixel_ratio / positive_part.clamp_min(self.eps)
+        return shifted * per_filter(scale, self.weight), self.bias
+
+    def _seen_by_each_filter(self, means: torch.Tensor) -> torch.Tensor:
+        """The means of the channels that each filter reads: all of them, or those of its group."""
+        groups = means.shape[0] // self.weight.shape[1]
+        return means.view(groups, -1).repeat_interleave(self.weight.shape[0] // groups, dim=0)
+
+    def _positive_part(self, shifted: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        """Per filter and channel: the sum of positive values."""
+        if self.two_pass:
+            return shifted.clamp_min(0).sum((2, 3))
+        positive = (self.weight > 0).to(self.weight.dtype)
+        return (self.weight * positive).sum((2, 3)) + shift.unsqueeze(1) * positive.sum((2, 3))
+
+
+class InputStatistics(TrainingOnly):
+    """Stands for the use of the batch's own channel means; switched off, the running ones are used."""
+
+    def __init__(self, options: EquinormOptions) -> None:
+        super().__init__()
+        self.momentum = options.statistics_momentum
+        self.quarter, self.differentiated = options.statistics == "first_quarter", options.differentiate_statistics
+
+    def forward(self, x: torch.Tensor, running: torch.Tensor) -> torch.Tensor:
+        """The means of the batch, which also move the running ones."""
+        samples = x[: max(1, len(x) // 4)] if self.quarter else x
+        means = samples.mean((0, 2, 3), dtype=running.dtype)
+        with torch.no_grad():
+            running.lerp_(means, self.momentum)
+        return means if self.differentiated else means.detach()
+
+    @property
+    def summary(self) -> str:
+        return f"channel means of {'a quarter of ' if self.quarter else ''}the batch, in the filters"
+
+
+class BalancedConv2d(Foldable):
+    """A convolution whose filters are balanced by the means of its input."""
+
+    def __init__(self, layer: nn.Conv2d, derivation: Balanced, statistics: InputStatistics) -> None:
+        super().__init__()
+        self.operation = DerivedConv2d(layer, derivation)
+        self.statistics = statistics
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.statistics.acts:
+            return self.operation(x)
+        derivation = self.operation.derivation
+        assert isinstance(derivation, Balanced)
+        return self.operation.run(x, *derivation.balanced_by(self.statistics(x, derivation.running_means)))
+
+    def folded(self) -> nn.Module:
+        return self.operation.folded()
+
+
+class Equinorm(Method):
+    """The rewrite: norms out, convolutions balanced, the mean of the input no longer subtracted, since inputs must not be negative."""
+
+    def __init__(self, options: EquinormOptions) -> None:
+        self.options = options
+
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+        parts = find_parts(graph)
+        remove_norms(graph, parts.norms)
+        _refuse_negative_inputs(graph, parts)
+        for layer in graph.modules():
+            if isinstance(layer, Normalise):
+                layer.mean.zero_()
+        for convolution in parts.convolutions:
+            replace_layer(graph, convolution.node, self._layer(convolution, generator))
+        return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))
+
+    def _layer(self, layer: Convolution, generator: torch.Generator) -> nn.Module:
+        module, shape = layer.module, layer.module.weight.shape
+        if layer.kind == "classifier" or isinstance(module, nn.Linear):
+            draw = xavier_normal if layer.kind == "classifier" else he_normal
+            return with_bias(module, draw(shape, generator))
+        dims = (1, 2, 3) if self.options.resample_signs == "filter" else (2, 3)
+        weight = with_both_signs(he_normal_fan_out(shape, generator), dims, generator)
+        derivation = Balanced(weight, module.in_channels, _pixel_ratio(layer.node, module), self.options)
+        return BalancedConv2d(module, derivation, InputStatistics(self.options))
+
+
+def _pixel_ratio(node: Node, module: nn.Conv2d) -> float:
+    """Output pixels times stride squared, per input pixel: 1 where the sizes divide."""
+    before, after = (each.meta["tensor_meta"].shape for each in (node.all_input_nodes[0], node))
+    strides = module.stride[0] * module.stride[1]
+    return float(strides * after[2] * after[3] / (before[2] * before[3]))
+
+
+def _refuse_negative_inputs(graph: GraphModule, parts: Parts) -> None:
+    """A mean of values of both signs says nothing about their size, so filters cannot be balanced by it."""
+    never_negative = _never_negative(graph)
+    for layer in parts.convolutions:
+        if isinstance(layer.module, nn.Conv2d) and layer.kind != "classifier" and layer.node.all_input_nodes[0] not in never_negative:
+            raise UsageError(
+                f"method equinorm needs inputs that are never negative, and those of convolution {layer.name!r} can be; "
+                "put a ReLU in front of it, or choose another method"
+            )
+
+
+def _never_negative(graph: GraphModule) -> set[Node]:
+    found: set[Node] = set()
+    for node in graph.graph.nodes:
+        is_layer = node.op == "call_module" and isinstance(graph.get_submodule(node.target), CONVOLUTIONS_AND_LINEAR)
+        if is_rectifier(graph, node) or (not is_layer and all(before in found for before in node.all_input_nodes)):
+            found.add(node)
+    return found

@@ -1,0 +1,106 @@
+"""A BatchNorm without affine over the logits: with the batch's statistics in training, on the classifier's weight in evaluation.
+
+A classifier that is a convolution has an average behind it; one scale and shift per class are the same before and after an average.
+"""
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
+
+from export.derived import Foldable, TrainingOnly
+from export.errors import UsageError
+from pipeline.graph import Convolution
+from pipeline.graph.rewrite import bypass, insert_in_front, replace_layer
+from pipeline.graph.vocabulary import is_rectifier
+from pipeline.methods.batchnorm import Normed, NormOnWeight
+from pipeline.methods.layers import derived
+
+_AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, TrainingOnly)
+_AVERAGING_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, torch.flatten, torch.reshape}
+_AVERAGING_METHODS = {"mean", "flatten", "view", "reshape", "contiguous"}
+
+
+class LogitStatistics(TrainingOnly):
+    """Normalises the logits with the batch's statistics; switched off, the classifier in front does it on its weight."""
+
+    def __init__(self, norm: nn.BatchNorm1d) -> None:
+        super().__init__()
+        self._norm = (norm,)  # in a tuple: it belongs to the classifier, and no tensor is stored under two names
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (norm,) = self._norm
+        return norm(x) if self.acts else x
+
+    @property
+    def summary(self) -> str:
+        return "batch statistics of a BatchNorm over the logits"
+
+
+class NormedBehindPooling(Foldable):
+    """A classifier whose norm stands behind the pooling: on the weight in evaluation, left to `statistics` where that acts."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d, statistics: LogitStatistics) -> None:
+        super().__init__()
+        self.operation = derived(layer, NormOnWeight(layer.weight, layer.bias, norm))
+        self._statistics = (statistics,)  # in a tuple: it has its own place in the graph
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (statistics,) = self._statistics
+        if not statistics.acts:
+            return self.operation(x)
+        derivation = self.operation.derivation
+        assert isinstance(derivation, NormOnWeight)
+        return self.operation.run(x, derivation.weight, derivation.bias)
+
+    def folded(self) -> nn.Module:
+        return self.operation.folded()
+
+
+def normalise_logits(graph: GraphModule, classifier: Convolution) -> None:
+    """Put the norm over the logits behind the classifier, whose weight is already the one to be trained."""
+    norm = nn.BatchNorm1d(classifier.module.weight.shape[0], affine=False)
+    behind = _nodes_behind(graph, classifier.node)
+    if not behind:
+        replace_layer(graph, classifier.node, Normed(classifier.module, norm))
+        return
+    statistics = LogitStatistics(norm)
+    replace_layer(graph, classifier.node, NormedBehindPooling(classifier.module, norm, statistics))
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    insert_in_front(graph, output, "logit_statistics", statistics)
+
+
+def _nodes_behind(graph: GraphModule, classifier: Node) -> list[Node]:
+    """The averaging between classifier and output. A ReLU there is taken out: it would cut the logits that the norm is to see."""
+    behind: list[Node] = []
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    (node,) = output.all_input_nodes
+    while node is not classifier:
+        if len(node.all_input_nodes) != 1:
+            raise _refused(node)
+        (before,) = node.all_input_nodes
+        if is_rectifier(graph, node):
+            bypass(graph, node)
+        elif _is_average(graph, node):
+            behind.append(node)
+        else:
+            raise _refused(node)
+        node = before
+    return behind
+
+
+def _is_average(graph: GraphModule, node: Node) -> bool:
+    match node.op:
+        case "call_module":
+            return isinstance(graph.get_submodule(str(node.target)), _AVERAGES)
+        case "call_function":
+            return node.target in _AVERAGING_FUNCTIONS
+        case _:
+            return node.op == "call_method" and node.target in _AVERAGING_METHODS
+
+
+def _refused(node: Node) -> UsageError:
+    return UsageError(
+        f"node {node.name!r} stands between the classifier and the logits and is no average, so a norm over the logits cannot act on the "
+        "classifier's weight; set method.last_norm: false, or end the network in its classifier"
+    )

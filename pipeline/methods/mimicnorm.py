@@ -1,0 +1,117 @@
+"""MimicNorm: filters brought back to zero mean after each step, scaled residual branches, a norm over the logits and nowhere else.
+
+The weight mean is a projection outside the graph, for all layers at once; the scales act on weights. Only the last norm uses batch statistics.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from pipeline.config.methods import MimicnormOptions
+from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
+from pipeline.graph.rewrite import finish, remove_norms, replace_layer
+from pipeline.methods.base import Method, Rewritten
+from pipeline.methods.branches import BranchScaled, last_convolutions, last_shortcut_convolutions
+from pipeline.methods.groups import OneGroup
+from pipeline.methods.initialisation import he_normal, xavier_normal
+from pipeline.methods.last_norm import normalise_logits
+from pipeline.methods.layers import derived, with_bias
+from pipeline.methods.stacks import Stacks
+
+_PAPER_GAIN = 1 / math.sqrt(1 - 1 / math.pi)  # 1.2112: the mean of a rectified normal value is lost to zero-mean filters
+_CODE_GAIN = math.sqrt(1.4)
+_CODE_GAIN_PER_CONVOLUTION = 1.2
+
+
+class MimicnormRules(OneGroup):
+    """L2 decay, and the weight mean after each step."""
+
+    def __init__(self, graph: nn.Module, options: MimicnormOptions, centred: list[nn.Parameter]) -> None:
+        super().__init__(graph, options.weight_decay, options.decay_on)
+        self._centred = Stacks(centred)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """W - mean(W) over each filter."""
+        for filters in self._centred:
+            means = torch.stack(list(filters)).mean((2, 3, 4), keepdim=True)
+            torch._foreach_sub_(list(filters), list(means.unbind()))
+
+
+class Mimicnorm(Method):
+    """The rewrite: norms out, biases in, scales on the weights at the ends of branches, a norm over the logits."""
+
+    def __init__(self, options: MimicnormOptions) -> None:
+        self.options = options
+
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+        parts = find_parts(graph)
+        scales = self._scales(parts)
+        plainly_drawn = _compensated_by_scales(parts, scales)
+        remove_norms(graph, parts.norms)
+        centred: list[nn.Parameter] = []
+        for layer in parts.convolutions:
+            weight = self._initial_weight(layer, generator, plain=layer.node in plainly_drawn)
+            parameter = _put_in_place(graph, layer, weight, scales.get(layer.node))
+            if self._is_centred(layer):
+                centred.append(parameter)
+        if self.options.last_norm:
+            normalise_logits(graph, parts.classifier)
+        rules = MimicnormRules(finish(graph), self.options, centred)
+        rules.project()
+        return Rewritten(graph, rules)
+
+    def _is_centred(self, layer: Convolution) -> bool:
+        if not self.options.weight_mean or not isinstance(layer.module, nn.Conv2d) or _is_depthwise(layer):
+            return False
+        return layer.module.weight[0].numel() > 50 if self.options.centred == "wide" else layer.module.groups == 1
+
+    def _initial_weight(self, layer: Convolution, generator: torch.Generator, *, plain: bool) -> torch.Tensor:
+        shape = layer.module.weight.shape
+        if layer.kind == "classifier":
+            return xavier_normal(shape, generator)
+        weight = he_normal(shape, generator)
+        if self.options.gain == "paper":
+            return weight * _PAPER_GAIN if self._is_centred(layer) else weight
+        return weight if plain or _is_depthwise(layer) or layer.kind == "linear" else weight * _CODE_GAIN
+
+    def _scales(self, parts: Parts) -> dict[Node, float]:
+        """The initial scale of each convolution that has one."""
+        scales: dict[Node, float] = {}
+        if self.options.shortcut_scale is not None:
+            scales |= dict.fromkeys(last_shortcut_convolutions(parts.units), self.options.shortcut_scale)
+        if self.options.branch_scale != "none":
+            for number, (node, unit) in enumerate(last_convolutions(parts.units).items(), start=1):
+                scales[node] = self._branch_scale(unit, number)
+        return scales
+
+    def _branch_scale(self, unit: ResidualUnit, number: int) -> float:
+        if self.options.branch_scale == "paper":
+            return 1 / math.sqrt(number)
+        num_convolutions = sum(not _is_depthwise(layer) for layer in unit.branch)
+        return float(_CODE_GAIN_PER_CONVOLUTION**num_convolutions / number)
+
+
+def _compensated_by_scales(parts: Parts, scales: dict[Node, float]) -> set[Node]:
+    """Convolutions that the authors draw with plain He variance: scaled branches, their shortcuts, and the first layer in front of them."""
+    scaled = [unit for node, unit in last_convolutions(parts.units).items() if node in scales]
+    layers = [layer for unit in scaled for layer in unit.branch + unit.shortcut]
+    first = [layer for layer in parts.convolutions if scaled and layer.kind == "first"]
+    return {layer.node for layer in layers + first}
+
+
+def _put_in_place(graph: GraphModule, layer: Convolution, weight: torch.Tensor, scale: float | None) -> nn.Parameter:
+    """Replace the layer, and return the parameter that its filters are."""
+    if scale is None:
+        plain = nn.Parameter(weight)
+        replace_layer(graph, layer.node, with_bias(layer.module, plain))
+        return plain
+    scaled = BranchScaled(weight, scale)
+    replace_layer(graph, layer.node, derived(layer.module, scaled))
+    return scaled.weight
+
+
+def _is_depthwise(layer: Convolution) -> bool:
+    return layer.kind == "depthwise"

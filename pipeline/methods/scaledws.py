@@ -1,0 +1,130 @@
+"""Scaled weight standardisation with adaptive gradient clipping (NF-ResNets, NFNets): filters of zero mean and set variance.
+
+What is trained is what is deployed. alpha and beta, scales on activations in the papers, are factors on the weights next to them.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from export.derived import Derivation, WeightAndBias
+from pipeline.config.methods import ScaledwsOptions
+from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
+from pipeline.graph.rewrite import finish, remove_norms, replace_layer
+from pipeline.graph.vocabulary import is_addition
+from pipeline.methods.base import Method, Rewritten
+from pipeline.methods.branches import last_convolutions
+from pipeline.methods.groups import OneGroup
+from pipeline.methods.initialisation import he_normal, per_filter, xavier_normal
+from pipeline.methods.layers import derived, with_bias
+from pipeline.methods.stacks import Stacks, gradient_of
+
+
+class Standardised(Derivation):
+    """W = gain factor / sqrt(fan_in) (V - mean) / sqrt(var + eps) over each filter; the bias times a factor of its own."""
+
+    def __init__(self, weight: torch.Tensor, factor: float, bias_factor: float, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.gain = nn.Parameter(torch.ones(weight.shape[0]))
+        self.bias = nn.Parameter(torch.zeros(weight.shape[0]))
+        self.factor, self.bias_factor, self.eps = factor / math.sqrt(weight[0].numel()), bias_factor, eps
+
+    def forward(self) -> WeightAndBias:
+        variance, mean = torch.var_mean(self.weight.flatten(1), dim=1, correction=0)
+        scale = self.gain * self.factor * torch.rsqrt(variance + self.eps)
+        weight = (self.weight - per_filter(mean, self.weight)) * per_filter(scale, self.weight)
+        return weight, self.bias * self.bias_factor
+
+
+class ScaledwsRules(OneGroup):
+    """L2 decay, and adaptive clipping: a unit's gradient is at most `clip` times as long as its weights."""
+
+    def __init__(self, graph: nn.Module, options: ScaledwsOptions, classifier: nn.Module) -> None:
+        super().__init__(graph, options.weight_decay, options.decay_on)
+        kept = set() if options.clip_classifier else {id(parameter) for parameter in classifier.parameters()}
+        self._clipped = Stacks(parameter for parameter in graph.parameters() if id(parameter) not in kept)
+        self._clip, self._eps = options.clip, options.clip_eps
+
+    @torch.no_grad()
+    def correct_gradients(self) -> None:
+        if self._clip == 0:
+            return
+        for parameters in self._clipped:
+            gradients = [gradient_of(each) for each in parameters]
+            limit = self._clip * _norm_of_units(list(parameters)).clamp_min(self._eps)
+            norm = _norm_of_units(gradients)
+            factor = torch.where(norm > limit, limit / norm, 1.0)
+            torch._foreach_mul_(gradients, list(factor.view(*factor.shape, *[1] * (gradients[0].dim() + 1 - factor.dim())).unbind()))
+
+
+def _norm_of_units(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """One norm per filter or row; a bias or gain is one unit as a whole."""
+    stacked = torch.stack(tensors)
+    return torch.linalg.vector_norm(stacked.flatten(2) if stacked.dim() > 2 else stacked, dim=-1)
+
+
+class Scaledws(Method):
+    """The rewrite: norms out, standardised convolutions with biases, alpha and beta in their weights."""
+
+    def __init__(self, options: ScaledwsOptions) -> None:
+        self.options = options
+
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+        parts = find_parts(graph)
+        alphas = dict.fromkeys(last_convolutions(parts.units), self.options.alpha)
+        betas = _betas(parts, alphas) if self.options.beta else {}
+        remove_norms(graph, parts.norms)
+        for layer in parts.convolutions:
+            alpha, beta = alphas.get(layer.node, 1.0), betas.get(layer.node, 1.0)
+            replace_layer(graph, layer.node, self._layer(layer, generator, alpha, beta))
+        classifier = graph.get_submodule(parts.classifier.name)
+        return Rewritten(finish(graph), ScaledwsRules(graph, self.options, classifier))
+
+    def _layer(self, layer: Convolution, generator: torch.Generator, alpha: float, beta: float) -> nn.Module:
+        shape = layer.module.weight.shape
+        if layer.kind == "classifier":
+            return with_bias(layer.module, xavier_normal(shape, generator))
+        weight = he_normal(shape, generator)
+        if layer.kind == "linear":
+            return with_bias(layer.module, weight)
+        return derived(layer.module, Standardised(weight, self.options.gamma * alpha * beta, alpha, self.options.eps))
+
+
+def _betas(parts: Parts, alphas: dict[Node, float]) -> dict[Node, float]:
+    """1 / sqrt(expected variance at the start of the unit), for each convolution that a unit begins with."""
+    layers = {layer.node for layer in parts.convolutions}
+    alpha_of = {unit.add: alphas[node] for node, unit in last_convolutions(parts.units).items()}
+    variance_behind: dict[Node, float] = {}
+    betas: dict[Node, float] = {}
+    for unit in parts.units:
+        variance = variance_behind.get(_source(unit.start, layers), 1.0)
+        betas |= dict.fromkeys(_first_convolutions(unit), 1 / math.sqrt(variance))
+        variance_behind[unit.add] = (1.0 if unit.shortcut else variance) + alpha_of.get(unit.add, 1.0) ** 2
+    return betas
+
+
+def _source(node: Node, layers: set[Node]) -> Node:
+    """The nearest addition, layer or join at or before the node; what lies between changes no variance that is reckoned with."""
+    while node not in layers and not is_addition(node) and len(node.all_input_nodes) == 1:
+        (node,) = node.all_input_nodes
+    return node
+
+
+def _first_convolutions(unit: ResidualUnit) -> list[Node]:
+    """The convolutions of branch and shortcut that no other convolution of the unit stands in front of."""
+    layers = [layer.node for layer in unit.branch + unit.shortcut]
+    return [node for node in layers if not _reads_from(node, set(layers), unit.start)]
+
+
+def _reads_from(node: Node, layers: set[Node], start: Node) -> bool:
+    waiting = list(node.all_input_nodes)
+    while waiting:
+        before = waiting.pop()
+        if before in layers:
+            return True
+        if before is not start:
+            waiting.extend(before.all_input_nodes)
+    return False

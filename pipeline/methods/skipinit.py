@@ -1,0 +1,53 @@
+"""SkipInit: no normalisation, and one learned scale per residual branch that starts small, so that a deep network starts as its shortcuts.
+
+The scale acts on the weight and bias of the branch's last convolution; what is trained is what is deployed, but for dropout.
+"""
+
+import math
+
+import torch
+from torch.fx import GraphModule, Node
+
+from export.errors import UsageError
+from pipeline.config.methods import SkipinitOptions
+from pipeline.graph import Dropout, Parts, find_parts
+from pipeline.graph.rewrite import finish, insert_in_front, remove_norms, replace_layer
+from pipeline.methods.base import Method, Rewritten
+from pipeline.methods.branches import BranchScaled, last_convolutions
+from pipeline.methods.groups import OneGroup
+from pipeline.methods.initialisation import he_normal, xavier_normal
+from pipeline.methods.layers import derived, with_bias
+
+
+class Skipinit(Method):
+    """The rewrite: norms out, biases in, a scale at the end of each branch."""
+
+    def __init__(self, options: SkipinitOptions) -> None:
+        self.options = options
+
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+        parts = find_parts(graph)
+        scaled = _ends_of_all_branches(parts)
+        scale = 0.0 if self.options.initial_scale == "zero" else 1 / math.sqrt(len(scaled))
+        remove_norms(graph, parts.norms)
+        for layer in parts.convolutions:
+            draw = xavier_normal if layer.kind == "classifier" else he_normal
+            weight = draw(layer.module.weight.shape, generator)
+            in_place = derived(layer.module, BranchScaled(weight, scale)) if layer.node in scaled else with_bias(layer.module, weight)
+            replace_layer(graph, layer.node, in_place)
+        if self.options.dropout > 0:
+            insert_in_front(graph, parts.classifier.node, "classifier_dropout", Dropout(self.options.dropout))
+        return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))
+
+
+def _ends_of_all_branches(parts: Parts) -> set[Node]:
+    if not parts.units:
+        raise UsageError("method skipinit scales residual branches, and the network has none; choose a residual network or another method")
+    ends = last_convolutions(parts.units)
+    for unit in parts.units:
+        if unit not in ends.values():
+            raise UsageError(
+                f"method skipinit scales the last convolution of each branch, and the branch that node {unit.add.name!r} adds ends in "
+                f"{unit.branch_end.name!r}; end the branch in a convolution, or choose another method"
+            )
+    return set(ends)

@@ -1,0 +1,65 @@
+"""Weight normalisation: w = (g / |v|) v for every convolution, with dropout in the residual branches, and no other normalisation.
+
+What is trained is what is deployed, but for dropout. The clipping of gradients that goes with it belongs to training.
+"""
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from export.derived import Derivation, WeightAndBias
+from pipeline.config.methods import WeightnormOptions
+from pipeline.graph import Dropout, Parts, find_parts
+from pipeline.graph.rewrite import finish, insert_in_front, remove_norms, replace_layer
+from pipeline.methods.base import Method, Rewritten
+from pipeline.methods.branches import last_convolutions
+from pipeline.methods.groups import OneGroup
+from pipeline.methods.initialisation import he_normal, per_filter, xavier_normal
+from pipeline.methods.layers import derived, with_bias
+
+
+class WeightNormed(Derivation):
+    """w_f = (g_f / |v_f|) v_f. It starts at g = |v|, so that the layer starts as it was drawn."""
+
+    def __init__(self, direction: torch.Tensor) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(direction)
+        self.gain = nn.Parameter(_norm_of_filters(direction))
+        self.bias = nn.Parameter(torch.zeros(direction.shape[0]))
+
+    def forward(self) -> WeightAndBias:
+        return self.direction * per_filter(self.gain / _norm_of_filters(self.direction), self.direction), self.bias
+
+    def filters_and_scale(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.direction, self.gain / _norm_of_filters(self.direction)
+
+
+def _norm_of_filters(direction: torch.Tensor) -> torch.Tensor:
+    """The one definition of |v|: a fused kernel and a written-out one need not have the same bits."""
+    return torch.linalg.vector_norm(direction.flatten(1), dim=1)
+
+
+class Weightnorm(Method):
+    """The rewrite: norms out, weight-normalised convolutions with biases, dropout in front of the last one of each branch."""
+
+    def __init__(self, options: WeightnormOptions) -> None:
+        self.options = options
+
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+        parts = find_parts(graph)
+        self._insert_dropout(graph, parts)
+        remove_norms(graph, parts.norms)
+        for layer in parts.convolutions:
+            shape = layer.module.weight.shape
+            if layer.kind in ("classifier", "linear"):
+                draw = xavier_normal if layer.kind == "classifier" else he_normal
+                replace_layer(graph, layer.node, with_bias(layer.module, draw(shape, generator)))
+            else:
+                replace_layer(graph, layer.node, derived(layer.module, WeightNormed(he_normal(shape, generator))))
+        return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))
+
+    def _insert_dropout(self, graph: GraphModule, parts: Parts) -> None:
+        if self.options.dropout == 0:
+            return
+        for number, end in enumerate(last_convolutions(parts.units), start=1):
+            insert_in_front(graph, end, f"branch_dropout_{number}", Dropout(self.options.dropout))

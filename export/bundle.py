@@ -4,6 +4,7 @@ Needs neither torch nor a runtime, so that a server can open one.
 """
 
 import json
+import math
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from export.files import sha256_of, write_file
 MANIFEST = "manifest.json"
 FORMAT_VERSION: Literal[1] = 1
 _LARGEST_MANIFEST = 16 * 2**20
+_LONGEST_NAME = 200
 
 
 class _Entry(BaseModel):
@@ -36,7 +38,7 @@ class TensorEntry(_Entry):
 
     name: str
     dtype: Literal["uint8", "float32"]
-    shape: list[int | None]
+    shape: list[Annotated[int, Field(ge=1, le=2**20)] | None]
 
 
 class Facts(_Entry):
@@ -49,7 +51,7 @@ class Facts(_Entry):
     classes: list[str]
     preprocessing: str
     versions: dict[str, str]
-    device: str
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")]
     """Where the network was trained and folded."""
     training_precision: str
     """What the training steps computed in; everything that is compared computes in float32."""
@@ -92,7 +94,14 @@ def open_bundle(folder: Path) -> Bundle:
     manifest = _manifest(folder)
     for name, entry in manifest.files.items():
         _checked(folder, name, entry)
+    _refuse_unlisted(folder, manifest)
     return Bundle(folder, manifest)
+
+
+def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    if unlisted := sorted(found - set(manifest.files) - {MANIFEST}):
+        raise DamagedError(f"{folder / unlisted[0]} is not listed in the manifest; take it out, or export the bundle again")
 
 
 def write_manifest(folder: Path, facts: Facts) -> Manifest:
@@ -120,6 +129,8 @@ def _manifest(folder: Path) -> Manifest:
         raise UsageError(f"{folder} is not a folder; expected a bundle, as pipeline train-export leaves it in RUN/bundle")
     if not path.is_file():
         raise UsageError(f"{folder} has no {MANIFEST}, so it is not a bundle; name the folder RUN/bundle")
+    if path.is_symlink():
+        raise DamagedError(f"{path} is a link; a bundle holds plain files only; do not use this bundle")
     if path.stat().st_size > _LARGEST_MANIFEST:
         raise DamagedError(f"{path} is larger than {_LARGEST_MANIFEST} bytes; export the bundle again")
     try:
@@ -130,12 +141,34 @@ def _manifest(folder: Path) -> Manifest:
         raise DamagedError(f"{path} is not a manifest of format {FORMAT_VERSION}: at {place}: {first['msg']}; export the bundle again") from error
     for name in manifest.files:
         _require_inside(folder, name)
+    if not _is_finite(manifest.metrics):
+        raise DamagedError(f"{path}: metrics hold a number that is not finite; export the bundle again")
     return manifest
+
+
+def _is_finite(value: JsonValue) -> bool:
+    match value:
+        case float():
+            return math.isfinite(value)
+        case list():
+            return all(map(_is_finite, value))
+        case dict():
+            return all(map(_is_finite, value.values()))
+        case _:
+            return True
 
 
 def _require_inside(folder: Path, name: str) -> None:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or path.as_posix() != name or name in ("", ".", MANIFEST):
+    if (
+        len(name) > _LONGEST_NAME
+        or path.is_absolute()
+        or ".." in path.parts
+        or "\\" in name
+        or "\0" in name
+        or path.as_posix() != name
+        or name in ("", ".", MANIFEST)
+    ):
         raise DamagedError(f"{folder / MANIFEST} lists {name!r}, which is no plain name inside the bundle; do not use this bundle")
 
 

@@ -58,7 +58,7 @@ def onnx_from_graph(folded: GraphModule, image_shape: tuple[int, int, int], meta
     program.ir_version = IR_VERSION
     proto = ir.to_proto(program)
     onnx.checker.check_model(proto, full_check=True)
-    _require_plain_operations(proto)
+    require_folded_form(proto)
     return proto.SerializeToString(deterministic=True)
 
 
@@ -120,8 +120,21 @@ def _strip_traces_of_the_machine(program: ir.Model) -> None:
             output.metadata_props.clear()
 
 
-def _require_plain_operations(proto: onnx.ModelProto) -> None:
+class NotFoldedError(Exception):
+    """An ONNX graph that a folded network cannot have."""
+
+
+def require_folded_form(proto: onnx.ModelProto) -> None:
+    """Raise where a file is not of the form that every exported file has."""
     foreign = sorted({node.op_type for node in proto.graph.node} - PLAIN_OPERATIONS)
     domains = sorted({each.domain for each in proto.opset_import} - {""})
     if foreign or domains or proto.functions:
-        raise RuntimeError(f"the exported graph holds more than plain layers: operations {foreign}, domains {domains}")
+        raise NotFoldedError(f"the graph holds more than plain layers: operations {foreign}, domains {domains}")
+    found = (
+        [each.name for each in proto.graph.input],
+        [each.name for each in proto.graph.output],
+        [each.version for each in proto.opset_import],
+        proto.ir_version,
+    )
+    if found != ([INPUT], [OUTPUT], [OPSET], IR_VERSION):
+        raise NotFoldedError(f"inputs, outputs, opset and IR are {found}; expected ([{INPUT!r}], [{OUTPUT!r}], [{OPSET}], {IR_VERSION})")

@@ -25,6 +25,7 @@ from pipeline.data import Split
 MODEL, WEIGHTS, LABELS, CARD = "model.onnx", "weights.safetensors", "labels.txt", "README.md"
 CONFIG, TRAINING_WEIGHTS, SAMPLES = "training/config.yaml", "training/weights.safetensors", "training/samples.safetensors"
 METRICS = "training/metrics.jsonl"
+PREPROCESSING = "none: raw pixels, uint8, N x C x H x W; normalisation is the first part of the graph"
 _PACKAGES = ("samegraph", "torch", "torchvision", "onnx", "onnxscript", "numpy")
 _LARGEST_SAMPLES = 8 * 2**20
 
@@ -52,7 +53,7 @@ class Trained:
             input=TensorEntry(name=INPUT, dtype="uint8", shape=[None, *self.image_shape]),
             output=TensorEntry(name=OUTPUT, dtype="float32", shape=[None, len(self.classes)]),
             classes=list(self.classes),
-            preprocessing="none: raw pixels, uint8, N x C x H x W; normalisation is the first part of the graph",
+            preprocessing=PREPROCESSING,
             versions=versions(),
             device=self.device,
             training_precision=self.precision,

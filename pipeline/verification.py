@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import safetensors.torch
 import torch
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from pydantic import JsonValue
 from torch import nn
 from torch.fx import GraphModule
 
 from deploy.runners.base import Runner, TensorSpec
+from deploy.runners.onnx_file import checked_bytes
 from deploy.runners.table import FILE_RUNTIMES, RunOptions, open_file
 from deploy.runners.torch import TorchRunner
 from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
@@ -30,11 +33,12 @@ from export.derived import training_only_parts
 from export.errors import DamagedError, UsageError
 from export.files import write_file
 from export.fold import fold
+from export.onnx import class_metadata, require_folded_form
 from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import Config, parse_config
 from pipeline.diagnosis import filter_figures_of
 from pipeline.networks import is_of_the_user
-from pipeline.staging import CONFIG, METRICS, MODEL, SAMPLES, TRAINING_WEIGHTS, WEIGHTS, Trained
+from pipeline.staging import CONFIG, LABELS, METRICS, MODEL, PREPROCESSING, SAMPLES, TRAINING_WEIGHTS, WEIGHTS, Trained
 from pipeline.watching import Console, shown
 
 TRAINING, EVALUATION, FOLDED, FILE = "training graph", "evaluation graph", "folded graph", "ONNX file"
@@ -136,6 +140,7 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
     config = bundle_config(bundle)
     folded = fold(graph)
     _load(folded, bundle, WEIGHTS)
+    _require_one_story(bundle, config)
     hostile = hostile_images(_image_shape(bundle))
 
     def batches() -> Iterator[dict[str, NDArray[np.uint8]]]:
@@ -151,7 +156,7 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / MODEL
         model.write_bytes(bundle.read(MODEL))  # the bytes that were hashed are the bytes that are run
-        verdict = run_chain(_chain(bundle, graph, folded, model, config), batches, record, require=asked.required)
+        verdict = run_chain(_chain(bundle, graph, folded, model, config), batches, record, require={*asked.required, "onnxruntime-cpu"})
     return Verification(verdict, _metrics(bundle), tuple(filter_figures_of(graph)), _facts(bundle, graph))
 
 
@@ -194,13 +199,17 @@ def _chain(bundle: Bundle, graph: GraphModule, folded: GraphModule, model: Path,
 
         return Stage(name=name, runtime="torch", device=device, precision="float32", open=open_module)
 
+    def open_model(runtime: str, options: RunOptions) -> Runner:
+        require_folded_form(onnx.load_model_from_string(checked_bytes(model)))
+        return open_file(runtime, model, options)
+
     def file_stage(name: str, runtime: str, options: RunOptions) -> Stage:
-        return Stage(
-            name=name, runtime=runtime, device=FILE_RUNTIMES[runtime].device, precision="float32", open=lambda: open_file(runtime, model, options)
-        )
+        device = FILE_RUNTIMES[runtime].device
+        return Stage(name=name, runtime=runtime, device=device, precision="float32", open=lambda: open_model(runtime, options))
 
     def open_reference() -> Runner:
-        return TorchRunner(folded, *specs, name=REFERENCE, precision="float64")
+        """The function is that of the training weights: a stored fold that strays from them must not move the mark."""
+        return TorchRunner(fold(graph), *specs, name=REFERENCE, precision="float64")
 
     runtimes = {runtime: file_stage(f"{runtime}, all optimisations", runtime, RunOptions()) for runtime in config.verify.runtimes}
     return Chain(
@@ -240,7 +249,38 @@ def _training_only(graph: GraphModule, precision: str) -> tuple[TrainingOnlyPart
 
 
 def _metrics(bundle: Bundle) -> tuple[dict[str, JsonValue], ...]:
-    return tuple(json.loads(line) for line in bundle.read(METRICS).splitlines())
+    try:
+        records = [json.loads(line) for line in bundle.read(METRICS).splitlines()]
+    except ValueError as error:
+        raise DamagedError(f"{bundle.folder / METRICS} does not hold a JSON object a line: {error}; export the bundle again") from error
+    if not all(isinstance(record, dict) for record in records):
+        raise DamagedError(f"{bundle.folder / METRICS} does not hold a JSON object a line; export the bundle again")
+    return tuple(records)
+
+
+def _model_metadata(bundle: Bundle) -> dict[str, str]:
+    """What the model file says of itself; whether it may be run is found out when it is opened."""
+    try:
+        return {each.key: each.value for each in onnx.load_model_from_string(bundle.read(MODEL)).metadata_props}
+    except DecodeError as error:
+        raise DamagedError(f"{bundle.folder / MODEL} is not an ONNX file: {error}; export the bundle again") from error
+
+
+def _require_one_story(bundle: Bundle, config: Config) -> None:
+    """What the bundle says of itself in several places must be the same in all of them."""
+    manifest, metadata = bundle.manifest, _model_metadata(bundle)
+    labels = tuple(bundle.read(LABELS).decode(errors="replace").splitlines())
+    told = {
+        "network": (config.network.name, manifest.network, metadata.get("network")),
+        "method": (config.method.name, manifest.method, metadata.get("method")),
+        "classes": (class_metadata(labels), class_metadata(tuple(manifest.classes)), metadata.get("classes")),
+        "preprocessing": (PREPROCESSING, manifest.preprocessing, metadata.get("preprocessing")),
+    }
+    for what, values in told.items():
+        if len(set(values)) > 1:
+            raise DamagedError(f"{bundle.folder} says different things of its {what}: {', '.join(map(repr, values))}; export the bundle again")
+    if len(set(manifest.classes)) < len(manifest.classes):
+        raise DamagedError(f"{bundle.folder} names a class twice: {manifest.classes}; export the bundle again")
 
 
 def _facts(bundle: Bundle, graph: nn.Module) -> dict[str, object]:

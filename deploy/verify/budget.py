@@ -41,6 +41,8 @@ class Errors:
     """Places that are finite on both sides: the ones behind the other figures."""
     nonfinite_apart: int
     """Places where NaN, +inf or -inf stands on one side only."""
+    nonfinite: int = 0
+    """Places where the stage's own output is NaN or infinite."""
     failures: tuple[Failure, ...] = ()
 
     def __str__(self) -> str:
@@ -91,6 +93,7 @@ class ErrorMeter:
         self._magnitudes = Magnitudes()
         self._largest_output = 0.0
         self._nonfinite_apart = 0
+        self._nonfinite = 0
         self._failures: dict[tuple[FailureKind, str | None], Failure] = {}
 
     def update(self, reference: Arrays, outputs: Arrays) -> None:
@@ -112,6 +115,7 @@ class ErrorMeter:
             largest_output=self._largest_output,
             num_values=self._magnitudes.count,
             nonfinite_apart=self._nonfinite_apart,
+            nonfinite=self._nonfinite,
             failures=tuple(self._failures.values()),
         )
 
@@ -119,6 +123,7 @@ class ErrorMeter:
         finite = np.isfinite(reference) & np.isfinite(values)
         apart = ~finite & (reference != values) & ~(np.isnan(reference) & np.isnan(values))
         self._nonfinite_apart += int(np.count_nonzero(apart))
+        self._nonfinite += int(np.count_nonzero(~np.isfinite(values)))
         self._largest_output = max(self._largest_output, float(np.abs(reference[finite]).max(initial=0.0)))
         self._magnitudes.add(values[finite] - reference[finite])
 

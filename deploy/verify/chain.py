@@ -255,6 +255,10 @@ class _Course:
             return "not run", absent[0]
         if broken or comparison.failures:
             return "failed", "; ".join(broken or [failure.message for failure in comparison.failures])
+        for end in (link.from_, link.to):
+            if nonfinite := self._running[end].errors.result.nonfinite:
+                apart = self._running[end].errors.result.nonfinite_apart
+                return "failed", f"{end}: {nonfinite} output values are NaN or infinite, {apart} of them only there and not in float64"
         if observed in ("bitwise", link.required):
             return "passed", ""
         if link.required == "bitwise":

@@ -47,6 +47,13 @@ class Dropout(TrainingOnly):
         return f"dropout with probability {self.probability}"
 
 
+class GlobalAveragePool(nn.Module):
+    """The mean over rows, then over columns. Runtimes add up a mean one value after another: two short sums round far less than a long one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(3, keepdim=True).mean(2, keepdim=True)
+
+
 class _FromPixels(nn.Module):
     def __init__(self, normalise: Normalise, network: nn.Module) -> None:
         super().__init__()
@@ -59,7 +66,7 @@ class _FromPixels(nn.Module):
 
 class _PlainLayerTracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Normalise) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (Normalise, GlobalAveragePool)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(network: nn.Module, normalise: Normalise, image_shape: tuple[int, int, int], num_classes: int) -> GraphModule:
@@ -70,6 +77,7 @@ def trace(network: nn.Module, normalise: Normalise, image_shape: tuple[int, int,
     _require_one_output(graph.graph)
     _make_functional(graph)
     _make_dropout_switchable(graph)
+    _pool_in_two_steps(graph)
     note_shapes(graph, image_shape)
     _require_pools_that_divide(graph)
     _require_logits(graph, num_classes)
@@ -89,6 +97,30 @@ def note_shapes(graph: GraphModule, image_shape: tuple[int, int, int]) -> None:
             "choose a network made for this size, or set data.image_size"
         ) from error
     graph.load_state_dict(before)
+
+
+def _pool_in_two_steps(graph: GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        if _pools_to_one_pixel(graph, node):
+            name = f"global_pool_{node.name}"
+            graph.add_submodule(name, GlobalAveragePool())
+            with graph.graph.inserting_before(node):
+                pooled = graph.graph.call_module(name, (node.args[0],))
+                if node.target == "mean":
+                    pooled = graph.graph.call_function(torch.flatten, (pooled, 1))
+            node.replace_all_uses_with(pooled)
+            graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
+def _pools_to_one_pixel(graph: GraphModule, node: Node) -> bool:
+    if node.op == "call_module":
+        layer = graph.get_submodule(str(node.target))
+        return isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1))
+    if node.target is F.adaptive_avg_pool2d:
+        return node.args[1:] in ((1,), ((1, 1),))
+    return node.target == "mean" and node.args[1:] in (([2, 3],), ((2, 3),), ([-2, -1],)) and not node.kwargs
 
 
 def _first_cause(error: BaseException) -> str:

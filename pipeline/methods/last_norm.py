@@ -12,11 +12,12 @@ from export.derived import Foldable, TrainingOnly
 from export.errors import UsageError
 from pipeline.graph import Convolution
 from pipeline.graph.rewrite import bypass, insert_in_front, replace_layer
+from pipeline.graph.trace import GlobalAveragePool
 from pipeline.graph.vocabulary import is_rectifier
 from pipeline.methods.batchnorm import Normed, NormOnWeight
 from pipeline.methods.layers import derived
 
-_AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, TrainingOnly)
+_AVERAGES = (GlobalAveragePool, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, TrainingOnly)
 _AVERAGING_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, torch.flatten, torch.reshape}
 _AVERAGING_METHODS = {"mean", "flatten", "view", "reshape", "contiguous"}
 

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def edit(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((folder / "manifest.json").read_bytes())
     change(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -83,6 +84,11 @@ def make_a_folder(folder: Path) -> None:
         (link, "is a link"),
         (link_the_folder, "is a link"),
         (make_a_folder, "is not a plain file"),
+        (lambda f: (f / "extra").touch(), "extra is not listed"),
+        (lambda f: (f / "training" / "evil.py").touch(), "training/evil.py is not listed"),
+        (lambda f: edit(f, lambda m: m.update(device="banana")), "at device"),
+        (lambda f: edit(f, lambda m: m.update(metrics={"test_accuracy": float("nan")})), "not finite"),
+        (lambda f: edit(f, lambda m: m["input"].update(shape=[None, 1, -8, 8])), "at input.shape"),
         (lambda f: (f / "manifest.json").write_bytes(b"{"), "is not a manifest of format 1"),
         (lambda f: (f / "manifest.json").write_bytes(b"\xff"), "is not a manifest of format 1"),
         (lambda f: edit(f, lambda m: m.update(format_version=2)), "at format_version"),
@@ -98,7 +104,9 @@ def test_a_damaged_bundle_is_refused_in_one_line(folder: Path, fault: Callable[[
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "training/../model.onnx", "a\\b", "a//b", "./a", "", "manifest.json", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../model.onnx", "/etc/passwd", "training/../model.onnx", "a\\b", "a//b", "./a", "a" * 5000, "", "manifest.json", "a\0b"]
+)
 def test_names_that_lead_elsewhere_are_refused(folder: Path, name: str) -> None:
     def add(manifest: dict[str, object]) -> None:
         entries = manifest["files"]

@@ -9,7 +9,7 @@ import torch
 from graphs import DEFAULTS, images, rewritten, step
 
 from export.fold import fold
-from export.onnx import PLAIN_OPERATIONS, class_metadata, onnx_from_graph
+from export.onnx import PLAIN_OPERATIONS, NotFoldedError, class_metadata, onnx_from_graph
 from pipeline.methods import METHODS
 
 SMALL = (1, 8, 8)
@@ -42,7 +42,7 @@ def test_the_list_of_plain_operations_keeps_the_forbidden_ones_out() -> None:
 
 def test_a_graph_that_was_not_folded_is_refused() -> None:
     training = rewritten("small", SMALL, DEFAULTS["czmig"]).graph.eval()
-    with pytest.raises(RuntimeError, match="more than plain layers: operations \\['Mul'\\]"):
+    with pytest.raises(NotFoldedError, match="more than plain layers: operations \\['Mul'\\]"):
         onnx_from_graph(training, SMALL, {})
 
 

@@ -119,6 +119,79 @@ def test_a_single_bit_of_a_folded_weight(verify: Run, bundle: Path) -> None:
     assert "evaluation graph -> folded graph failed: required bitwise" in done.error
 
 
+def test_a_fold_of_other_weights_that_claims_another_device(verify: Run, bundle: Path) -> None:
+    """On another kind of device the fold need not have the same bits; what it may be is still measured from the training weights."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for tensor in tensors.values():
+            tensor.mul_(1.001)
+
+    edit_tensors(bundle, "weights.safetensors", change)
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "device": "cuda:0"}))
+    done = verify()
+    assert done.code == 3
+    assert "evaluation graph -> folded graph failed" in done.error
+
+
+def test_an_honest_fold_from_another_device_is_within_its_budget(verify: Run, bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "device": "cuda:0"}))
+    assert verify().code == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_alike_because_none_is_a_number(verify: Run, bundle: Path, value: float) -> None:
+    def spoil(tensors: dict[str, torch.Tensor], name: str) -> None:
+        tensors[name].fill_(value)
+
+    def spoil_model(model: onnx.ModelProto) -> None:
+        replace(model, "network.classifier.bias", np.full(10, value, np.float32))
+
+    edit_tensors(bundle, "weights.safetensors", lambda tensors: spoil(tensors, "network.classifier.bias"))
+    edit_tensors(bundle, "training/weights.safetensors", lambda tensors: spoil(tensors, "network.classifier.derivation.bias"))
+    edit_model(bundle, spoil_model)
+    done = verify()
+    assert done.code == 3
+    assert "NaN or infinite" in done.error
+
+
+def test_an_operation_that_draws_numbers(verify: Run, bundle: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.node[-1].output[0] = "quiet"
+        model.graph.node.append(onnx.helper.make_node("RandomNormalLike", ["quiet"], ["drawn"], scale=1e-9))
+        model.graph.node.append(onnx.helper.make_node("Add", ["quiet", "drawn"], ["logits"]))
+
+    edit_model(bundle, change)
+    done = verify()
+    assert done.code == 3
+    assert "RandomNormalLike" in done.error
+
+
+@pytest.mark.parametrize("place", ["labels.txt", "manifest", "network"])
+def test_a_bundle_that_tells_two_stories(verify: Run, bundle: Path, place: str) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    if place == "labels.txt":
+        labels = (bundle / "labels.txt").read_text().splitlines()
+        (bundle / "labels.txt").write_text("\n".join([labels[1], labels[0], *labels[2:]]) + "\n")
+        rehash(bundle)
+    elif place == "manifest":
+        (bundle / "manifest.json").write_text(json.dumps({**manifest, "classes": manifest["classes"][::-1]}))
+    else:
+        (bundle / "manifest.json").write_text(json.dumps({**manifest, "network": "resnet110"}))
+    done = verify()
+    assert done.code == 5
+    assert "says different things of its" in done.error
+
+
+def test_metrics_that_are_no_records(verify: Run, bundle: Path) -> None:
+    (bundle / "training" / "metrics.jsonl").write_text("[1, 2]\n")
+    rehash(bundle)
+    done = verify()
+    assert done.code == 5
+    assert "JSON object a line" in done.error
+
+
 def test_an_output_renamed(verify: Run, bundle: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
         model.graph.node[-1].output[0] = "scores"

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from export.errors import UsageError
 from pipeline.graph import Dropout, Normalise, trace
+from pipeline.graph.trace import GlobalAveragePool
 
 SHAPE = (3, 16, 16)
 
@@ -36,8 +37,29 @@ def test_a_traced_network_computes_what_the_network_computes() -> None:
     graph = trace(network, Normalise((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)), SHAPE, 10).eval()
     batch = images(4, SHAPE)
     mean, deviation = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0])
-    expected = network((batch.float() - mean.view(1, 3, 1, 1)) / deviation.view(1, 3, 1, 1))
-    assert torch.equal(graph(batch), expected)
+    features = F.relu(network.conv((batch.float() - mean.view(1, 3, 1, 1)) / deviation.view(1, 3, 1, 1)))
+    assert torch.equal(graph(batch), network.classifier(features.mean(3).mean(2)))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: F.adaptive_avg_pool2d(x, 1),
+        lambda x: F.adaptive_avg_pool2d(x, (1, 1)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.AdaptiveAvgPool2d((1, 1)),
+        lambda x: x.mean([2, 3]).reshape(-1, 8, 1, 1),
+    ],
+)
+def test_a_global_pool_adds_up_rows_then_columns(pool: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """One value after another over a whole image, as runtimes do it, rounds ten times as much as training did."""
+    graph = trace_small(nn.Sequential(nn.ReLU()) if isinstance(pool, nn.Module) else F.relu)
+    assert sum(isinstance(layer, GlobalAveragePool) for layer in graph.modules()) == 1
+    x = torch.randn(2, 8, 6, 5)
+    assert torch.equal(GlobalAveragePool()(x), x.mean(3, keepdim=True).mean(2, keepdim=True))
+    two_pools = trace_small(pool)
+    assert sum(isinstance(layer, GlobalAveragePool) for layer in two_pools.modules()) == 2
+    assert not any("adaptive" in str(node.target) or node.target == "mean" for node in two_pools.graph.nodes if node.op != "call_module")
 
 
 def test_tracing_leaves_running_statistics_as_they_were() -> None:

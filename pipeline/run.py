@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from export.bundle import open_bundle, write_manifest
 from export.errors import NotTheSameError, UsageError
-from export.files import folder_in_work, publish_folder, write_file
+from export.files import folder_in_work, publish_folder, sole_use, write_file
 from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import Config, dump_config, load_config
 from pipeline.data import DataSet, TrainingBatches, open_data
@@ -45,14 +45,16 @@ def train(config: Config, folder: Path, resume: bool | None, console: Console) -
 
     `resume`: True wants a run to go on with, False begins anew, None goes on where there is a run and begins where there is none.
     """
-    trained = _trained(config, folder, resume, console)
+    with sole_use(folder):
+        trained = _trained(config, folder, resume, console)
     facts: dict[str, JsonValue] = {"run": str(folder), "metrics": dict(trained.metrics)}
     return Outcome(facts, f"trained; {_spoken_accuracy(trained)}\nrun folder: {folder}")
 
 
 def train_export(config: Config, folder: Path, resume: bool | None, required: tuple[str, ...], console: Console) -> Outcome:
     """Train, fold, export, verify, publish."""
-    return _published(_trained(config, folder, resume, console), folder, required, console)
+    with sole_use(folder):
+        return _published(_trained(config, folder, resume, console), folder, required, console)
 
 
 def export(folder: Path, required: tuple[str, ...], console: Console) -> Outcome:
@@ -60,7 +62,8 @@ def export(folder: Path, required: tuple[str, ...], console: Console) -> Outcome
     path = folder / "config.yaml"
     if not path.is_file():
         raise UsageError(f"{folder} holds no run: there is no {path}; train one with pipeline train CONFIG --out {folder}")
-    return _published(_restored(load_config(path), folder, console), folder, required, console)
+    with sole_use(folder):
+        return _published(_restored(load_config(path), folder, console), folder, required, console)
 
 
 def verify(folder: Path, asked: Asked, report: Path | None, console: Console) -> Outcome:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from commands import pipeline
 
 from export.bundle import open_bundle
+from export.files import sole_use
 from export.fold import fold
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +165,33 @@ def test_exporting_a_run_gives_the_bundle_of_the_whole_command(tmp_path: Path, c
     assert pipeline(capfd, "export", tmp_path / "halves").code == 0
     for name in ("model.onnx", "weights.safetensors", "training/weights.safetensors"):
         assert (tmp_path / "whole" / "bundle" / name).read_bytes() == (tmp_path / "halves" / "bundle" / name).read_bytes()
+
+
+def test_a_run_folder_has_one_user(finished_run: Path, tmp_path: Path, capfd: Capture) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    config = (run / "config.yaml").read_bytes()
+    commands = (["train", QUICKSTART, "--out", run, *SHORT], ["train-export", QUICKSTART, "--out", run, *SHORT], ["export", run])
+    with sole_use(run):
+        for command in commands:
+            done = pipeline(capfd, *command)
+            assert done.code == 2
+            assert done.error == f"error: another run is using {run}; wait for it, or choose another --out"
+    assert (run / "config.yaml").read_bytes() == config
+
+
+def test_what_a_killed_run_left_is_removed(finished_run: Path, tmp_path: Path, capfd: Capture) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / ".in-work.0123456789ab" / "inner").mkdir(parents=True)
+    assert pipeline(capfd, "export", run).code == 0
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+
+
+def test_exporting_a_missing_folder_makes_none(tmp_path: Path, capfd: Capture) -> None:
+    done = pipeline(capfd, "export", tmp_path / "none")
+    assert done.code == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_exporting_what_is_no_run(tmp_path: Path, capfd: Capture) -> None:

@@ -230,6 +230,30 @@ def test_a_bundle_that_fails_is_kept_apart_and_the_good_one_stays(tmp_path: Path
     assert (run / "bundle" / "manifest.json").read_bytes() == good
     assert json.loads((run / "bundle-failed" / "verification.json").read_bytes())["verdict"] == "fail"
     assert open_bundle(run / "bundle-failed")
+    monkeypatch.undo()
+    assert pipeline(capfd, "export", run).code == 0
+    assert not (run / "bundle-failed").exists()
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle-failed"])
+@pytest.mark.parametrize("kind", ["a folder without manifest.json", "a file", "a link"])
+def test_what_is_no_bundle_is_never_replaced(finished_run: Path, tmp_path: Path, capfd: Capture, name: str, kind: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("bundle"))
+    in_the_way = run / name
+    if kind == "a file":
+        in_the_way.write_text("mine")
+    elif kind == "a link":
+        in_the_way.symlink_to(finished_run / "bundle")
+    else:
+        in_the_way.mkdir()
+    for command in (["train-export", QUICKSTART, "--out", run, "--fresh", *SHORT], ["export", run]):
+        done = pipeline(capfd, *command)
+        assert done.code == 2
+        assert f"{in_the_way} is in the way: expected a bundle or nothing, got {kind}; move it away" in done.error
+        assert "epoch" not in done.err
+    assert in_the_way.is_symlink() == (kind == "a link")
+    assert in_the_way.is_file() == (kind == "a file")
 
 
 def test_json_is_one_object_on_standard_output(tmp_path: Path) -> None:

@@ -7,12 +7,17 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from export.errors import UsageError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _EXCHANGE_IS_NOT_TO_BE_HAD = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
+_LOCKS_ARE_NOT_TO_BE_HAD = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
+_LOCK = ".lock"
+_IN_WORK = ".in-work."
 
 
 def sha256_of(data: bytes) -> str:
@@ -35,10 +40,59 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made where it is missing; what a killed one left half-filled is removed.
+
+    The kernel gives the lock back when its holder dies. Folders that were made for nothing are removed again.
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    lock = _locked(folder)
+    try:
+        for leftover in folder.glob(f"{_IN_WORK}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+    finally:
+        (folder / _LOCK).unlink(missing_ok=True)
+        os.close(lock)
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
+
+
+def _locked(folder: Path) -> int:
+    """The descriptor of the lock file, locked. A file that its holder has just removed locks nothing: then once more."""
+    path = folder / _LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                _lock(lock, folder)
+                if os.path.samestat(os.fstat(lock), path.stat()):
+                    return lock
+            except BaseException:
+                os.close(lock)
+                raise
+            os.close(lock)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    import fcntl  # not on every system that can open a bundle
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(f"another run is using {folder}; wait for it, or choose another --out") from error
+    except OSError as error:
+        if error.errno not in _LOCKS_ARE_NOT_TO_BE_HAD:
+            raise
+
+
+@contextmanager
 def folder_in_work(parent: Path) -> Iterator[Path]:
     """A new folder to fill, hidden in `parent`; what was not published when the block ends is removed."""
     parent.mkdir(parents=True, exist_ok=True)
-    staged = parent / f".in-work.{secrets.token_hex(6)}"
+    staged = parent / f"{_IN_WORK}{secrets.token_hex(6)}"
     staged.mkdir()
     try:
         yield staged

@@ -5,6 +5,7 @@ Takes typed configs and folders; speaks only through the console it is given.
 
 import functools
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from export.bundle import open_bundle, write_manifest
+from export.bundle import MANIFEST, open_bundle, write_manifest
 from export.errors import NotTheSameError, UsageError
-from export.files import folder_in_work, publish_folder, write_file
+from export.files import folder_in_work, publish_folder, sole_use, write_file
 from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import Config, dump_config, load_config
 from pipeline.data import DataSet, TrainingBatches, open_data
@@ -45,14 +46,17 @@ def train(config: Config, folder: Path, resume: bool | None, console: Console) -
 
     `resume`: True wants a run to go on with, False begins anew, None goes on where there is a run and begins where there is none.
     """
-    trained = _trained(config, folder, resume, console)
+    with sole_use(folder):
+        trained = _trained(config, folder, resume, console)
     facts: dict[str, JsonValue] = {"run": str(folder), "metrics": dict(trained.metrics)}
     return Outcome(facts, f"trained; {_spoken_accuracy(trained)}\nrun folder: {folder}")
 
 
 def train_export(config: Config, folder: Path, resume: bool | None, required: tuple[str, ...], console: Console) -> Outcome:
     """Train, fold, export, verify, publish."""
-    return _published(_trained(config, folder, resume, console), folder, required, console)
+    with sole_use(folder):
+        _require_ours(folder)
+        return _published(_trained(config, folder, resume, console), folder, required, console)
 
 
 def export(folder: Path, required: tuple[str, ...], console: Console) -> Outcome:
@@ -60,7 +64,9 @@ def export(folder: Path, required: tuple[str, ...], console: Console) -> Outcome
     path = folder / "config.yaml"
     if not path.is_file():
         raise UsageError(f"{folder} holds no run: there is no {path}; train one with pipeline train CONFIG --out {folder}")
-    return _published(_restored(load_config(path), folder, console), folder, required, console)
+    with sole_use(folder):
+        _require_ours(folder)
+        return _published(_restored(load_config(path), folder, console), folder, required, console)
 
 
 def verify(folder: Path, asked: Asked, report: Path | None, console: Console) -> Outcome:
@@ -131,6 +137,23 @@ def _described(config: Config, folder: Path, data: DataSet, network: Rewritten, 
     )
 
 
+def _require_ours(folder: Path) -> None:
+    """What a bundle will replace must be a bundle; said before hours of training."""
+    for path in (folder / "bundle", folder / "bundle-failed"):
+        if (path.exists() or path.is_symlink()) and not _is_bundle(path):
+            raise UsageError(f"{path} is in the way: expected a bundle or nothing, got {_kind(path)}; move it away, or choose another --out")
+
+
+def _is_bundle(path: Path) -> bool:
+    return not path.is_symlink() and (path / MANIFEST).is_file()
+
+
+def _kind(path: Path) -> str:
+    if path.is_symlink():
+        return "a link"
+    return f"a folder without {MANIFEST}" if path.is_dir() else "a file"
+
+
 def _published(trained: Trained, folder: Path, required: tuple[str, ...], console: Console) -> Outcome:
     """Only a bundle that passed takes the name `bundle`; one that failed is kept beside it, to be looked at."""
     console.say("folding and exporting")
@@ -143,6 +166,8 @@ def _published(trained: Trained, folder: Path, required: tuple[str, ...], consol
         write_manifest(staged, trained.facts)
         target = folder / ("bundle" if found.passed else "bundle-failed")
         publish_folder(staged, target)
+    if found.passed and (folder / "bundle-failed").exists():
+        shutil.rmtree(folder / "bundle-failed")
     console.say(_spoken_accuracy(trained))
     return _outcome(found, target)
 

@@ -1,5 +1,6 @@
 """How a command ends: its exit code, one line for what a user can mend, a traceback for what is a bug."""
 
+import errno
 import select
 import sys
 import traceback
@@ -15,6 +16,23 @@ BUG = 1
 INTERRUPTED = 130
 NOBODY_READS = 141
 """What a shell reports for a tool whose output was piped into one that has left, such as `head`."""
+
+_OTHER_RIGHTS = "change its permissions, or choose another folder"
+_MORE_ROOM = "make room, or choose another folder"
+_OTHER_PATH = "move what is there away, or choose another path"
+_MENDED_BY_THE_USER = {
+    errno.EACCES: _OTHER_RIGHTS,
+    errno.EPERM: _OTHER_RIGHTS,
+    errno.EROFS: _OTHER_RIGHTS,
+    errno.ENOSPC: _MORE_ROOM,
+    errno.EDQUOT: _MORE_ROOM,
+    errno.ENOTDIR: _OTHER_PATH,
+    errno.EISDIR: _OTHER_PATH,
+    errno.EEXIST: _OTHER_PATH,
+    errno.ELOOP: _OTHER_PATH,
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+"""What the user's disk can refuse, and what to do about it; every other OSError is a bug."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,8 @@ def _failure_of(run: Callable[[], None], console: Console) -> _Failure | None:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             raise
+        if isinstance(error, OSError) and error.errno in _MENDED_BY_THE_USER:
+            return _told(_Failure(UsageError.__name__, _of_the_disk(error), UsageError.exit_code), console)
         traceback.print_exc()
         return _Failure(type(error).__name__, str(error), BUG)
     return None
@@ -68,6 +88,13 @@ def _usage(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f" (see {context.command_path} --help)" if context else ""
     return error.format_message() + hint
+
+
+def _of_the_disk(error: OSError) -> str:
+    """A renaming is told by its target: the other name is a hidden one of ours."""
+    path = error.filename2 or error.filename
+    place = f": {path}" if isinstance(path, str) else ""
+    return f"{error.strerror}{place}; {_MENDED_BY_THE_USER[error.errno or 0]}"
 
 
 def _nobody_reads() -> bool:

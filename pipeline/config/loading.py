@@ -3,6 +3,7 @@
 Every mistake is a `UsageError` of one line that says where, what was given and what is allowed.
 """
 
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,8 @@ class _Draft:
 def _text_of(path: Path) -> str:
     """The file's text; never more of it than a config can have, so that a huge file costs nothing."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise UsageError(f"{path}: not a regular file; give the path of a YAML config")
         with path.open("rb") as file:
             content = file.read(4 * yaml_text.MAX_CHARACTERS + 1)
         return content.decode("utf-8-sig")

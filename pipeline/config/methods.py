@@ -24,7 +24,7 @@ class CzmigOptions(Section):
     """paper: grad - z mean(grad). code: grad + z (grad - mean(grad)), the later form in the authors' file."""
     mean_over: Literal["slice", "filter"] = "slice"
     """slice: the mean over the kernel's height and width. filter: over the input channels too."""
-    initial_scale: Positive = 0.8
+    initial_scale: Annotated[float, Field(gt=0, le=100)] = 0.8
     """e^g at the start. Smaller starts more slowly; 1 may diverge in deep networks."""
     luma: NonNegative = 5.0e-4
     """Weight of the penalty (|V| - 1)^2 per filter, which keeps filters at unit norm."""

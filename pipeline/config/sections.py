@@ -101,7 +101,7 @@ class Schedule(Section):
 class Training(Section):
     """The loop and its optimiser: SGD with momentum."""
 
-    epochs: Count = 200
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     learning_rate: Positive = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False

@@ -3,6 +3,8 @@
 Takes any `nn.Module` that torch.fx can trace; refuses, by name, each node that is not a plain layer.
 """
 
+import contextlib
+import io
 import operator
 from typing import cast
 
@@ -89,7 +91,8 @@ def note_shapes(graph: GraphModule, image_shape: tuple[int, int, int]) -> None:
     before = {name: value.clone() for name, value in graph.state_dict().items()}
     image = torch.zeros((2, *image_shape), dtype=torch.uint8)
     try:
-        with torch.no_grad():
+        # ShapeProp prints a traceback before it raises.
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
             ShapeProp(graph).propagate(image)
     except RuntimeError as error:
         raise UsageError(

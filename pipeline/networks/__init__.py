@@ -6,7 +6,10 @@ A new network is one file here and one row in `NETWORKS`; nothing else knows its
 import copy
 import difflib
 import importlib
+import inspect
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +85,13 @@ def _with_input_channels(network: nn.Module, in_channels: int) -> nn.Module:
 
 def _of_the_user(module: str, function: str, num_classes: int, in_channels: int) -> nn.Module:
     build = _imported(module, function)
-    network = build(num_classes=num_classes, in_channels=in_channels)
+    _require_arguments(build, f"{module}:{function}")
+    try:
+        network = build(num_classes=num_classes, in_channels=in_channels)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"network.name: {module}:{function} {_raised(error)}; mend it there") from error
     if not isinstance(network, nn.Module):
         raise UsageError(f"network.name: {module}:{function} returned {type(network).__name__}, expected a torch.nn.Module")
     return network
@@ -93,8 +102,43 @@ def _imported(module: str, function: str) -> Callable[..., object]:
         sys.path.insert(0, here)
     try:
         found: object = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"network.name: cannot import {function!r} from {module!r}: {error}; it is looked up in the current folder first") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"network.name: cannot import {function!r} from {module!r}: it {_raised(error)}; it is looked up in the current folder first"
+        ) from error
     if not callable(found):
         raise UsageError(f"network.name: {module}:{function} is a {type(found).__name__}, expected a function that returns a network")
     return found
+
+
+def _require_arguments(build: Callable[..., object], name: str) -> None:
+    try:
+        signature = inspect.signature(build)
+    except (TypeError, ValueError):  # some of those written in C tell nothing of their arguments
+        return
+    try:
+        signature.bind(num_classes=0, in_channels=0)
+    except TypeError as error:
+        raise UsageError(
+            f"network.name: {name} is called with (num_classes=..., in_channels=...) and takes {signature}: {error}; rename its arguments"
+        ) from error
+
+
+def _raised(error: BaseException) -> str:
+    """What the user's code raised, and the line of theirs where it did, on one line."""
+    message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    place = _place_of(error)
+    return f"raised {type(error).__name__}" + (f": {message}" if message else "") + (f" at {place}" if place else "")
+
+
+def _place_of(error: BaseException) -> str | None:
+    if isinstance(error, SyntaxError):
+        return None if error.filename is None else f"{error.filename}:{error.lineno}"
+    lines = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if _is_code_of_the_user(frame.filename)]
+    return lines[-1] if lines else None
+
+
+def _is_code_of_the_user(file: str) -> bool:
+    """Neither this file nor Python's own nor an installed package's."""
+    installed = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return file != __file__ and not file.startswith("<") and not any(Path(file).is_relative_to(folder) for folder in installed)

@@ -5,7 +5,6 @@ resumed run has the bits of one that was never stopped.
 """
 
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -98,7 +97,7 @@ class _Loop:
         """From where to start, and where the figures go."""
         self.settings.folder.mkdir(parents=True, exist_ok=True)
         if resume is None:
-            shutil.rmtree(self.settings.last_checkpoint.parent, ignore_errors=True)
+            self._remove_checkpoints()
         else:
             self._restore(resume)
         self.log = MetricsLog(self.settings.folder, self.records)
@@ -106,6 +105,12 @@ class _Loop:
             yield
         finally:
             self.log.close()
+
+    def _remove_checkpoints(self) -> None:
+        """Ours, and what a kill left of them half-written; whatever else the user keeps there stays."""
+        for path in (self.settings.last_checkpoint, self.settings.best_checkpoint):
+            for each in (path, *path.parent.glob(f".{path.name}.*")):
+                each.unlink(missing_ok=True)
 
     def run(self) -> None:
         self.watcher.run_started(self.options.epochs, self.steps_per_epoch, self.num_steps_done)

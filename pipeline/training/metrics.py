@@ -5,7 +5,6 @@ Both outputs are rewritten from the given records at the start, so that a resume
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +96,8 @@ class MetricsLog:
 
         self._path = folder / "metrics.jsonl"
         write_file(self._path, "".join(_line(record) for record in records).encode())
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        for events in (folder / "tensorboard").glob("events.out.tfevents*"):  # the user's own files stay
+            events.unlink()
         self._board = SummaryWriter(str(folder / "tensorboard"))
         for record in records:
             self._draw(record)

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -7,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from export import files
-from export.files import folder_in_work, publish_folder, sha256_of, write_file
+from export.errors import UsageError
+from export.files import folder_in_work, publish_folder, sha256_of, sole_use, write_file
 
 
 def names(folder: Path) -> list[str]:
@@ -98,6 +101,64 @@ def test_after_a_kill_there_is_the_old_folder_or_the_new_one(tmp_path: Path) -> 
                 process.stdout.readline()
             os.kill(process.pid, signal.SIGKILL)
         assert (target / "one").read_text() == (target / "two").read_text()
+
+
+HOLDS_A_FOLDER = """
+import sys, time
+from pathlib import Path
+from export.files import folder_in_work, sole_use
+with sole_use(Path(sys.argv[1])), folder_in_work(Path(sys.argv[1])) as staged:
+    (staged / "half").write_text("...")
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_user_until_that_one_dies(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDS_A_FOLDER, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path.cwd()) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(UsageError, match=f"^another run is using {tmp_path}; wait for it, or choose another --out$"), sole_use(tmp_path):
+            pass
+        assert len([name for name in names(tmp_path) if name.startswith(".in-work.")]) == 1
+        process.kill()
+    (tmp_path / "of the user").mkdir()
+    with sole_use(tmp_path):
+        assert names(tmp_path) == [".lock", "of the user"]
+    assert names(tmp_path) == ["of the user"]
+
+
+def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path: Path) -> None:
+    with sole_use(tmp_path / "a" / "b"):
+        assert names(tmp_path / "a" / "b") == [".lock"]
+    assert names(tmp_path) == []
+    with sole_use(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "result").touch()
+    assert names(tmp_path / "a" / "b") == ["result"]
+
+
+def test_a_lock_file_that_its_holder_removed_locks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, calls = fcntl.flock, list[int]()
+
+    def removed_meanwhile(descriptor: int, operation: int) -> None:
+        lock(descriptor, operation)
+        calls.append(descriptor)
+        if len(calls) == 1:
+            (tmp_path / ".lock").unlink()
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with sole_use(tmp_path):
+        assert len(calls) == 2
+        assert names(tmp_path) == [".lock"]
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(_: int, __: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with sole_use(tmp_path / "run"):
+        assert names(tmp_path / "run") == [".lock"]
 
 
 def test_the_hash_is_sha256() -> None:

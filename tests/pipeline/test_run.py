@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from commands import pipeline
 
 from export.bundle import open_bundle
+from export.files import sole_use
 from export.fold import fold
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +167,33 @@ def test_exporting_a_run_gives_the_bundle_of_the_whole_command(tmp_path: Path, c
         assert (tmp_path / "whole" / "bundle" / name).read_bytes() == (tmp_path / "halves" / "bundle" / name).read_bytes()
 
 
+def test_a_run_folder_has_one_user(finished_run: Path, tmp_path: Path, capfd: Capture) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    config = (run / "config.yaml").read_bytes()
+    commands = (["train", QUICKSTART, "--out", run, *SHORT], ["train-export", QUICKSTART, "--out", run, *SHORT], ["export", run])
+    with sole_use(run):
+        for command in commands:
+            done = pipeline(capfd, *command)
+            assert done.code == 2
+            assert done.error == f"error: another run is using {run}; wait for it, or choose another --out"
+    assert (run / "config.yaml").read_bytes() == config
+
+
+def test_what_a_killed_run_left_is_removed(finished_run: Path, tmp_path: Path, capfd: Capture) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / ".in-work.0123456789ab" / "inner").mkdir(parents=True)
+    assert pipeline(capfd, "export", run).code == 0
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+
+
+def test_exporting_a_missing_folder_makes_none(tmp_path: Path, capfd: Capture) -> None:
+    done = pipeline(capfd, "export", tmp_path / "none")
+    assert done.code == 2
+    assert not (tmp_path / "none").exists()
+
+
 def test_exporting_what_is_no_run(tmp_path: Path, capfd: Capture) -> None:
     done = pipeline(capfd, "export", tmp_path)
     assert done.code == 2
@@ -201,6 +230,30 @@ def test_a_bundle_that_fails_is_kept_apart_and_the_good_one_stays(tmp_path: Path
     assert (run / "bundle" / "manifest.json").read_bytes() == good
     assert json.loads((run / "bundle-failed" / "verification.json").read_bytes())["verdict"] == "fail"
     assert open_bundle(run / "bundle-failed")
+    monkeypatch.undo()
+    assert pipeline(capfd, "export", run).code == 0
+    assert not (run / "bundle-failed").exists()
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle-failed"])
+@pytest.mark.parametrize("kind", ["a folder without manifest.json", "a file", "a link"])
+def test_what_is_no_bundle_is_never_replaced(finished_run: Path, tmp_path: Path, capfd: Capture, name: str, kind: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("bundle"))
+    in_the_way = run / name
+    if kind == "a file":
+        in_the_way.write_text("mine")
+    elif kind == "a link":
+        in_the_way.symlink_to(finished_run / "bundle")
+    else:
+        in_the_way.mkdir()
+    for command in (["train-export", QUICKSTART, "--out", run, "--fresh", *SHORT], ["export", run]):
+        done = pipeline(capfd, *command)
+        assert done.code == 2
+        assert f"{in_the_way} is in the way: expected a bundle or nothing, got {kind}; move it away" in done.error
+        assert "epoch" not in done.err
+    assert in_the_way.is_symlink() == (kind == "a link")
+    assert in_the_way.is_file() == (kind == "a file")
 
 
 def test_json_is_one_object_on_standard_output(tmp_path: Path) -> None:

@@ -127,6 +127,35 @@ def test_a_bug_keeps_its_traceback() -> None:
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("raising", "line"),
+    [
+        ("OSError(errno.EACCES, 'Permission denied', 'run')", "Permission denied: run; change its permissions, or choose another folder"),
+        ("OSError(errno.EROFS, 'Read-only', 'run')", "Read-only: run; change its permissions, or choose another folder"),
+        ("OSError(errno.ENOSPC, 'No space left on device')", "No space left on device; make room, or choose another folder"),
+        ("OSError(errno.EEXIST, 'File exists', '.b.12', None, 'b')", "File exists: b; move what is there away, or choose another path"),
+        ("OSError(errno.ENAMETOOLONG, 'File name too long', 'x')", "File name too long: x; choose a shorter path"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_line(raising: str, line: str) -> None:
+    done = ended(f"import errno; raise {raising}")
+    assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
+
+
+@pytest.mark.parametrize("raising", ["OSError(errno.EIO, 'Input/output error', 'run')", "OSError('no number')", "FileNotFoundError(2, 'No', 'run')"])
+def test_any_other_trouble_with_files_is_a_bug(raising: str) -> None:
+    done = ended(f"import errno; raise {raising}")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_run_folder_inside_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = pipeline("train", "configs/quickstart.yaml", "--out", str(tmp_path / "file" / "run"))
+    assert done.returncode == 2
+    assert done.stderr == f"error: Not a directory: {tmp_path / 'file' / 'run'}; move what is there away, or choose another path\n"
+
+
 def test_a_broken_pipe_inside_is_a_bug_as_well() -> None:
     done = ended("raise BrokenPipeError('to a worker')", json_asked=True)
     assert (done.returncode, json.loads(done.stdout)["error"]["exit_code"]) == (1, 1)

@@ -1,6 +1,7 @@
 """Config files and `--set`: what is read, what is refused, and in which words."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -128,10 +129,12 @@ MISTAKES = [
     ),
     (
         METHOD + "training: {epochs: three}",
-        'a.yaml:2: training.epochs: got "three", expected a whole number, at least 1',
+        'a.yaml:2: training.epochs: got "three", expected a whole number, at least 1 and at most 1000000',
     ),
-    (METHOD + "training: {epochs: 3.0}", "a.yaml:2: training.epochs: got 3.0, expected a whole number, at least 1"),
-    (METHOD + "training: {epochs: true}", "a.yaml:2: training.epochs: got true, expected a whole number, at least 1"),
+    (METHOD + "training: {epochs: 3.0}", "a.yaml:2: training.epochs: got 3.0, expected a whole number, at least 1 and at most 1000000"),
+    (METHOD + "training: {epochs: 1000001}", "a.yaml:2: training.epochs: got 1000001, expected a whole number, at least 1 and at most 1000000"),
+    ("method: {name: czmig, initial_scale: 101}", "a.yaml:1: method.initial_scale: got 101, expected a number, above 0 and at most 100"),
+    (METHOD + "training: {epochs: true}", "a.yaml:2: training.epochs: got true, expected a whole number, at least 1 and at most 1000000"),
     (
         METHOD + "training: {learning_rate: true}",
         "a.yaml:2: training.learning_rate: got true, expected a number, above 0",
@@ -246,10 +249,10 @@ def test_a_mistake_is_one_line(text: str, message: str) -> None:
         ("training.epochs", "--set training.epochs: expected key.path=value, such as training.epochs=3"),
         ("training..epochs=1", "--set training..epochs=1: expected key.path=value, such as training.epochs=3"),
         ("=1", "--set =1: expected key.path=value, such as training.epochs=3"),
-        ("training.epochs=x", '--set training.epochs=x: training.epochs: got "x", expected a whole number, at least 1'),
+        ("training.epochs=x", '--set training.epochs=x: training.epochs: got "x", expected a whole number, at least 1 and at most 1000000'),
         (
             "training.epochs=",
-            "--set training.epochs=: training.epochs: got nothing, expected a whole number, at least 1",
+            "--set training.epochs=: training.epochs: got nothing, expected a whole number, at least 1 and at most 1000000",
         ),
         ("training.epoch=1", "--set training.epoch=1: training.epoch: unknown key, did you mean training.epochs?"),
         ("epochs=1", "--set epochs=1: epochs: unknown key, did you mean training.epochs?"),
@@ -292,16 +295,20 @@ def test_overrides_leave_the_given_mapping_alone() -> None:
 
 
 def test_a_mapping_names_its_source_in_errors() -> None:
-    with pytest.raises(UsageError, match=r"^the test: training\.epochs: got 0, expected a whole number, at least 1$"):
+    with pytest.raises(UsageError, match=r"^the test: training\.epochs: got 0, expected a whole number, at least 1 and at most 1000000$"):
         parse_config({"method": {"name": "czmig"}, "training": {"epochs": 0}}, "the test")
 
 
 def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     (latin := tmp_path / "latin.yaml").write_bytes(b"method: \xe9")
     (huge := tmp_path / "huge.yaml").write_bytes(b"#" * 4 * MAX_CHARACTERS * 2)
+    os.mkfifo(fifo := tmp_path / "fifo.yaml")
     expected = {
         tmp_path / "none.yaml": "no such file; give the path of a YAML config",
-        tmp_path: "cannot be read (Is a directory); give the path of a YAML config",
+        tmp_path: "not a regular file; give the path of a YAML config",
+        fifo: "not a regular file; give the path of a YAML config",
+        Path("/dev/zero"): "not a regular file; give the path of a YAML config",
+        tmp_path / ("x" * 300): "cannot be read (File name too long); give the path of a YAML config",
         latin: "not UTF-8 text (byte 8); give a YAML config",
         huge: "more than 256 KiB, which is no config",
     }

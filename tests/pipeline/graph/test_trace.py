@@ -119,10 +119,11 @@ def test_a_wrong_number_of_logits_is_refused() -> None:
         trace_small(F.relu, num_classes=7)
 
 
-def test_images_too_small_for_the_network_are_refused_in_one_line() -> None:
+def test_images_too_small_for_the_network_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="cannot run on images of 3 x 16 x 16") as caught:
         trace_small(nn.Sequential(nn.MaxPool2d(32)))
     assert "\n" not in str(caught.value)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_pool_to_more_pixels_than_there_are_is_refused() -> None:

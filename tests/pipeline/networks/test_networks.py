@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -37,6 +39,41 @@ def test_a_wrong_name_is_one_line_that_says_what_is_known(name: str, message: st
     with pytest.raises(UsageError) as caught:
         network_by_name(name, 10, 3)
     assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def build(:", "cannot import 'build' from 'MODULE': it raised SyntaxError: invalid syntax at FILE:1;"),
+        ("\n{}['conv']", "cannot import 'build' from 'MODULE': it raised KeyError: 'conv' at FILE:2;"),
+        ("raise SystemExit", "cannot import 'build' from 'MODULE': it raised SystemExit at FILE:1;"),
+        ("import no_such_thing", "it raised ModuleNotFoundError: No module named 'no_such_thing' at FILE:1;"),
+        ("def build(num_classes, in_channels):\n    return {}['a\\nb']", "MODULE:build raised KeyError: 'a\\nb' at FILE:2; mend it there"),
+        ("def build(num_classes, in_channels):\n    raise ValueError('one\\ntwo')", "MODULE:build raised ValueError: one two at FILE:2;"),
+        (
+            "from torch import nn\ndef build(num_classes, in_channels):\n    return nn.Linear(-1, 2)",
+            "MODULE:build raised RuntimeError: Trying to create tensor with negative dimension -1: [2, -1] at FILE:3;",
+        ),
+        (
+            "def build(classes):\n    pass",
+            "MODULE:build is called with (num_classes=..., in_channels=...) and takes (classes): missing a required argument: 'classes';",
+        ),
+        (
+            "from pipeline.networks import network_by_name\ndef build(num_classes, in_channels):\n    return network_by_name('smal', 1, 1)",
+            "network.name: unknown network 'smal'; did you mean 'small'?",
+        ),
+    ],
+)
+def test_what_the_users_code_raises_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, code: str, message: str
+) -> None:
+    module = f"module_of_the_user_{abs(hash(request.node.name))}"
+    (tmp_path / f"{module}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        network_by_name(f"{module}:build", 10, 3)
+    assert message.replace("MODULE", module).replace("FILE", str(tmp_path / f"{module}.py")) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -159,6 +159,17 @@ def test_a_fresh_run_leaves_nothing_of_the_earlier_one(build: Build, data: Train
     assert read_checkpoint(settings.last_checkpoint).position["step"] == 1
 
 
+def test_a_fresh_run_leaves_the_files_of_the_user(build: Build, data: TrainingData, settings: Settings) -> None:
+    checkpoints = settings.last_checkpoint.parent
+    checkpoints.mkdir(parents=True)
+    for name in ("epoch-3.safetensors", "notes.txt", ".last.safetensors.0123456789ab", ".best.safetensors.0123456789ab"):
+        (checkpoints / name).touch()
+    settings.best_checkpoint.touch()
+    with pytest.raises(KeyboardInterrupt):
+        train(build(METHODS[0]), data, settings, _SignalAt(1, 1))
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["epoch-3.safetensors", "last.safetensors", "notes.txt"]
+
+
 def test_data_of_another_size_is_refused_on_resume(build: Build, data: TrainingData, settings: Settings) -> None:
     train(build(METHODS[0]), data, settings)
     more = replace(data, training=replace(data.training, steps_per_epoch=5))  # type: ignore[type-var]

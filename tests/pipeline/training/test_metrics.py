@@ -64,6 +64,16 @@ def test_no_epoch_is_there_twice_after_going_back(tmp_path: Path) -> None:
     assert _steps(tmp_path, "run/lr") == [1, 2]
 
 
+def test_only_our_events_are_removed(tmp_path: Path) -> None:
+    (board := tmp_path / "tensorboard").mkdir()
+    (board / "events.out.tfevents.1.host.2.0").touch()
+    (board / "layout.json").touch()
+    MetricsLog(tmp_path, []).close()
+    left = {path.name for path in board.iterdir()}
+    assert "layout.json" in left
+    assert "events.out.tfevents.1.host.2.0" not in left
+
+
 def test_a_tally_goes_on_from_its_description_with_the_same_bits() -> None:
     batches = [(0.1 * number, number, 7, torch.tensor(0.3 / number)) for number in range(1, 6)]
     whole, half = Tally(), Tally()

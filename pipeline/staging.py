@@ -21,6 +21,7 @@ from export.fold import fold
 from export.onnx import INPUT, OUTPUT, class_metadata, onnx_from_graph
 from pipeline.config import Config, dump_config
 from pipeline.data import Split
+from pipeline.networks import is_of_the_user
 
 MODEL, WEIGHTS, LABELS, CARD = "model.onnx", "weights.safetensors", "labels.txt", "README.md"
 CONFIG, TRAINING_WEIGHTS, SAMPLES = "training/config.yaml", "training/weights.safetensors", "training/samples.safetensors"
@@ -118,13 +119,36 @@ def _model_card(trained: Trained) -> str:
     return f"""# {facts.network}, trained with {facts.method}
 
 - Input `{INPUT}`: uint8, batch x {channels} x {height} x {width}, raw pixels 0 to 255. Do not normalise: the graph does.
+- Pixels: {_pixels_to_feed(trained)}
 - Output `{OUTPUT}`: float32, batch x {len(trained.classes)}; the order of classes is in `{LABELS}`.
 - Data: {trained.config.data.name}. Accuracy in training: {measured}, after {trained.config.training.epochs} epochs.
 
 `verification.json` and `report.html` say what was compared with what, and how it came out. `manifest.json` has the hash of every file;
-`pipeline verify` on this folder checks hashes and outputs again, from these files alone.
+{_how_to_verify(facts.network)}
 
     import numpy, onnxruntime
     session = onnxruntime.InferenceSession("{MODEL}")
     (logits,) = session.run(None, {{"{INPUT}": numpy.zeros((1, {channels}, {height}, {width}), numpy.uint8)}})
 """
+
+
+def _pixels_to_feed(trained: Trained) -> str:
+    """What was done to an image of this data set before it reached the graph."""
+    data, (channels, height, width) = trained.config.data, trained.image_shape
+    match data.name:
+        case "digits":
+            return "scikit-learn's values v of 0 to 16 as min(16 v, 255)."
+        case "cifar10":
+            return "those of the files, RGB, unchanged."
+        case "imagefolder":
+            colour = "gray (from colour: ITU-R 601 luma)" if channels == 1 else "RGB"
+            square = f"the centre square of each image, scaled to {height} x {width}, bilinear with antialiasing (Pillow's `BILINEAR`)"
+            size = f"{height} x {width}, neither cropped nor scaled" if data.image_size is None else square
+            return f"{colour}, upright as the EXIF orientation says; {size}; as training did."
+
+
+def _how_to_verify(network: str) -> str:
+    if is_of_the_user(network):
+        return f"""`pipeline verify BUNDLE --network {network}`, where that module can be imported, checks hashes and outputs again: the network is
+code of the user's own, which no bundle imports by itself. BUNDLE is this folder."""
+    return "`pipeline verify` on this folder checks hashes and outputs again, from these files alone."

@@ -1,5 +1,6 @@
 """The README's commands run, in their order, in a folder that holds what the README says it holds."""
 
+import json
 import re
 import shlex
 import shutil
@@ -7,8 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import pipeline
 from PIL import Image
+from torch import nn
+from torch.fx import Graph, GraphModule
+
+from pipeline.config import parse_config
+from pipeline.data import Split
+from pipeline.data.images import MemoryImages
+from pipeline.methods import METHODS
+from pipeline.staging import Trained, _model_card
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,6 +75,49 @@ def test_the_two_commands_at_the_top_are_in_the_makefile() -> None:
     targets = re.findall(r"^    make (\w+) ", README, flags=re.MULTILINE)
     assert targets == ["demo", "test"]
     assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_the_run_at_the_top_ends_in_the_form_in_which_runs_end(finished_run: Path) -> None:
+    """Each link in its order and with its kind of figure; the figures differ from machine to machine."""
+    shown = re.findall(r"^    (.+ -> .+): passed, (.+)$", README, flags=re.MULTILINE)
+    links = json.loads((finished_run / "bundle" / "verification.json").read_text(encoding="utf-8"))["links"]
+    assert [name for name, _ in shown] == [f"{link['from']} -> {link['to']}" for link in links]
+    of_kind = {"bitwise": r"the same bits", "budget": r"error against float64 \S+ of \S+ allowed"}
+    for (name, how), link in zip(shown, links, strict=True):
+        assert re.fullmatch(of_kind[link["observed"]], how), name
+    _, *indented = README.split("make demo` ends like this")[1].split("\n## ")[0].split("\n    ")
+    assert [re.split(r"[:,]", line)[0] for line in (indented[0], *indented[-2:])] == [
+        "accuracy on the test set",
+        "the outputs are the same",
+        "bundle",
+    ]
+
+
+def test_the_methods_are_those_of_the_table() -> None:
+    listed = README.split("\n## Methods\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", listed, flags=re.MULTILINE) == list(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "network", "words"),
+    [
+        ({"name": "digits"}, (1, 8, 8), "small", ("min(16 v, 255)", "from these files alone")),
+        ({"name": "cifar10"}, (3, 32, 32), "resnet20", ("RGB, unchanged",)),
+        ({"name": "imagefolder", "image_size": 32}, (3, 32, 32), "my_net:build", ("RGB, upright", "centre square", "--network my_net:build`")),
+        ({"name": "imagefolder"}, (1, 20, 30), "torchvision:resnet18", ("gray", "20 x 30, neither cropped nor scaled", "from these files alone")),
+    ],
+    ids=["digits", "cifar10", "imagefolder", "imagefolder as it is"],
+)
+def test_the_readme_of_a_bundle_says_what_to_feed_and_how_to_verify(
+    data: dict[str, object], shape: tuple[int, int, int], network: str, words: tuple[str, ...]
+) -> None:
+    """Of a graph that is not looked at: the card is written from the config and the shapes alone."""
+    config = parse_config({"data": data, "network": {"name": network}, "method": {"name": "nonorm"}})
+    pixels = torch.zeros((1, *shape), dtype=torch.uint8)
+    test = Split(MemoryImages(pixels), torch.zeros(1, dtype=torch.int64), torch.device("cpu"))
+    trained = Trained(config, GraphModule(nn.Identity(), Graph()), ("a", "b"), shape, test, {}, b"", "cpu", "float32")
+    card = _model_card(trained)
+    assert all(each in card for each in words)
 
 
 def test_links_lead_somewhere() -> None:

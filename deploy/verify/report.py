@@ -6,6 +6,7 @@ Measures nothing and decides nothing, but never shows as passed what its own fig
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,10 @@ _SIGNS: dict[Tone, str] = {"bitwise": "=", "budget": "≈", "failed": "✕", "ab
 _WIDEST_CHAIN = 1400
 _NUM_TIES_SHOWN = 50
 _LONGEST_REASON = 240
+_PRECISION = "precision"
+"""The name in training_only of what is no part of the graph: how the training steps computed."""
+_OF_THE_BATCH = ("batch statistics", "channel means of")
+"""How the words begin for a part that made a sample's training outputs depend on its batch."""
 
 
 def filter_figures(name: str, kind: str, weight: NDArray[Any], scale: NDArray[Any] | None) -> dict[str, Any]:
@@ -84,7 +89,7 @@ def report_html(verification: Json, *, metrics: Sequence[Json] = (), filters: Se
     invariance = [_check(entry) for entry in verification.get("invariance") or ()]
     template = _environment().get_template("report.html.jinja")
     page = template.render(
-        summary=_summary(verification.get("verdict"), links, invariance),
+        summary=_summary(verification, links, invariance),
         links=links,
         chains=_chains(links),
         errors=_error_bars(list(errors.values())),
@@ -158,7 +163,7 @@ class LinkView:
     output_names: tuple[str, ...]
     error: Json
     share: float | None
-    """The larger of maximum and RMS error as a share of its budget."""
+    """The larger of maximum and RMS error as a share of its budget; None for the same bits, which need none."""
 
     @property
     def head(self) -> str:
@@ -211,15 +216,16 @@ def _link(record: Json, errors: Mapping[str, Json]) -> LinkView:
     end = str(record.get("to"))
     error = errors.get(end, {})
     share = _share(error, record.get("budget"))
+    tone = _tone(record, share)
     outputs = record.get("outputs") or ()
     return LinkView(
         start=str(record.get("from")),
         end=end,
-        tone=_tone(record, share),
+        tone=tone,
         record=record,
         output_names=tuple(str(each["name"] if isinstance(each, Mapping) else each) for each in outputs),
         error=error,
-        share=share,
+        share=None if tone == "bitwise" else share,
     )
 
 
@@ -266,7 +272,9 @@ def _lines(link: LinkView) -> tuple[str, ...]:
     if not record.get("samples"):
         return ("nothing compared",)
     lines = [f"{_short(record.get('max_ulp'))} ulp, abs {figure(record.get('max_abs'))}"]
-    if record.get("budget"):
+    if link.tone == "bitwise":
+        pass  # the same bits need no budget
+    elif record.get("budget"):
         lines.append(f"budget {figure(record['budget'].get('max'))}: {_percent(link.share)}")
     elif record.get("required") == "budget":
         lines.append("no budget known")
@@ -296,22 +304,39 @@ class Summary:
     tiles: tuple[tuple[str, str, Tone], ...]
 
 
-def _summary(verdict: object, links: Sequence[LinkView], invariance: Sequence[CheckView]) -> Summary:
+def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence[CheckView]) -> Summary:
+    verdict = verification.get("verdict")
     ran = [link for link in links if link.tone != "absent"]
     failed = [link for link in ran if link.tone == "failed"]
     held = len(ran) - len(failed)
     tones = [*(link.tone for link in links), *(check.tone for check in invariance)]
     passed = verdict == "pass" and held > 0 and "failed" not in tones
-    title = "The network that was trained is the network that will run." if passed else "The outputs are not shown to be the same."
+    title = "What was validated is what will run." if passed else "The outputs are not shown to be the same."
     if failed:
         title = "The outputs are not the same."
     sentences = [
+        *(_training_only(verification.get("training_only")) if passed else ()),
         *_held(ran, held),
         *_failures(failed, invariance),
         *_absent(links),
         *_contradiction(verdict, passed, links),
     ]
     return Summary(passed, title, tuple(sentences), _tiles(links, ran, held))
+
+
+def _training_only(listed: Sequence[Json] | None) -> list[str]:
+    """What training had and deployment has not; nothing is said where it was not recorded."""
+    if listed is None:
+        return []
+    computed = [str(part.get("what")) for part in listed if part.get("name") == _PRECISION]
+    parts = [str(part.get("what")) for part in listed if part.get("name") != _PRECISION]
+    sentences = ["The training graph had nothing that the deployed one lacks."]
+    if parts:
+        number = "1 part" if len(parts) == 1 else f"{len(parts)} parts"
+        counted = "; ".join(f"{count} x {what}" for what, count in Counter(parts).items())
+        another = ", so its training graph was another than the deployed one" if any(what.startswith(_OF_THE_BATCH) for what in parts) else ""
+        sentences = [f"Training also had {number} that deployment has not, switched off for this comparison: {counted}{another}."]
+    return [*sentences, *(f"{what[:1].upper()}{what[1:]}." for what in computed)]
 
 
 def _held(ran: Sequence[LinkView], held: int) -> list[str]:

@@ -155,9 +155,53 @@ def test_the_picture_words_every_link_in_both_of_its_forms() -> None:
 
 def test_a_pass_is_a_sentence_with_what_was_compared_and_what_was_not() -> None:
     text = Page(report_html(whole())).text
-    assert "✓ PASS The network that was trained is the network that will run." in text
+    assert "✓ PASS What was validated is what will run." in text
     assert "3 links were compared on 365 samples; all hold: 1 to the last bit and 2 within the derived budget." in text
     assert "Not run, and so not part of this verdict: ONNX file → tensorrt (no GPU is here)." in text
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ([], "The training graph had nothing that the deployed one lacks."),
+        (
+            [("noise_1", "a factor"), ("noise_2", "a factor"), ("dropout", "dropout with probability 0.5")],
+            "Training also had 3 parts that deployment has not, switched off for this comparison: 2 x a factor; 1 x dropout with probability 0.5.",
+        ),
+        (
+            [("bn", "batch statistics of a BatchNorm")],
+            "Training also had 1 part that deployment has not, switched off for this comparison: 1 x batch statistics of a BatchNorm, "
+            "so its training graph was another than the deployed one.",
+        ),
+        (
+            [("means", "channel means of the batch, in the filters")],
+            "Training also had 1 part that deployment has not, switched off for this comparison: 1 x channel means of the batch, in the filters, "
+            "so its training graph was another than the deployed one.",
+        ),
+        (
+            [("precision", "the training steps computed in bfloat16")],
+            "The training graph had nothing that the deployed one lacks. The training steps computed in bfloat16.",
+        ),
+    ],
+    ids=["nothing", "noise", "batchnorm", "equinorm", "bfloat16"],
+)
+def test_a_pass_says_what_training_had_and_deployment_has_not(parts: list[tuple[str, str]], sentence: str) -> None:
+    listed = [{"name": name, "what": what} for name, what in parts]
+    text = Page(report_html({**whole(), "training_only": listed})).text
+    assert f"✓ PASS What was validated is what will run. {sentence} 3 links were compared" in text
+    failed = report_html({**whole(), "training_only": listed, "verdict": "fail"})
+    assert sentence not in Page(failed).text
+
+
+def test_what_training_had_is_not_guessed_where_it_was_not_recorded() -> None:
+    assert "✓ PASS What was validated is what will run. 1 link was compared" in Page(report_html(verification(link("a", "b")))).text
+
+
+def test_a_link_with_the_same_bits_has_no_share_of_a_budget() -> None:
+    errors = [{"stage": "b", "max": 2.0e-6, "rms": 2.5e-7}]
+    html = report_html(verification(link("a", "b", budget=BUDGET), errors=errors))
+    assert row(html, "a → b") == "a → b torch, cpu = passed, same bits bitwise bitwise 0 0 8e-6 - 0 0 365 logits"
+    assert "25 %" not in Page(html).text
 
 
 def test_a_failure_names_the_link_and_the_reason() -> None:
@@ -423,4 +467,4 @@ def test_a_browser_draws_it_without_a_word_on_its_console(tmp_path: Path) -> Non
     place = [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
     done = subprocess.run([*command, *quiet, *place], capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr
-    assert "The network that was trained is the network that will run." in done.stdout
+    assert "What was validated is what will run." in done.stdout

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
+from deploy.runners.table import require_runtimes
 from export.bundle import MANIFEST, open_bundle, write_manifest
 from export.errors import NotTheSameError, UsageError
 from export.files import folder_in_work, publish_folder, sole_use, write_file
@@ -53,7 +54,9 @@ def train(config: Config, folder: Path, resume: bool | None, console: Console) -
 
 
 def train_export(config: Config, folder: Path, resume: bool | None, required: tuple[str, ...], console: Console) -> Outcome:
-    """Train, fold, export, verify, publish."""
+    """Train, fold, export, verify, publish. What the config or the command asks for and is not here is said before training."""
+    required = (*required, *config.verify.runtimes)
+    require_runtimes(required)
     with sole_use(folder):
         _require_ours(folder)
         return _published(_trained(config, folder, resume, console), folder, required, console)

@@ -94,7 +94,7 @@ class Verification:
         errors = {each.stage: each for each in self.verdict.errors}
         lines = [_link_line(link, errors.get(link.to)) for link in self.verdict.links]
         verdict = "the outputs are the same" if self.passed else "the outputs are NOT the same"
-        return "\n".join([*lines, f"{verdict}, on {counted.count:,} samples: {'; '.join(counted.how)}"])
+        return "\n".join([*lines, f"{verdict}, on {counted.count:,} samples: {', '.join(how.partition(':')[0] for how in counted.how)}"])
 
     def write(self, folder: Path) -> None:
         """verification.json and report.html."""
@@ -114,7 +114,7 @@ def test_set(trained: Trained) -> Samples:
         for images, _ in trained.test.batches_in_order(order, size):
             yield images.cpu().numpy()
 
-    whole = f"all {number} test images" if number == trained.test.num_samples else f"the first {number} test images"
+    whole = f"{number} test images" if number == trained.test.num_samples else f"the first {number} test images"
     return Samples(batches, -(-number // size), f"{whole} of {trained.config.data.name}")
 
 
@@ -150,7 +150,7 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
 
     record = Record(
         files={name: bundle.hashes[name] for name in (MODEL, WEIGHTS, TRAINING_WEIGHTS, CONFIG)},
-        samples_made=(samples.description, hostile.description),
+        samples_made=(samples.description, f"{len(hostile.images)} hostile images: {hostile.description.partition(': ')[2]}"),
         training_only=_training_only(graph, bundle.manifest.training_precision),
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -3,13 +3,14 @@
 Importing this imports no runtime: each does that itself, when it opens a file.
 """
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.runners.base import Runner
 from deploy.runners.onnxruntime import OnnxRuntimeRunner, Optimisation
-from export.errors import UsageError
+from export.errors import NotHereError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,26 @@ FILE_RUNTIMES = {
 }
 
 _DEFAULTS = RunOptions()
+
+
+def require_runtimes(names: Iterable[str]) -> None:
+    """Raise NotHereError for the first of these that cannot run here; found out by opening a model of one node."""
+    for name in names:
+        if name not in FILE_RUNTIMES:
+            known = ", ".join(FILE_RUNTIMES)
+            raise NotHereError(f"runtime {name!r} was asked for, this version runs {known}; ask for one of these")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "probe.onnx"
+            path.write_bytes(_smallest_model())
+            open_file(name, path).close()
+
+
+def _smallest_model() -> bytes:
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch"]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", ends[:1], ends[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
 
 
 def open_file(runtime: str, path: Path, options: RunOptions = _DEFAULTS) -> Runner:

@@ -25,7 +25,8 @@ UNIT_ROUNDOFF: dict[Precision, float] = {
 }
 
 ROOM = 4
-"""Runtimes order their sums in their own ways: 0.8 to 1.4 times the error was seen, and 260 times with TF32."""
+"""A runtime orders its sums otherwise than training does, and so has another error of the same kind: up to twice was seen
+(benchmarks/chain.py)."""
 
 NUM_CHANGES_KEPT = 1000
 

@@ -44,6 +44,10 @@ class Plain(Derivation):
 class Foldable(nn.Module, ABC):
     """A layer of the training graph that is replaced by a plain one in the folded graph."""
 
+    def evaluated(self) -> nn.Module:
+        """The layer that computes what this one does in evaluation, on the same parameters and without the parts of training."""
+        return self
+
     @abstractmethod
     def folded(self) -> nn.Module:
         """The plain layer that computes, bit for bit, what this one computes in evaluation."""

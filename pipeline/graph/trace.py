@@ -16,22 +16,8 @@ from torch.nn import functional as F
 
 from export.derived import TrainingOnly
 from export.errors import UsageError
+from export.layers import GlobalAveragePool, Normalise
 from pipeline.graph.vocabulary import refuse_unknown_nodes
-
-
-class Normalise(nn.Module):
-    """Raw pixels to network input: (p - mean) / deviation, a subtraction and a division, which every runtime rounds alike."""
-
-    mean: torch.Tensor
-    deviation: torch.Tensor
-
-    def __init__(self, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32).view(1, -1, 1, 1))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return (image.to(self.mean.dtype) - self.mean) / self.deviation
 
 
 class Dropout(TrainingOnly):
@@ -47,13 +33,6 @@ class Dropout(TrainingOnly):
     @property
     def summary(self) -> str:
         return f"dropout with probability {self.probability}"
-
-
-class GlobalAveragePool(nn.Module):
-    """The mean over rows, then over columns. Runtimes add up a mean one value after another: two short sums round far less than a long one."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean(3, keepdim=True).mean(2, keepdim=True)
 
 
 class _FromPixels(nn.Module):

@@ -65,6 +65,9 @@ class Normed(Foldable):
         assert isinstance(derivation, NormOnWeight)
         return derivation.norm(self.operation.run(x, derivation.weight, derivation.bias))
 
+    def evaluated(self) -> nn.Module:
+        return self.operation
+
     def folded(self) -> nn.Module:
         return self.operation.folded()
 
@@ -84,6 +87,9 @@ class NormAlone(Foldable):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         normed: torch.Tensor = self.norm(x) if self.statistics.acts else self.operation(x)
         return normed
+
+    def evaluated(self) -> nn.Module:
+        return self.operation
 
     def folded(self) -> nn.Module:
         return self.operation.folded()

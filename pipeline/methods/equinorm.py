@@ -96,6 +96,9 @@ class BalancedConv2d(Foldable):
         assert isinstance(derivation, Balanced)
         return self.operation.run(x, *derivation.balanced_by(self.statistics(x, derivation.running_means)))
 
+    def evaluated(self) -> nn.Module:
+        return self.operation
+
     def folded(self) -> nn.Module:
         return self.operation.folded()
 

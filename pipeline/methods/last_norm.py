@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from export.derived import Foldable, TrainingOnly
 from export.errors import UsageError
+from export.layers import GlobalAveragePool
 from pipeline.graph import Convolution
 from pipeline.graph.rewrite import bypass, insert_in_front, replace_layer
-from pipeline.graph.trace import GlobalAveragePool
 from pipeline.graph.vocabulary import is_rectifier
 from pipeline.methods.batchnorm import Normed, NormOnWeight
 from pipeline.methods.layers import derived
@@ -53,6 +53,9 @@ class NormedBehindPooling(Foldable):
         derivation = self.operation.derivation
         assert isinstance(derivation, NormOnWeight)
         return self.operation.run(x, derivation.weight, derivation.bias)
+
+    def evaluated(self) -> nn.Module:
+        return self.operation
 
     def folded(self) -> nn.Module:
         return self.operation.folded()

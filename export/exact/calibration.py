@@ -1,0 +1,136 @@
+"""The steps: per group of values the power of two with the least squared error on calibration data, per filter on its own weights.
+
+Takes a grid graph and batches; a step that would make a sum too large, or its rounding a tie, is doubled until it does not.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from export.errors import UsageError
+from export.exact.certificate import LARGEST_SUM, largest_sums
+from export.exact.grid import Quantise, off_grid
+from export.exact.rewrite import GridGraph, GridLayer
+
+Batches = Callable[[], Iterable[torch.Tensor]]
+_CANDIDATES = 4
+"""Steps that are tried below the one which clips nothing; the least error lies there for all but pathological values."""
+_SMALLEST_STEP = 2.0**-60
+
+
+@torch.no_grad()
+def calibrate(grid: GridGraph, batches: Batches) -> None:
+    """Choose every step of the graph from what its values are on these images."""
+    with off_grid(grid.graph):
+        largest = _largest_values(grid, batches)
+        candidates = {group: _candidates(largest[group], members) for group, members in grid.groups.items()}
+        errors = _squared_errors(grid, candidates, batches)
+    for group, members in grid.groups.items():
+        step = min(zip(errors[group], candidates[group], strict=True))[1]
+        for quantiser in members:
+            quantiser.step.fill_(step)
+    for layer in grid.layers:
+        set_input_step(grid, layer)
+        _choose_filter_steps(layer)
+    mend(grid)
+
+
+def set_input_step(grid: GridGraph, layer: GridLayer) -> None:
+    """Tell a layer the step of what it reads."""
+    step = grid.groups[layer.source][0].step if layer.source in grid.groups else grid.pixels.step
+    layer.weights.input_step.copy_(step * layer.source_factor)
+
+
+def mend(grid: GridGraph) -> tuple[str, ...]:
+    """Double the steps of filters whose sums could be too large, or whose rounding could be a tie; returns the layers it changed."""
+    return tuple(layer.name for layer in grid.layers if _mended(grid, layer))
+
+
+def _mended(grid: GridGraph, layer: GridLayer) -> bool:
+    weights, before = layer.weights, layer.weights.step.clone()
+    while bool((unfit := _unfit(grid, layer)).any()):
+        weights.step.mul_(torch.where(unfit, 2.0, 1.0))
+        if weights.step.max() > 2.0**60:
+            raise UsageError(f"layer {layer.name!r} has no exact form: its bias alone is too large for its sums; train it with smaller biases")
+    return not torch.equal(before, weights.step)
+
+
+def _unfit(grid: GridGraph, layer: GridLayer) -> torch.Tensor:
+    too_large = largest_sums(layer) > LARGEST_SUM
+    if layer.target is None:
+        return too_large
+    return too_large | (layer.weights.unit * 2 == grid.groups[layer.target][0].step)
+
+
+def _choose_filter_steps(layer: GridLayer) -> None:
+    """The step that clips no weight, or the one below it where that has the smaller error."""
+    weights = layer.weights
+    values = weights.inner()[0].flatten(1)
+    limit = weights.limit
+    exponent = torch.ceil(torch.log2((values.abs().amax(1) / limit).clamp_min(_SMALLEST_STEP)))
+    choices = torch.stack([torch.ldexp(torch.ones_like(exponent), (exponent - lower).int()) for lower in (0, 1)])
+    errors = torch.stack([_weight_errors(values, step, limit) for step in choices])
+    weights.step.copy_(choices.gather(0, errors.argmin(0, keepdim=True)).squeeze(0))
+
+
+def _weight_errors(values: torch.Tensor, step: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    step, limit = step.unsqueeze(1), limit.unsqueeze(1)
+    rounded = torch.clamp(2 * torch.round(values / (2 * step)), -limit, limit) * step
+    return (rounded - values).double().square().sum(1)
+
+
+def _candidates(largest: float, members: tuple[Quantise, ...]) -> list[float]:
+    """Powers of two, from the one at which nothing is clipped downwards."""
+    exponent = math.ceil(math.log2(max(largest, _SMALLEST_STEP) / members[0].high))
+    return [2.0 ** (exponent - lower) for lower in range(_CANDIDATES)]
+
+
+@dataclass
+class _Watched:
+    """What a quantiser sees, handed to a function."""
+
+    group: str
+    see: Callable[[str, Quantise, torch.Tensor], None]
+
+    def __call__(self, module: nn.Module, arguments: tuple[torch.Tensor], _output: torch.Tensor) -> None:
+        assert isinstance(module, Quantise)
+        self.see(self.group, module, arguments[0])
+
+
+def _watch(grid: GridGraph, batches: Batches, see: Callable[[str, Quantise, torch.Tensor], None]) -> None:
+    hooks = [each.register_forward_hook(_Watched(group, see)) for group, members in grid.groups.items() for each in members]
+    try:
+        for images in batches():
+            grid.graph(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _largest_values(grid: GridGraph, batches: Batches) -> dict[str, float]:
+    largest = dict.fromkeys(grid.groups, 0.0)
+
+    def see(group: str, quantiser: Quantise, x: torch.Tensor) -> None:
+        value = (x.abs() if quantiser.signed else x).amax().item()
+        if not math.isfinite(value):
+            raise UsageError("the network has values that are not finite on its own training images; it cannot go onto the exact grid")
+        largest[group] = max(largest[group], min(value, quantiser.ceiling))
+
+    _watch(grid, batches, see)
+    return largest
+
+
+def _squared_errors(grid: GridGraph, candidates: dict[str, list[float]], batches: Batches) -> dict[str, list[float]]:
+    errors = {group: [0.0] * len(steps) for group, steps in candidates.items()}
+
+    def see(group: str, quantiser: Quantise, x: torch.Tensor) -> None:
+        wanted = x if quantiser.signed else x.clamp(0, quantiser.ceiling)
+        for number, step in enumerate(candidates[group]):
+            rounded = torch.clamp(torch.round(wanted / step), quantiser.low, quantiser.high) * step
+            errors[group][number] += (rounded - wanted).square().sum(dtype=torch.float64).item()
+
+    _watch(grid, batches, see)
+    return errors

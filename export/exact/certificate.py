@@ -1,0 +1,22 @@
+"""The certificate on the training side: how large any partial sum of a layer can become, in units of its integers.
+
+Takes layers on the grid. The same bound is computed again from the exported file alone, by code that shares nothing with this
+(`deploy.verify.certificate`).
+"""
+
+import torch
+
+from export.exact.rewrite import GridLayer
+
+LARGEST_SUM = 2**24 - 1
+"""Every integer up to here is a float32; so are all sums of a subset of the terms, in whichever order they are added."""
+
+
+@torch.no_grad()
+def largest_sums(layer: GridLayer) -> torch.Tensor:
+    """Per filter, the largest absolute value of a sum over any subset of its terms, bias included; in float64, where it is exact."""
+    weights, bias = (each.double() for each in layer.weights.integers())
+    weights = weights.flatten(1)
+    positive, negative = weights.clamp_min(0).sum(1), -weights.clamp_max(0).sum(1)
+    terms = positive + negative if layer.signed_input else torch.maximum(positive, negative)
+    return terms * layer.largest_input + bias.abs()

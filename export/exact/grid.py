@@ -1,0 +1,239 @@
+"""The grid: what a value, a weight and a bias may be, and the layers that keep them there. docs/exact.md tells why.
+
+Every step is a power of two, so scaling is exact and only rounding and clipping change a number. Gradients pass straight through.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from export.derived import Derivation, WeightAndBias
+
+SIGNED = (-128, 127)
+UNSIGNED = (0, 127)
+"""What every 8-bit type can hold, signed or not."""
+LARGEST_WEIGHT = 126
+LARGEST_WEIGHT_ON_SIGNED = 64
+"""Kernels without VNNI see a signed input as 0..255 and add pairs of products in 16 bits that saturate: 2 * 255 * 64 < 2^15."""
+
+
+class _OnGrid(torch.autograd.Function):
+    """round(x / step) within [low, high], times step. The gradient passes where nothing was clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, step: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        scaled = x / step
+        ctx.save_for_backward((scaled >= low - 0.5) & (scaled <= high + 0.5))
+        return scaled.round_().clamp_(low, high).mul_(step).add_(0.0)  # adding 0 turns -0 into +0, which is what an integer gives
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None, None
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Values in place of others, with the gradient of the others."""
+
+    @staticmethod
+    def forward(ctx: Any, _x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0], None
+
+
+def even(weight: torch.Tensor, step: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    """The nearest even multiples of each filter's step, none beyond the limit."""
+    step = step.view(-1, *[1] * (weight.dim() - 1))
+    with torch.no_grad():
+        halves = torch.round(weight / (2 * step))
+        rounded = torch.clamp(halves, -limit / 2, limit / 2) * (2 * step) + 0.0
+    return _apply(_StraightThrough, weight, rounded)
+
+
+def odd(bias: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    """The nearest odd multiples of each filter's unit. With even weights every sum is odd, so no rounding of it is ever a tie."""
+    with torch.no_grad():
+        rounded = (2 * torch.round((bias / unit - 1) / 2) + 1) * unit
+    return _apply(_StraightThrough, bias, rounded)
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: object) -> torch.Tensor:
+    result: torch.Tensor = function.apply(*arguments)
+    return result
+
+
+class Pixels(nn.Module):
+    """Raw pixels to the grid: (p - offset) * step, exact for every byte."""
+
+    offset: torch.Tensor
+    step: torch.Tensor
+
+    def __init__(self, offset: int, step: float) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.tensor(float(offset)))
+        self.register_buffer("step", torch.tensor(step))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return (image.to(self.step.dtype) - self.offset) * self.step
+
+
+class Quantise(nn.Module):
+    """Brings values to the grid: to multiples of the step between `low` and `high` of them. With low 0 it is a ReLU too.
+
+    `ceiling` is the largest value that the rectifier it stands for lets pass (6 for a ReLU6).
+    """
+
+    step: torch.Tensor
+
+    def __init__(self, limits: tuple[int, int], ceiling: float = math.inf) -> None:
+        super().__init__()
+        self.low, self._high, self.ceiling = *limits, ceiling
+        self.register_buffer("step", torch.tensor(1.0))
+        self.active = True
+
+    @property
+    def signed(self) -> bool:
+        return self.low < 0
+
+    @property
+    def high(self) -> int:
+        """The largest multiple of the step that may come out."""
+        return self._high if math.isinf(self.ceiling) else min(self._high, max(1, math.floor(self.ceiling / self.step.item())))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.active:
+            return _apply(_OnGrid, x, self.step, self.low, self.high)
+        return x if self.signed else x.clamp(0, self.ceiling)
+
+
+class Held(Derivation):
+    """Weight and bias that belong to somebody else, as they are."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self) -> WeightAndBias:
+        return self.weight, self.bias
+
+
+class MeanWeights(Derivation):
+    """A mean over so many pixels as the weights of a depthwise convolution, because a mean itself would round with ties."""
+
+    weight: torch.Tensor
+
+    def __init__(self, channels: int, kernel: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.full((channels, 1, *kernel), 1 / (kernel[0] * kernel[1])))
+
+    def forward(self) -> WeightAndBias:
+        return self.weight, None
+
+
+class Times(Derivation):
+    """Another derivation times a constant, for what a neighbouring layer leaves out (the count of a sum that was a mean)."""
+
+    def __init__(self, inner: Derivation, factor: float, *, on_bias: bool) -> None:
+        super().__init__()
+        self.inner, self.factor, self.on_bias = inner, factor, on_bias
+
+    def forward(self) -> WeightAndBias:
+        weight, bias = self.inner()
+        return weight * self.factor, bias * self.factor if bias is not None and self.on_bias else bias
+
+
+class OnPixels(Derivation):
+    """The weights for pixels as `Pixels` gives them instead of as the network's own normalisation did.
+
+    Inside the image this is the same function; where zeros are padded, they now stand for the one offset instead of each channel's mean.
+    """
+
+    gain: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, inner: Derivation, gain: torch.Tensor, shift: torch.Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("gain", gain.view(1, -1, 1, 1))
+        self.register_buffer("shift", shift.view(1, -1, 1, 1))
+
+    def forward(self) -> WeightAndBias:
+        weight, bias = self.inner()
+        shifted = (weight * self.shift).flatten(1).sum(1)
+        return weight * self.gain, shifted if bias is None else bias + shifted
+
+
+class GridWeights(Derivation):
+    """Another derivation's weight and bias, on the grid: even and odd multiples of the step, per output filter."""
+
+    step: torch.Tensor
+    input_step: torch.Tensor
+    limit: torch.Tensor
+
+    def __init__(self, inner: Derivation, limit: int) -> None:
+        super().__init__()
+        self.inner = inner
+        filters = inner()[0].shape[0]
+        self.register_buffer("step", torch.ones(filters))
+        self.register_buffer("input_step", torch.tensor(1.0))
+        self.register_buffer("limit", torch.full((filters,), float(limit)))
+        self.active = True
+
+    def forward(self) -> WeightAndBias:
+        weight, bias = self.inner()
+        if not self.active:
+            return weight, bias
+        limit = self.limit.view(-1, *[1] * (weight.dim() - 1))
+        bias = torch.zeros_like(self.step) if bias is None else bias
+        return even(weight, self.step, limit), odd(bias, self.unit)
+
+    def filters_and_scale(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.inner.filters_and_scale()
+
+    @property
+    def unit(self) -> torch.Tensor:
+        """What the integers of a sum are multiples of, per filter."""
+        return self.step * self.input_step
+
+    @torch.no_grad()
+    def integers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias as the integers they are multiples by, exactly."""
+        weight, bias = self()
+        assert bias is not None
+        return weight / self.step.view(-1, *[1] * (weight.dim() - 1)), bias / self.unit
+
+
+class PooledSum(nn.Module):
+    """The sum over an image times a power of two: what a mean over a count that is none becomes."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(3, keepdim=True).sum(2, keepdim=True) * self.factor
+
+
+@contextmanager
+def off_grid(graph: nn.Module) -> Iterator[None]:
+    """The same graph without any rounding, for as long as it lasts: what calibration looks at."""
+    parts = [part for part in graph.modules() if isinstance(part, (Quantise, GridWeights))]
+    for part in parts:
+        part.active = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.active = True
+
+
+def is_power_of_two(count: int) -> bool:
+    """Whether a mean over so many values is a shift."""
+    return count & (count - 1) == 0

@@ -1,0 +1,123 @@
+"""A grid graph as ONNX, in two dialects with the same integers: one for kernels on unsigned bytes, one for TensorRT's parser.
+
+Takes a calibrated grid graph; returns the file's bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isinf
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from torch.fx import Node
+
+from export.exact.grid import Pixels, Quantise
+from export.exact.rewrite import GridGraph, GridLayer
+from export.exact.writer import Array, Bytes, Floats, Value, Writer
+from export.onnx import INPUT, IR_VERSION, OPSET, OUTPUT
+
+
+def exact_onnx(grid: GridGraph, image_shape: tuple[int, int, int], num_classes: int, metadata: Mapping[str, str]) -> bytes:
+    """For ONNX Runtime and OpenVINO: bytes are unsigned, with zero point 0 behind a ReLU and 128 elsewhere; biases are int32."""
+    return _file(_UnsignedBytes(grid), image_shape, num_classes, metadata)
+
+
+def exact_tensorrt_onnx(grid: GridGraph, image_shape: tuple[int, int, int], num_classes: int, metadata: Mapping[str, str]) -> bytes:
+    """For TensorRT's parser: bytes are signed with zero point 0, biases are float32 on the same grid."""
+    return _file(_SignedBytes(grid), image_shape, num_classes, metadata)
+
+
+def _file(writer: "Writer", image_shape: tuple[int, int, int], num_classes: int, metadata: Mapping[str, str]) -> bytes:
+    writer.write()
+    graph = helper.make_graph(
+        writer.nodes,
+        "main",
+        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", *image_shape])],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", num_classes])],
+        writer.initialisers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="samegraph")
+    helper.set_model_props(model, dict(sorted(metadata.items())))
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
+class _UnsignedBytes(Writer):
+    """Values are bytes wherever they are not summed."""
+
+    def pixels(self, node: Node, pixels: Pixels) -> Value:
+        return Bytes(INPUT, pixels.step.item(), int(pixels.offset.item()))
+
+    def quantised(self, node: Node, quantiser: Quantise, x: Value) -> Value:
+        zero_point = 128 if quantiser.signed else 0
+        point = self.constant(f"zero_point_{zero_point}", np.uint8(zero_point))
+        step = quantiser.step.item()
+        if quantiser.signed:
+            return Bytes(self.emit("QuantizeLinear", [self.floats(x), self.step(step), point], node.name), step, zero_point)
+        whole = self.emit("QuantizeLinear", [self.floats(x), self.step(step), point], f"{node.name}_byte")
+        # The clip is on the bytes: in front of the quantiser it would keep the fused kernels away.
+        largest = self.constant(f"largest_{quantiser.high}", np.uint8(quantiser.high))
+        return Bytes(self.emit("Clip", [whole, "", largest], node.name), step, zero_point)
+
+    def bias(self, name: str, integers: Array, unit: Array) -> str:
+        codes = self.constant(f"{name}.bias", integers.astype(np.int32))
+        return self.emit("DequantizeLinear", [codes, self.constant(f"{name}.unit", unit)], f"{name}_bias", axis=0)
+
+    def padding_value(self, x: Value) -> str:
+        if isinstance(x, Floats):
+            return self.constant("zero", np.float32(0))
+        return self.constant(f"zero_point_{x.zero_point}", np.uint8(x.zero_point))
+
+    def alike(self, node: Node, values: Sequence[Value]) -> Sequence[Value]:
+        bytes_ = [each for each in values if isinstance(each, Bytes)]
+        if len({each.zero_point for each in bytes_}) == 1:
+            return values
+        return [self._with_zero_point_128(node, number, each) for number, each in enumerate(bytes_)]
+
+    def _with_zero_point_128(self, node: Node, number: int, x: Bytes) -> Bytes:
+        if x.zero_point == 128:
+            return x
+        point = self.constant("zero_point_128", np.uint8(128))
+        name = self.emit("QuantizeLinear", [self.floats(x), self.step(x.step), point], f"{node.name}_signed_{number}")
+        return Bytes(name, x.step, 128)
+
+    def in_integers(self, layer: GridLayer) -> bool:
+        return layer.target is not None and layer.reads_bytes
+
+
+class _SignedBytes(Writer):
+    """Values are float32 between a DequantizeLinear and the next QuantizeLinear."""
+
+    def pixels(self, node: Node, pixels: Pixels) -> Value:
+        offset, step = int(pixels.offset.item()), pixels.step.item()
+        whole = self.emit("Cast", [INPUT], f"{node.name}_cast", to=TensorProto.FLOAT)
+        centred = self.emit("Sub", [whole, self.constant("offset", np.float32(offset))], f"{node.name}_centred")
+        x = self.emit("Mul", [centred, self.step(step)], node.name)
+        return self._through_bytes(x, step) if offset == 128 else Floats(x)
+
+    def quantised(self, node: Node, quantiser: Quantise, x: Value) -> Value:
+        name = self.floats(x)
+        if not isinf(quantiser.ceiling):
+            least, largest = self.constant("zero", np.float32(0)), self.step(quantiser.high * quantiser.step.item())
+            name = self.emit("Clip", [name, least, largest], f"{node.name}_clip")
+        elif not quantiser.signed:
+            name = self.emit("Relu", [name], f"{node.name}_relu")
+        return self._through_bytes(name, quantiser.step.item())
+
+    def _through_bytes(self, name: str, step: float) -> Floats:
+        """int8 saturates at 127 by itself."""
+        point = self.constant("zero_point", np.int8(0))
+        codes = self.emit("QuantizeLinear", [name, self.step(step), point], f"{name}_byte")
+        return Floats(self.emit("DequantizeLinear", [codes, self.step(step), point], f"{name}_grid"))
+
+    def bias(self, name: str, integers: Array, unit: Array) -> str:
+        return self.constant(f"{name}.bias", integers * unit)
+
+    def padding_value(self, x: Value) -> str:
+        return self.constant("zero", np.float32(0))
+
+    def alike(self, node: Node, values: Sequence[Value]) -> Sequence[Value]:
+        return values
+
+    def in_integers(self, layer: GridLayer) -> bool:
+        return layer.target is not None and layer.reads_bytes and layer.largest_input <= 128

@@ -1,0 +1,444 @@
+"""A graph onto the grid: quantisers behind rectifiers, at branch ends, joins and pools; weights and biases rounded last in their derivation.
+
+Takes a training graph and owns it from then on; what existed in training only is taken out. The steps are all 1 until they are
+calibrated or loaded; where they belong is decided here, from the graph alone, so that it can be rebuilt from files.
+"""
+
+import io
+import math
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.fx.passes.shape_prop import ShapeProp
+
+from export.derived import Derivation, DerivedConv2d, DerivedLinear, Foldable, TrainingOnly
+from export.exact.grid import (
+    LARGEST_WEIGHT_ON_SIGNED,
+    SIGNED,
+    UNSIGNED,
+    GridWeights,
+    Held,
+    MeanWeights,
+    OnPixels,
+    Pixels,
+    PooledSum,
+    Quantise,
+    Times,
+    is_power_of_two,
+)
+from export.exact.vocabulary import Role, ceiling_of, off_the_grid, role_of, shape_of, window_of
+from export.layers import GlobalAveragePool, Normalise
+
+_PIXELS = "pixels"
+_POOLS = (GlobalAveragePool, PooledSum)
+Kind = Literal["first", "spatial", "pointwise", "depthwise", "linear", "mean", "classifier"]
+DerivedLayer = DerivedConv2d | DerivedLinear
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridBits:
+    """How many bits the weights of each kind of layer have; 8 is what an int8 holds."""
+
+    weights: int = 8
+    first: int = 7
+    classifier: int = 8
+
+
+@dataclass(frozen=True)
+class GridLayer:
+    """A layer on the grid. `source` and `target` are groups of values of one step; a target of None is the logits, which have none."""
+
+    name: str
+    kind: Kind
+    source: str
+    source_factor: float
+    """The step of the layer's input as a share of its group's: 1, or 1/count behind a mean that is a shift."""
+    signed_input: bool
+    largest_input: int
+    """In steps of the input."""
+    reads_bytes: bool
+    """Whether the input is on the grid of 8-bit values; the wide sums of a global pool are not."""
+    target: str | None
+    layer: DerivedLayer
+
+    @property
+    def weights(self) -> GridWeights:
+        derivation = self.layer.derivation
+        assert isinstance(derivation, GridWeights)
+        return derivation
+
+
+@dataclass(frozen=True)
+class GridGraph:
+    """A graph on the grid, its layers in the order of computation, and the quantisers of each group of values that share a step."""
+
+    graph: GraphModule
+    layers: tuple[GridLayer, ...]
+    groups: dict[str, tuple[Quantise, ...]]
+    pixels: Pixels
+
+
+def grid_graph(graph: GraphModule, image_shape: tuple[int, int, int], bits: GridBits) -> GridGraph:
+    """Rewrite a training graph in place; refuse by name what has no exact form."""
+    _take_out_training_parts(graph)
+    _note_shapes(graph, image_shape)
+    placing = _Placing(graph, bits)
+    for node in list(graph.graph.nodes):
+        placing.place(node)
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.graph.lint()
+    graph.recompile()
+    return placing.result()
+
+
+def _take_out_training_parts(graph: GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        if node.op != "call_module":
+            continue
+        layer = graph.get_submodule(str(node.target))
+        if isinstance(layer, Foldable):
+            graph.set_submodule(str(node.target), layer.evaluated())
+        elif isinstance(layer, (TrainingOnly, nn.Identity)):
+            (before,) = node.all_input_nodes
+            node.replace_all_uses_with(before)
+            graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
+def _note_shapes(graph: GraphModule, image_shape: tuple[int, int, int]) -> None:
+    example = torch.zeros((2, *image_shape), dtype=torch.uint8, device=next(graph.buffers()).device)
+    with torch.no_grad(), redirect_stderr(io.StringIO()):
+        ShapeProp(graph).propagate(example)
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What stands at a node: a sum that is not rounded yet, a value on the grid, the wide sum of a global pool, or the logits."""
+
+    kind: Literal["sum", "grid", "wide", "logits"]
+    group: str | None = None
+    low: int = 0
+    high: int = 0
+    factor: float = 1.0
+
+    @property
+    def signed(self) -> bool:
+        return self.low < 0
+
+
+@dataclass
+class _Draft:
+    """A layer whose derivation is still being put together."""
+
+    node: Node
+    kind: Kind
+    layer: DerivedLayer
+    derivation: Derivation
+    source: _Value
+    target: str | None = None
+
+
+class _Placing:
+    """One walk over the graph, in the order of computation."""
+
+    def __init__(self, graph: GraphModule, bits: GridBits) -> None:
+        self.graph, self.bits = graph, bits
+        self.values: dict[Node, _Value] = {}
+        self.drafts: dict[Node, _Draft] = {}
+        self.quantisers: dict[str, Quantise] = {}
+        self.groups = _Groups()
+        self.pixels: Pixels | None = None
+        self.normalise: Normalise | None = None
+        self.by_role: dict[Role, Callable[[Node], None]] = {
+            "pixels": self._pixels,
+            "layer": self._layer,
+            "add": self._add,
+            "rectify": self._rectify,
+            "average": self._average,
+            "global average": self._global_average,
+            "move": self._move,
+            "output": self._output,
+        }
+
+    def place(self, node: Node) -> None:
+        role = role_of(self.graph, node)
+        if role in self.by_role:
+            self.by_role[role](node)
+
+    def result(self) -> GridGraph:
+        assert self.pixels is not None
+        layers = tuple(self._finished(draft) for draft in self.drafts.values())
+        members: dict[str, list[Quantise]] = {}
+        for name, quantiser in self.quantisers.items():
+            members.setdefault(self.groups.of(name), []).append(quantiser)
+        return GridGraph(self.graph, layers, {group: tuple(each) for group, each in members.items()}, self.pixels)
+
+    def _finished(self, draft: _Draft) -> GridLayer:
+        source = draft.source
+        limit = self._limit(draft)
+        draft.layer.derivation = GridWeights(draft.derivation, limit)
+        return GridLayer(
+            name=str(draft.node.target),
+            kind=draft.kind,
+            source=self.groups.of(_group(source)),
+            source_factor=source.factor,
+            signed_input=source.signed,
+            largest_input=max(-source.low, source.high),
+            reads_bytes=source.kind == "grid",
+            target=None if draft.target is None else self.groups.of(draft.target),
+            layer=draft.layer,
+        )
+
+    def _limit(self, draft: _Draft) -> int:
+        """Even, and small enough for kernels that add pairs of products in 16 bits where the input reaches beyond 0..127."""
+        bits = {"first": self.bits.first, "classifier": self.bits.classifier}.get(draft.kind, self.bits.weights)
+        limit = 2 ** (bits - 1) - 2
+        beyond = draft.source.signed or draft.source.high > UNSIGNED[1]
+        return min(limit, LARGEST_WEIGHT_ON_SIGNED) if beyond and draft.source.kind == "grid" else limit
+
+    def _pixels(self, node: Node) -> None:
+        normalise = self.graph.get_submodule(str(node.target))
+        assert isinstance(normalise, Normalise)
+        offset = min(255, max(0, round(normalise.mean.mean().item())))
+        step = 2.0 ** -round(math.log2(normalise.deviation.mean().item()))
+        self.normalise, self.pixels = normalise, Pixels(offset, step).to(normalise.mean.device)
+        self.graph.set_submodule(str(node.target), self.pixels)
+        self.groups.add(_PIXELS)
+        self.values[node] = _Value("grid", _PIXELS, -offset, 255 - offset)
+
+    def _layer(self, node: Node) -> None:
+        layer = self.graph.get_submodule(str(node.target))
+        (before,) = node.all_input_nodes
+        source = self._settled(before)
+        if not isinstance(layer, (DerivedConv2d, DerivedLinear)):
+            assert isinstance(layer, (nn.Conv2d, nn.Linear))
+            held = Held(layer.weight, layer.bias)
+            layer = DerivedConv2d(layer, held) if isinstance(layer, nn.Conv2d) else DerivedLinear(held)
+            self.graph.set_submodule(str(node.target), layer)
+        is_last = _reaches_output(self.graph, node)
+        kind = "classifier" if is_last else _kind(layer, source)
+        draft = _Draft(node, kind, layer, layer.derivation, source)
+        if source.group == _PIXELS:
+            draft.derivation = self._for_pixels(draft)
+        if source.kind == "wide" and not is_power_of_two(count := self._count(node)):
+            draft.derivation = Times(draft.derivation, 1 / count, on_bias=False)
+        self.drafts[node] = draft
+        self.values[node] = _Value("logits") if is_last else self._summed(node, SIGNED, None)
+
+    def _for_pixels(self, draft: _Draft) -> Derivation:
+        assert self.pixels is not None
+        assert self.normalise is not None
+        mean, deviation = self.normalise.mean.flatten(), self.normalise.deviation.flatten()
+        gain, shift = 1 / (deviation * self.pixels.step), (self.pixels.offset - mean) / deviation
+        if bool((gain == 1).all()) and bool((shift == 0).all()):
+            return draft.derivation
+        if draft.derivation()[0].shape[1:2] != gain.shape:
+            raise off_the_grid(draft.node, "it does not read the image's channels one by one, which are normalised each in its own way")
+        return OnPixels(draft.derivation, gain, shift)
+
+    def _add(self, node: Node) -> None:
+        values = [self._settled(before) for before in node.all_input_nodes]
+        if len(values) != 2 or any(value.kind != "grid" for value in values):
+            raise off_the_grid(node, "an addition must join two values of the network")
+        group = self._joined(node, values)
+        low, high = sum(value.low for value in values), sum(value.high for value in values)
+        self.values[node] = self._summed(node, SIGNED if low < 0 else UNSIGNED, group, _Value("sum", group, low, high))
+
+    def _rectify(self, node: Node) -> None:
+        (before,) = node.all_input_nodes
+        value = self.values[before]
+        if value.kind not in ("sum", "grid"):
+            raise off_the_grid(node, "it rectifies a value that is not rounded")
+        quantiser = self._insert(node, Quantise(UNSIGNED, ceiling_of(self.graph, node)), value.group)
+        if value.kind == "sum" and before in self.drafts:
+            self.drafts[before].target = quantiser.name
+        self._take_over(node, quantiser)
+
+    def _average(self, node: Node) -> None:
+        """As a depthwise convolution: its sums are odd like all others, so that rounding the mean is never a tie."""
+        (before,) = node.all_input_nodes
+        source, window, channels = self._settled(before), window_of(self.graph, node), shape_of(node)[1]
+        if window.is_one_pixel:
+            node.replace_all_uses_with(before)
+            self.graph.graph.erase_node(node)
+            return
+        like = nn.Conv2d(channels, channels, window.kernel, window.stride, window.padding, groups=channels, bias=False, device="meta")
+        layer = DerivedConv2d(like, MeanWeights(channels, window.kernel).to(next(self.graph.buffers()).device))
+        name = f"mean_{node.name}"
+        self.graph.add_submodule(name, layer)
+        with self.graph.graph.inserting_before(node):
+            mean = self.graph.graph.call_module(name, (before,))
+        mean.meta["tensor_meta"] = node.meta["tensor_meta"]
+        node.replace_all_uses_with(mean)
+        self.graph.graph.erase_node(node)
+        self.drafts[mean] = _Draft(mean, "mean", layer, layer.derivation, source)
+        self.values[mean] = self._summed(mean, SIGNED if source.signed else UNSIGNED, None)
+
+    def _global_average(self, node: Node) -> None:
+        (before,) = node.all_input_nodes
+        source = self._settled(before)
+        reader = _only_reader_through_moves(self.graph, node)
+        if source.kind != "grid" or reader is None or role_of(self.graph, reader) not in ("layer", "output"):
+            self._average_over_all(node)
+            return
+        height, width = shape_of(before)[2:]
+        count = height * width
+        wide = _Value("wide", source.group, source.low * count, source.high * count, 1 / count)
+        if not is_power_of_two(count):
+            at_output = role_of(self.graph, reader) == "output"
+            factor = 2.0 ** -math.ceil(math.log2(count)) if at_output else 1.0
+            if at_output:
+                self._give_back(node, 1 / (factor * count))
+            self.graph.set_submodule(str(node.target), PooledSum(factor))
+            wide = _Value("wide", source.group, wide.low, wide.high, factor)
+        self.values[node] = wide
+
+    def _average_over_all(self, node: Node) -> None:
+        """A pool whose result goes on into the network is a convolution over the whole image."""
+        kernel = shape_of(node.all_input_nodes[0])[2:]
+        self.graph.set_submodule(str(node.target), nn.AvgPool2d((kernel[0], kernel[1])))
+        self._average(node)
+
+    def _give_back(self, node: Node, factor: float) -> None:
+        """Let the layer in front of a sum have the factor that makes it a mean; a rectifier in between lets a factor through."""
+        (before,) = node.all_input_nodes
+        while before not in self.drafts:
+            if len(before.all_input_nodes) != 1 or not (before.name in self.quantisers or role_of(self.graph, before) == "move"):
+                raise off_the_grid(node, "the mean that is the network's output does not stand behind its classifier")
+            (before,) = before.all_input_nodes
+        draft = self.drafts[before]
+        draft.derivation = Times(draft.derivation, factor, on_bias=True)
+
+    def _move(self, node: Node) -> None:
+        values = [self._rounded(before) for before in node.all_input_nodes if before in self.values]
+        if len(values) == 1:
+            self.values[node] = values[0]
+            return
+        if any(value.kind != "grid" for value in values):
+            raise off_the_grid(node, "it concatenates values that are not rounded")
+        group = self._joined(node, values)
+        self.values[node] = _Value("grid", group, min(value.low for value in values), max(value.high for value in values))
+
+    def _output(self, node: Node) -> None:
+        (before,) = node.all_input_nodes
+        if self.values[before].kind not in ("logits", "wide"):
+            raise off_the_grid(node, "the logits must come from a classifier layer, with at most an average behind it")
+
+    def _joined(self, node: Node, values: Iterable[_Value]) -> str:
+        groups = [_group(value) for value in values]
+        if _PIXELS in groups:
+            raise off_the_grid(node, "it joins the image with values of the network")
+        for group in groups[1:]:
+            self.groups.unite(groups[0], group)
+        return groups[0]
+
+    def _summed(self, node: Node, limits: tuple[int, int], group: str | None, unrounded: _Value | None = None) -> _Value:
+        """A sum is rounded by the rectifier that alone reads it, else by a quantiser of its own."""
+        readers = list(node.users)
+        if len(readers) == 1 and role_of(self.graph, readers[0]) == "rectify":
+            return unrounded or _Value("sum", group)
+        quantiser = self._insert(node, Quantise(limits), group)
+        for reader in readers:
+            reader.replace_input_with(node, quantiser)
+        if node in self.drafts:
+            self.drafts[node].target = quantiser.name
+        return unrounded or _Value("sum", group)
+
+    def _insert(self, node: Node, quantiser: Quantise, group: str | None) -> Node:
+        """A quantiser behind a node; its value is on the grid of the group, or of one of its own."""
+        name = f"grid_{node.name}"
+        self.graph.add_submodule(name, quantiser.to(next(self.graph.buffers()).device))
+        with self.graph.graph.inserting_after(node):
+            inserted = self.graph.graph.call_module(name, (node,))
+        inserted.meta["tensor_meta"] = node.meta["tensor_meta"]
+        self.quantisers[inserted.name] = quantiser
+        self.groups.add(inserted.name)
+        if group is not None:
+            self.groups.unite(group, inserted.name)
+        self.values[inserted] = _Value("grid", inserted.name, quantiser.low, quantiser._high)
+        return inserted
+
+    def _take_over(self, node: Node, quantiser: Node) -> None:
+        """The quantiser rectifies too: the rectifier goes."""
+        (before,) = node.all_input_nodes
+        node.replace_all_uses_with(quantiser, delete_user_cb=lambda user: user is not quantiser)
+        quantiser.replace_input_with(node, before)
+        self.graph.graph.erase_node(node)
+
+    def _settled(self, node: Node) -> _Value:
+        """The value of a node that a layer, join or pool reads."""
+        value = self._rounded(node)
+        if value.kind == "logits":
+            raise off_the_grid(node, "the network goes on behind its classifier")
+        return value
+
+    def _rounded(self, node: Node) -> _Value:
+        """The value of a node that is read: where a sum got a quantiser of its own, readers were turned to that."""
+        value = self.values[node]
+        if value.kind == "sum":
+            raise off_the_grid(node, "its sum is read before it is rounded")
+        return value
+
+    def _count(self, node: Node) -> int:
+        """Over how many pixels the pool in front of a layer was taken."""
+        (before,) = node.all_input_nodes
+        while before.op != "call_module" or not isinstance(self.graph.get_submodule(str(before.target)), _POOLS):
+            (before,) = before.all_input_nodes
+        height, width = shape_of(before.all_input_nodes[0])[2:]
+        return height * width
+
+
+class _Groups:
+    """Which values share a step: a union of names, each known by the first name of its union."""
+
+    def __init__(self) -> None:
+        self._above: dict[str, str] = {}
+
+    def add(self, name: str) -> None:
+        self._above[name] = name
+
+    def of(self, name: str) -> str:
+        while self._above[name] != name:
+            name = self._above[name]
+        return name
+
+    def unite(self, one: str, other: str) -> None:
+        first, second = self.of(one), self.of(other)
+        if first != second:
+            self._above[second] = first
+
+
+def _group(value: _Value) -> str:
+    assert value.group is not None
+    return value.group
+
+
+def _kind(layer: DerivedLayer, source: _Value) -> Kind:
+    if source.group == _PIXELS:
+        return "first"
+    if isinstance(layer, DerivedLinear):
+        return "linear"
+    if layer.groups > 1 and layer.derivation()[0].shape[1] == 1:
+        return "depthwise"
+    return "pointwise" if layer.kernel_size == (1, 1) else "spatial"
+
+
+def _only_reader_through_moves(graph: GraphModule, node: Node) -> Node | None:
+    """Who alone reads a value, whatever moves it on the way; None where several do."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        if role_of(graph, node) != "move":
+            return node
+    return None
+
+
+def _reaches_output(graph: GraphModule, node: Node) -> bool:
+    reader = _only_reader_through_moves(graph, node)
+    return reader is not None and role_of(graph, reader) == "output"

@@ -1,0 +1,269 @@
+"""Walks a calibrated grid graph and writes ONNX nodes that keep the names of the graph's. How values are stored is a dialect's to say.
+
+What only moves values moves them as they are stored; layers stand between a dequantised input and a quantiser, where every runtime fuses them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from torch import nn
+from torch.fx import Node
+from torch.nn import functional as F
+
+from export.derived import DerivedConv2d
+from export.exact.grid import Pixels, PooledSum, Quantise
+from export.exact.rewrite import GridGraph, GridLayer
+from export.exact.vocabulary import off_the_grid, role_of, shape_of
+from export.layers import GlobalAveragePool
+from export.onnx import OUTPUT
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """A tensor of bytes that stand for (byte - zero_point) * step."""
+
+    name: str
+    step: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Floats:
+    """A tensor of float32 that hold multiples of a step."""
+
+    name: str
+
+
+Value = Bytes | Floats
+
+
+class Writer(ABC):
+    """Walks a grid graph and collects ONNX nodes, which keep the names of the graph's."""
+
+    def __init__(self, grid: GridGraph) -> None:
+        self.grid = grid
+        self.graph = grid.graph
+        self.layers = {layer.name: layer for layer in grid.layers}
+        self.nodes: list[onnx.NodeProto] = []
+        self.initialisers: list[onnx.TensorProto] = []
+        self.values: dict[Node, Value] = {}
+        self._constants: set[str] = set()
+        self._dequantised: dict[str, str] = {}
+
+    @abstractmethod
+    def pixels(self, node: Node, pixels: Pixels) -> Value:
+        """The image as the first layer reads it."""
+
+    @abstractmethod
+    def quantised(self, node: Node, quantiser: Quantise, x: Value) -> Value:
+        """The value behind a quantiser."""
+
+    @abstractmethod
+    def bias(self, name: str, integers: Array, unit: Array) -> str:
+        """A bias on the grid of the sums."""
+
+    @abstractmethod
+    def padding_value(self, x: Value) -> str:
+        """What stands for 0 in a padded value."""
+
+    @abstractmethod
+    def alike(self, node: Node, values: Sequence[Value]) -> Sequence[Value]:
+        """The values that a concatenation joins, in one form."""
+
+    @abstractmethod
+    def in_integers(self, layer: GridLayer) -> bool:
+        """Whether a layer's weights are stored as int8."""
+
+    def write(self) -> None:
+        for node in self.graph.graph.nodes:
+            self._write(node)
+
+    def emit(self, operation: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """One node with one output, which has the node's name."""
+        self.nodes.append(helper.make_node(operation, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def constant(self, name: str, value: Array | np.generic) -> str:
+        """An initialiser; constants of one name are one."""
+        if name not in self._constants:
+            self._constants.add(name)
+            self.initialisers.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
+        return name
+
+    def step(self, value: float) -> str:
+        return self.constant(f"step_{value!r}", np.float32(value))
+
+    def floats(self, x: Value) -> str:
+        """The value as float32."""
+        if isinstance(x, Floats):
+            return x.name
+        if x.name not in self._dequantised:
+            point = self.constant(f"zero_point_{x.zero_point}", np.uint8(x.zero_point))
+            self._dequantised[x.name] = self.emit("DequantizeLinear", [x.name, self.step(x.step), point], f"{x.name}_float")
+        return self._dequantised[x.name]
+
+    def _write(self, node: Node) -> None:
+        module = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, Pixels):
+            self.values[node] = self.pixels(node, module)
+        elif isinstance(module, Quantise):
+            self.values[node] = self.quantised(node, module, self._only_input(node))
+        elif isinstance(module, (GlobalAveragePool, PooledSum)):
+            self.values[node] = self._pooled(node, module)
+        elif str(node.target) in self.layers and module is not None:
+            self.values[node] = self._layer(node, self.layers[str(node.target)])
+        else:
+            self._write_plain(node)
+
+    def _write_plain(self, node: Node) -> None:
+        match role_of(self.graph, node):
+            case "add":
+                terms = [self.floats(self.values[each]) for each in node.all_input_nodes]
+                self.values[node] = Floats(self.emit("Add", terms, node.name))
+            case "move":
+                self._move(node)
+            case "output":
+                self.emit("Identity", [self.floats(self._only_input(node))], OUTPUT)
+
+    def _only_input(self, node: Node) -> Value:
+        (before,) = node.all_input_nodes
+        return self.values[before]
+
+    def _pooled(self, node: Node, pool: GlobalAveragePool | PooledSum) -> Value:
+        axes = self.constant("height_and_width", np.array([2, 3], np.int64))
+        inputs = [self.floats(self._only_input(node)), axes]
+        if isinstance(pool, GlobalAveragePool):
+            return Floats(self.emit("ReduceMean", inputs, node.name, keepdims=1))
+        if pool.factor == 1:
+            return Floats(self.emit("ReduceSum", inputs, node.name, keepdims=1))
+        total = self.emit("ReduceSum", inputs, f"{node.name}_sum", keepdims=1)
+        return Floats(self.emit("Mul", [total, self.step(pool.factor)], node.name))
+
+    def _layer(self, node: Node, layer: GridLayer) -> Value:
+        weights, biases = (each.cpu().numpy() for each in layer.weights.integers())
+        steps, unit = layer.weights.step.cpu().numpy(), layer.weights.unit.cpu().numpy()
+        if self.in_integers(layer):
+            weight = self._integer_weight(node, layer.name, weights, steps)
+            bias = self.bias(layer.name, biases, unit)
+        else:
+            per_filter = steps.reshape(-1, *[1] * (weights.ndim - 1))
+            weight = self.constant(f"{layer.name}.weight", weights * per_filter)
+            bias = self.constant(f"{layer.name}.bias", biases * unit)
+        inputs = [self.floats(self._only_input(node)), weight, bias]
+        if isinstance(layer.layer, DerivedConv2d):
+            return Floats(self.emit("Conv", inputs, node.name, **_convolution(layer.layer)))
+        return Floats(self.emit("Gemm", inputs, node.name, transB=1))
+
+    def _integer_weight(self, node: Node, layer: str, integers: Array, steps: Array) -> str:
+        """The zero points say nothing, but without them ONNX Runtime does not fuse a Gemm."""
+        codes, zeros = integers.astype(np.int8), np.zeros(len(steps), np.int8)
+        named = {"weight": codes, "step": steps, "zero_point": zeros}
+        inputs = [self.constant(f"{layer}.{name}", value) for name, value in named.items()]
+        return self.emit("DequantizeLinear", inputs, f"{node.name}_weight", axis=0)
+
+    def _move(self, node: Node) -> None:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        module = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.MaxPool2d) or node.target is F.max_pool2d:
+            self._max_pool(node, module)
+        elif isinstance(module, nn.ZeroPad2d) or node.target is F.pad:
+            self._pad(node, module)
+        elif name == "cat":
+            self._concatenate(node)
+        elif name == "chunk":
+            self._split(node)
+        elif name == "transpose":
+            self._transpose(node)
+        elif name == "contiguous":
+            self.values[node] = self._only_input(node)
+        elif name != "getitem":  # the parts of a split have their values from the split
+            self._reshape(node)
+
+    def _moved(self, node: Node, operation: str, more_inputs: Sequence[str] = (), **attributes: Any) -> None:
+        x = self._only_input(node)
+        name = self.emit(operation, [x.name, *more_inputs], node.name, **attributes)
+        self.values[node] = _renamed(x, name)
+
+    def _max_pool(self, node: Node, module: nn.Module | None) -> None:
+        pool = module or nn.MaxPool2d(*node.args[1:], **node.kwargs)  # type: ignore[arg-type]  # the function's arguments have the same names
+        assert isinstance(pool, nn.MaxPool2d)
+        padding = _pair(pool.padding)
+        self._moved(
+            node,
+            "MaxPool",
+            kernel_shape=_pair(pool.kernel_size),
+            strides=_pair(pool.stride),
+            dilations=_pair(pool.dilation),
+            pads=padding * 2,
+            ceil_mode=int(pool.ceil_mode),
+        )
+
+    def _pad(self, node: Node, module: nn.Module | None) -> None:
+        sizes = module.padding if isinstance(module, nn.ZeroPad2d) else _argument(node, 1, "pad")
+        if module is None and (_argument(node, 2, "mode", "constant") != "constant" or _argument(node, 3, "value", None) not in (None, 0)):
+            raise off_the_grid(node, "it pads with something else than zeros")
+        pairs = [(0, 0)] * (len(shape_of(node)) - len(sizes) // 2) + list(zip(sizes[0::2], sizes[1::2], strict=True))[::-1]
+        pads = [before for before, _ in pairs] + [after for _, after in pairs]
+        name = self.constant(f"{node.name}_pads", np.array(pads, np.int64))
+        self._moved(node, "Pad", [name, self.padding_value(self._only_input(node))])
+
+    def _concatenate(self, node: Node) -> None:
+        values = self.alike(node, [self.values[each] for each in _argument(node, 0, "tensors")])
+        name = self.emit("Concat", [each.name for each in values], node.name, axis=_argument(node, 1, "dim", 0))
+        self.values[node] = _renamed(values[0], name)
+
+    def _split(self, node: Node) -> None:
+        (before,) = node.all_input_nodes
+        axis, x = _argument(node, 2, "dim", 0), self.values[before]
+        parts = [tuple(each.shape)[axis] for each in node.meta["tensor_meta"]]
+        names = [f"{node.name}_{number}" for number in range(len(parts))]
+        sizes = self.constant(f"{node.name}_sizes", np.array(parts, np.int64))
+        self.nodes.append(helper.make_node("Split", [x.name, sizes], names, name=node.name, axis=axis))
+        for user in node.users:
+            self.values[user] = _renamed(x, names[_argument(user, 1, "index")])
+
+    def _transpose(self, node: Node) -> None:
+        order = list(range(len(shape_of(node))))
+        one, other = (_argument(node, place, f"dim{place - 1}") for place in (1, 2))
+        order[one], order[other] = order[other], order[one]
+        if order[0] != 0:
+            raise off_the_grid(node, "it moves the batch")
+        self._moved(node, "Transpose", perm=order)
+
+    def _reshape(self, node: Node) -> None:
+        (before,) = node.all_input_nodes[:1]
+        if shape_of(node)[0] != shape_of(before)[0]:
+            raise off_the_grid(node, "it reshapes the batch")
+        sizes = self.constant(f"{node.name}_shape", np.array([-1, *shape_of(node)[1:]], np.int64))
+        x = self.values[before]
+        self.values[node] = _renamed(x, self.emit("Reshape", [x.name, sizes], node.name))
+
+
+def _renamed(x: Value, name: str) -> Value:
+    return Floats(name) if isinstance(x, Floats) else Bytes(name, x.step, x.zero_point)
+
+
+def _convolution(layer: DerivedConv2d) -> dict[str, object]:
+    return {
+        "strides": layer.stride,
+        "pads": layer.padding * 2,
+        "dilations": layer.dilation,
+        "group": layer.groups,
+    }
+
+
+def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, by place or name."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -27,6 +27,7 @@ from deploy.runners.torch import TorchRunner
 from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
 from deploy.verify.report import report_html
 from deploy.verify.samples import hostile_images
+from deploy.verify.variants import file_variants, torch_variants
 from deploy.verify.verdict import LinkVerdict, StageErrors, TrainingOnlyPart, Verdict, failure_sentence
 from export.bundle import Bundle, TensorEntry, json_bytes
 from export.derived import training_only_parts
@@ -194,18 +195,25 @@ def _chain(bundle: Bundle, graph: GraphModule, folded: GraphModule, model: Path,
     specs = (_spec(bundle.manifest.input),), (_spec(bundle.manifest.output),)
 
     def torch_stage(name: str, module: nn.Module, *, gradients: bool = False) -> Stage:
-        def open_module() -> Runner:
-            return TorchRunner(module, *specs, name=name, device=device, gradients=gradients)
+        def opened(*, threads: int = 0, channels_last: bool = False) -> Runner:
+            return TorchRunner(module, *specs, name=name, device=device, gradients=gradients, threads=threads, channels_last=channels_last)
 
-        return Stage(name=name, runtime="torch", device=device, precision="float32", open=open_module)
-
-    def open_model(runtime: str, options: RunOptions) -> Runner:
-        require_folded_form(onnx.load_model_from_string(checked_bytes(model)))
-        return open_file(runtime, model, options)
+        variants = torch_variants(device, opened)
+        return Stage(name=name, runtime="torch", device=device, precision="float32", open=opened, variants=variants)
 
     def file_stage(name: str, runtime: str, options: RunOptions) -> Stage:
-        device = FILE_RUNTIMES[runtime].device
-        return Stage(name=name, runtime=runtime, device=device, precision="float32", open=lambda: open_model(runtime, options))
+        def opened(options: RunOptions) -> Runner:
+            require_folded_form(onnx.load_model_from_string(checked_bytes(model)))
+            return open_file(runtime, model, options)
+
+        return Stage(
+            name=name,
+            runtime=runtime,
+            device=FILE_RUNTIMES[runtime].device,
+            precision="float32",
+            open=lambda: opened(options),
+            variants=file_variants(runtime, options, opened),
+        )
 
     def open_reference() -> Runner:
         """The function is that of the training weights: a stored fold that strays from them must not move the mark."""

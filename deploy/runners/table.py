@@ -4,13 +4,18 @@ Importing this imports no runtime: each does that itself, when it opens a file.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from deploy.runners.base import Runner
 from deploy.runners.onnxruntime import OnnxRuntimeRunner, Optimisation
 from export.errors import NotHereError, UsageError
+
+Choice = Literal["threads", "optimisation"]
+THREADS = (1, 3)
+"""Two ways to share out the work that most machines do not take by themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,18 @@ class FileRuntime:
 
     device: str
     open: Callable[[Path, RunOptions], Runner]
+    choices: tuple[Choice, ...] = ()
+    """Which of the options it has; its results must not depend on them."""
+
+
+@dataclass(frozen=True)
+class OtherRun:
+    """Options that differ from others in one choice."""
+
+    choice: Choice
+    setting: str
+    """In words."""
+    options: RunOptions
 
 
 def _onnxruntime_cpu(path: Path, options: RunOptions) -> Runner:
@@ -39,8 +56,8 @@ def _onnxruntime_cuda(path: Path, options: RunOptions) -> Runner:
 
 
 FILE_RUNTIMES = {
-    "onnxruntime-cpu": FileRuntime("cpu", _onnxruntime_cpu),
-    "onnxruntime-cuda": FileRuntime("cuda", _onnxruntime_cuda),
+    "onnxruntime-cpu": FileRuntime("cpu", _onnxruntime_cpu, ("threads", "optimisation")),
+    "onnxruntime-cuda": FileRuntime("cuda", _onnxruntime_cuda, ("optimisation",)),
 }
 
 _DEFAULTS = RunOptions()
@@ -56,6 +73,23 @@ def require_runtimes(names: Iterable[str]) -> None:
             path = Path(folder) / "probe.onnx"
             path.write_bytes(_smallest_model())
             open_file(name, path).close()
+
+
+def other_runs(runtime: str, options: RunOptions) -> Iterator[OtherRun]:
+    """Every way in which a runtime may run the same file that differs from `options` in one choice."""
+    if "threads" in FILE_RUNTIMES[runtime].choices:
+        for number in THREADS:
+            if number != options.threads:
+                yield OtherRun("threads", threads_in_words(number), replace(options, threads=number))
+    if "optimisation" in FILE_RUNTIMES[runtime].choices:
+        for level in get_args(Optimisation):
+            if level != options.optimisation:
+                yield OtherRun("optimisation", f"optimisation: {level}", replace(options, optimisation=level))
+
+
+def threads_in_words(number: int) -> str:
+    """How many threads, to be read."""
+    return f"{number} thread" + ("s" if number > 1 else "")
 
 
 def _smallest_model() -> bytes:

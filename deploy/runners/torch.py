@@ -32,14 +32,21 @@ class TorchRunner(Runner):
         device: str = "cpu",
         precision: TorchPrecision = "float32",
         gradients: bool = False,
+        threads: int = 0,
+        channels_last: bool = False,
     ) -> None:
+        """`threads` 0 leaves the number as it is; `channels_last` keeps images and filters in that memory layout."""
         self.name = name
         self.inputs = tuple(inputs)
         self.outputs = tuple(_in_precision(spec, precision) for spec in outputs)
         self._device = available_device(device)
         self._precision = precision
         self._gradients = gradients
+        self._threads = threads
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._module: nn.Module | None = _placed(module, self._device, precision)
+        if channels_last:
+            self._module = copy.deepcopy(self._module).to(memory_format=torch.channels_last)
 
     @property
     def facts(self) -> Mapping[str, object]:
@@ -53,7 +60,8 @@ class TorchRunner(Runner):
             "precision": self._precision,
             "gradients": self._gradients,
             "training_mode": self._module is not None and self._module.training,
-            "threads": torch.get_num_threads(),
+            "threads": self._threads or torch.get_num_threads(),
+            "memory_format": str(self._format).removeprefix("torch."),
             "flags": flags,
         }
 
@@ -63,12 +71,16 @@ class TorchRunner(Runner):
     def _run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         if self._module is None:
             raise RuntimeError(f"{self.name} is closed")
-        tensors = [_tensor(batch[spec.name]).to(self._device) for spec in self.inputs]
+        tensors = [self._tensor(batch[spec.name]) for spec in self.inputs]
         autocast_off = torch.autocast(self._device.type, enabled=False)
-        with _true_float32(), autocast_off, self._gradient_mode():
+        with _true_float32(), autocast_off, _num_threads(self._threads), self._gradient_mode():
             results = self._module(*tensors)
         values = (results,) if isinstance(results, torch.Tensor) else tuple(results)
         return {spec.name: _array(value) for spec, value in zip(self.outputs, values, strict=True)}
+
+    def _tensor(self, array: Array) -> torch.Tensor:
+        tensor = torch.tensor(np.ascontiguousarray(array)).to(self._device)  # a copy: torch would warn about memory that is read-only
+        return tensor.contiguous(memory_format=self._format) if tensor.ndim == 4 else tensor
 
     def _gradient_mode(self) -> AbstractContextManager[object]:
         return torch.enable_grad() if self._gradients else torch.inference_mode()
@@ -97,10 +109,6 @@ def _placed(module: nn.Module, device: torch.device, precision: TorchPrecision) 
     return module.double() if precision == "float64" else module
 
 
-def _tensor(array: Array) -> torch.Tensor:
-    return torch.tensor(np.ascontiguousarray(array))  # a copy: torch would warn about memory that is read-only
-
-
 def _array(tensor: torch.Tensor) -> Array:
     array: Array = tensor.detach().cpu().numpy()
     return array.copy()
@@ -108,6 +116,17 @@ def _array(tensor: torch.Tensor) -> Array:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def _num_threads(number: int) -> Iterator[None]:
+    """So many threads within an operation while it lasts; 0 changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from deploy.runners.base import Runner
 from deploy.verify.budget import Budget, ErrorMeter, Precision, TopOne, TopOneMeter, budget
 from deploy.verify.compare import Arrays, Comparator, Comparison
 from deploy.verify.environment import environment
-from deploy.verify.invariance import InvarianceMeter, not_run
+from deploy.verify.invariance import InvarianceMeter, Variant, not_run
 from deploy.verify.samples import SampleHash
 from deploy.verify.verdict import (
     InvarianceVerdict,
@@ -42,7 +42,9 @@ class Stage:
     """What was asked for; the budget follows from it."""
     open: Callable[[], Runner]
     invariance_required: Requirement | None = "budget"
-    """What running again, alone and beside copies must hold; None where that is not checked."""
+    """What must hold when it runs again, in other batches, or as one of its variants; None where that is not checked."""
+    variants: tuple[Variant, ...] = ()
+    """The same stage under the other settings that its runtime has: threads, memory layout, optimisation."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ class _RunningStage:
         if reference is not None:
             self.errors.update(reference, outputs)
         if self.invariance is None and self._runner is not None and self.stage.invariance_required is not None:
-            self.invariance = InvarianceMeter()
-            self.invariance.update(self._runner.run, batch, outputs, reference)
+            self.invariance = InvarianceMeter(self.stage.variants)
+            self.invariance.update(self._runner, batch, outputs, reference)
 
 
 class _RunningLink:
@@ -204,7 +206,7 @@ class _Course:
             return ()
         if running.invariance is None:
             reason = running.absent or running.broken or "there was no batch"
-            return not_run(running.stage.name, required, reason)
+            return not_run(running.stage.name, running.stage.variants, required, reason)
         return running.invariance.verdicts(running.stage.name, required, self._budget(running.stage))
 
     def _link_verdict(self, running: _RunningLink) -> LinkVerdict:

@@ -1,22 +1,42 @@
-"""Whether a stage answers for a sample and not for its neighbours: run again, alone, and beside copies of itself.
+"""Whether a stage answers for a sample alone: whatever is run with it, beside it or before it, and however the runtime is set.
 
-Takes a function that runs a batch, and what it returned. Knows no runtime.
+Takes a runner, its variants (the same stage opened with other settings) and one batch that it has run. Knows no runtime.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from deploy.runners.base import Runner
 from deploy.verify.budget import Budget, ErrorMeter
 from deploy.verify.compare import Arrays, Comparator
 from deploy.verify.verdict import InvarianceVerdict, Observed, Requirement, Status, figures, one_line
+from export.errors import NotHereError
 
 Run = Callable[[Arrays], Arrays]
 
-CHECKS = ("rerun", "alone", "duplicated")
+RERUN, ALONE, BATCHES, PARTIAL, DUPLICATED, LAYOUT = "rerun", "alone", "batches", "partial", "duplicated", "layout"
+OF_EVERY_STAGE = (RERUN, ALONE, BATCHES, PARTIAL, DUPLICATED, LAYOUT)
+"""The checks that need nothing but another input; a variant adds its own."""
+OF_BATCHES = (ALONE, BATCHES, PARTIAL, DUPLICATED)
+"""Those that need a batch whose size is free."""
 NUM_ALONE = 8
 NUM_DUPLICATED = 2
+NUM_IN_BATCHES = 31
+BATCH_SIZES = (3, 7)
+"""Neither divides the number of samples that are cut into them, so each has a smaller last batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The same stage under another setting of its runtime, which must not matter."""
+
+    check: str
+    """What the setting is of: "threads", "layout", "optimisation"."""
+    setting: str
+    """In words: "1 thread"."""
+    open: Callable[[], Runner]
 
 
 @dataclass
@@ -25,50 +45,133 @@ class _Check:
 
     comparator: Comparator = field(default_factory=Comparator)
     errors: ErrorMeter = field(default_factory=ErrorMeter)
-    num_samples: int = 0
+    settings: list[str] = field(default_factory=list)
+    samples: set[int] = field(default_factory=set)
+    apart: str | None = None
+    """The first setting under which other bits came out."""
     raised: str | None = None
+    absent: str | None = None
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Rows of the batch that are run together."""
+
+    check: str
+    setting: str
+    rows: np.ndarray
 
 
 class InvarianceMeter:
     """Runs the variants of one batch. Each row of a variant is a row of the batch, so its outputs are known."""
 
-    def __init__(self) -> None:
-        self._checks = {name: _Check() for name in CHECKS}
+    def __init__(self, variants: Sequence[Variant] = ()) -> None:
+        self._variants = tuple(variants)
+        self._checks = {name: _Check() for name in checks_of(variants)}
 
-    def update(self, run: Run, batch: Arrays, outputs: Arrays, reference: Arrays | None) -> None:
+    def update(self, runner: Runner, batch: Arrays, outputs: Arrays, reference: Arrays | None) -> None:
         """Compare every variant's outputs with those in the batch, and measure them against float64."""
-        size = max((len(rows) for rows in batch.values()), default=0)
-        for name, rows in _variants(size):
-            check = self._checks[name]
-            try:
-                found = run(_rows(batch, rows, size))
-            except Exception as error:  # whatever a runtime raises, it is a finding
-                check.raised = one_line(error)
-                continue
-            check.comparator.update(_rows(outputs, rows, size), found)
-            if name == "duplicated":
-                check.comparator.update(_rows(found, np.zeros_like(rows), len(rows)), found)
-            if reference is not None:
-                check.errors.update(_rows(reference, rows, size), found)
-            check.num_samples += len(np.unique(rows))
+        batch_seen = _Seen(batch, outputs, reference)
+        for trial in self._trials(runner, batch_seen.size):
+            self._compare(trial, runner.run, batch_seen)
+        everything = np.arange(batch_seen.size)
+        strided = _Seen({name: _strided(rows) for name, rows in batch.items()}, outputs, reference, as_it_is=True)
+        self._compare(_Trial(LAYOUT, "strided input", everything), runner.run, strided)
+        for variant in self._variants:
+            self._open(variant, _Trial(variant.check, variant.setting, everything), batch_seen)
 
     def verdicts(self, stage: str, required: Requirement, budget: Budget | None) -> tuple[InvarianceVerdict, ...]:
         """Passed where every bit is equal or, if a budget is all that is required, every variant lies within it."""
         return tuple(_verdict(stage, name, check, required, budget) for name, check in self._checks.items())
 
+    def _trials(self, runner: Runner, size: int) -> Iterator[_Trial]:
+        yield _Trial(RERUN, "the batch again", np.arange(size))
+        if not all(spec.shape and spec.shape[0] is None for spec in (*runner.inputs, *runner.outputs)):
+            self._absent(OF_BATCHES, "the size of the batch is fixed")
+            return
+        if size == 1:
+            self._absent((ALONE, BATCHES, PARTIAL), "there is one sample")
+        else:
+            yield from _smaller_batches(size)
+        for row in range(min(size, NUM_DUPLICATED)):
+            yield _Trial(DUPLICATED, f"{max(size, 2)} copies of a sample", np.full(max(size, 2), row))
 
-def not_run(stage: str, required: Requirement, reason: str) -> tuple[InvarianceVerdict, ...]:
+    def _absent(self, names: Sequence[str], reason: str) -> None:
+        for name in names:
+            self._checks[name].absent = reason
+
+    def _open(self, variant: Variant, trial: _Trial, seen: "_Seen") -> None:
+        check = self._checks[variant.check]
+        try:
+            with variant.open() as runner:
+                self._compare(trial, runner.run, seen)
+        except NotHereError as error:
+            check.absent = f"{variant.setting}: {error}"
+        except Exception as error:
+            check.raised = check.raised or f"{variant.setting} could not be opened: {one_line(error)}"
+
+    def _compare(self, trial: _Trial, run: Run, seen: "_Seen") -> None:
+        check = self._checks[trial.check]
+        if trial.setting not in check.settings:
+            check.settings.append(trial.setting)
+        try:
+            found = run(seen.input(trial.rows))
+        except Exception as error:  # whatever a runtime raises, it is a finding
+            check.raised = check.raised or f"{trial.setting}: {one_line(error)}"
+            return
+        check.comparator.update(seen.rows(seen.outputs, trial.rows), found)
+        if trial.check == DUPLICATED:
+            check.comparator.update(_rows(found, np.zeros_like(trial.rows), len(trial.rows)), found)
+        if seen.reference is not None:
+            check.errors.update(seen.rows(seen.reference, trial.rows), found)
+        check.samples.update(trial.rows.tolist())
+        if check.apart is None and not check.comparator.result.bitwise:
+            check.apart = trial.setting
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A batch that was run, and what came out."""
+
+    batch: Arrays
+    outputs: Arrays
+    reference: Arrays | None
+    as_it_is: bool = False
+    """Whether the batch is handed over as it lies in memory."""
+
+    @property
+    def size(self) -> int:
+        return max((len(rows) for rows in self.batch.values() if rows.ndim), default=0)
+
+    def input(self, rows: np.ndarray) -> Arrays:
+        return self.batch if self.as_it_is else self.rows(self.batch, rows)
+
+    def rows(self, arrays: Arrays, rows: np.ndarray) -> Arrays:
+        return _rows(arrays, rows, self.size)
+
+
+def checks_of(variants: Sequence[Variant]) -> tuple[str, ...]:
+    """The names of all checks, each once."""
+    return tuple(dict.fromkeys((*OF_EVERY_STAGE, *(variant.check for variant in variants))))
+
+
+def not_run(stage: str, variants: Sequence[Variant], required: Requirement, reason: str) -> tuple[InvarianceVerdict, ...]:
     """The checks of a stage that ran nothing."""
-    return tuple(_judged(stage, name, _Check(), required, None, "not run", reason) for name in CHECKS)
+    return tuple(_judged(stage, name, _Check(), required, None, "not run", reason) for name in checks_of(variants))
 
 
-def _variants(size: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The rows of the batch that each variant is made of."""
-    yield "rerun", np.arange(size)
+def _smaller_batches(size: int) -> Iterator[_Trial]:
     for row in range(min(size, NUM_ALONE)):
-        yield "alone", np.array([row])
-    for row in range(min(size, NUM_DUPLICATED)):
-        yield "duplicated", np.full(size, row)
+        yield _Trial(ALONE, "a sample alone", np.array([row]))
+    for at_once in BATCH_SIZES:
+        for start in range(0, min(size, NUM_IN_BATCHES), at_once):
+            yield _Trial(BATCHES, f"batches of {at_once}", np.arange(start, min(start + at_once, size, NUM_IN_BATCHES)))
+    yield _Trial(PARTIAL, f"a batch of {size - 1} after one of {size}", np.arange(size - 1))
+
+
+def _strided(rows: np.ndarray) -> np.ndarray:
+    """The same values in another order in memory: neighbours lie along the first axis."""
+    return np.asfortranarray(rows) if rows.ndim > 1 else np.repeat(rows, 2)[::2]
 
 
 def _rows(arrays: Arrays, rows: np.ndarray, size: int) -> Arrays:
@@ -77,11 +180,13 @@ def _rows(arrays: Arrays, rows: np.ndarray, size: int) -> Arrays:
 
 
 def _verdict(stage: str, name: str, check: _Check, required: Requirement, budget: Budget | None) -> InvarianceVerdict:
-    if name == "rerun":
+    if name == RERUN:
         required = "bitwise"  # the same batch once more: whatever changes then was drawn, or read from memory that nobody set
     comparison = check.comparator.result
     if check.raised is not None:
         return _judged(stage, name, check, required, None, "failed", check.raised)
+    if check.absent is not None and not comparison.num_values:
+        return _judged(stage, name, check, required, None, "not run", check.absent)
     inside = not comparison.failures and budget is not None and budget.covers(check.errors.result)
     observed: Observed = "bitwise" if comparison.bitwise else "budget" if inside else "outside"
     if observed == "bitwise" or observed == required:
@@ -93,10 +198,11 @@ def _reason(check: _Check, required: Requirement, budget: Budget | None) -> str:
     comparison = check.comparator.result
     if comparison.failures:
         return "; ".join(failure.message for failure in comparison.failures)
+    place = f"{figures(comparison)} (with {check.apart})"
     if required == "bitwise":
-        return f"required bitwise, but {figures(comparison)}"
+        return f"required bitwise, but {place}"
     allowed = "no budget could be derived" if budget is None else f"the budget is {budget}"
-    return f"the error against float64 is {check.errors.result}, {allowed}; {figures(comparison)}"
+    return f"the error against float64 is {check.errors.result}, {allowed}; {place}"
 
 
 def _judged(
@@ -112,11 +218,12 @@ def _judged(
     return InvarianceVerdict(
         stage=stage,
         check=name,
+        settings=tuple(check.settings),
         required=required,
         observed=observed,
         status=status,
         reason=reason,
-        samples=check.num_samples,
+        samples=len(check.samples),
         max_ulp=comparison.max_ulp,
         max_abs=comparison.max_abs,
     )

@@ -56,10 +56,12 @@ class StageErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class InvarianceVerdict:
-    """Whether a stage gives a sample the same outputs when it runs it again, alone, or beside copies of itself."""
+    """Whether a stage gives a sample the same outputs whatever runs beside it, and however its runtime is set."""
 
     stage: str
     check: str
+    settings: tuple[str, ...]
+    """What was varied, in words."""
     required: Requirement
     observed: Observed | None
     status: Status

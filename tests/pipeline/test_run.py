@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from commands import pipeline
 
+from deploy.verify.invariance import OF_EVERY_STAGE
 from export.bundle import open_bundle
 from export.files import sole_use
 from export.fold import fold
@@ -81,7 +82,7 @@ def test_the_verdict_names_links_files_and_samples(finished_run: Path) -> None:
     stages = {entry["stage"] for entry in verification["invariance"]}
     checks = {entry["check"] for entry in verification["invariance"]}
     assert "onnxruntime-cpu, all optimisations" in stages
-    assert checks == {"rerun", "alone", "duplicated"}
+    assert checks == {*OF_EVERY_STAGE, "threads", "optimisation"}
 
 
 def test_the_training_graph_is_compared_in_training_mode_with_gradients(finished_run: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
-from deploy.runners.table import FILE_RUNTIMES, RunOptions, open_file
+from deploy.runners.table import FILE_RUNTIMES, RunOptions, open_file, other_runs
 from deploy.runners.torch import TorchRunner
 from export.errors import DamagedError, NotHereError, UsageError
 
@@ -175,6 +175,41 @@ class TestTorch:
         runner = TorchRunner(Two(), [IMAGE], [LOGITS, TensorSpec("label", "int64", (None,))])
         assert runner.run({"image": IMAGES})["label"].tolist() == [1, 1]
 
+    def test_threads_are_those_it_was_given_and_put_back(self) -> None:
+        seen = []
+
+        class Counts(nn.Module):
+            def forward(self, image: torch.Tensor) -> torch.Tensor:
+                seen.append(torch.get_num_threads())
+                return torch.zeros(2, 5)
+
+        before = torch.get_num_threads()
+        for threads in (0, 1, 3):
+            runner = TorchRunner(Counts(), [IMAGE], [LOGITS], threads=threads)
+            runner.run({"image": IMAGES})
+            assert runner.facts["threads"] == seen[-1]
+        assert (seen, torch.get_num_threads()) == ([before, 1, 3], before)
+
+    def test_channels_last_holds_for_images_and_filters_of_a_copy(self) -> None:
+        seen = []
+
+        class Looks(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.filters = nn.Conv2d(2, 2, 3)
+
+            def forward(self, image: torch.Tensor) -> torch.Tensor:
+                seen.append([x.is_contiguous(memory_format=torch.channels_last) for x in (image, self.filters.weight)])
+                return torch.zeros(2, 5)
+
+        module, spec = Looks(), TensorSpec("image", "uint8", (None, 2, 4, 4))
+        images = {"image": np.repeat(IMAGES, 2, axis=1)}
+        for channels_last in (False, True, False):
+            runner = TorchRunner(module, [spec], [LOGITS], channels_last=channels_last)
+            runner.run(images)
+            assert runner.facts["memory_format"] == ("channels_last" if channels_last else "contiguous_format")
+        assert seen == [[False, False], [True, True], [False, False]]
+
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_missing_device(self) -> None:
         with pytest.raises(NotHereError, match=r"'cuda' was asked for.*use 'cpu'"):
@@ -221,6 +256,15 @@ class TestOnnxRuntime:
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is not a file"):
             open_file("onnxruntime-cpu", tmp_path / "none.onnx")
+
+
+def test_other_runs_differ_in_one_choice_that_the_runtime_has() -> None:
+    found = [(each.choice, each.setting, each.options) for each in other_runs("onnxruntime-cpu", RunOptions(optimisation="none", threads=1))]
+    assert found == [
+        ("threads", "3 threads", RunOptions(optimisation="none", threads=3)),
+        *(("optimisation", f"optimisation: {level}", RunOptions(optimisation=level, threads=1)) for level in ("basic", "extended", "all")),
+    ]
+    assert {each.choice for each in other_runs("onnxruntime-cuda", RunOptions())} == {"optimisation"}
 
 
 def test_unknown_runtime(tmp_path: Path) -> None:

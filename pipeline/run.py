@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import JsonValue
 
 from deploy.runners.table import require_runtimes
@@ -20,6 +19,8 @@ from export.files import folder_in_work, publish_folder, sole_use, write_file
 from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import Config, dump_config, load_config
 from pipeline.data import DataSet, TrainingBatches, open_data
+from pipeline.exact_stage import FOLDER as EXACT_FOLDER
+from pipeline.exact_stage import Exact, Place, exact_stage, why_not_exact
 from pipeline.methods import Rewritten
 from pipeline.staging import Trained, write_bundle_files
 from pipeline.training import Checkpoint, Settings, TrainingData, autocast_type, device_by_name, last_checkpoint, load_checkpoint
@@ -88,6 +89,7 @@ def _trained(config: Config, folder: Path, resume: bool | None, console: Console
     for note in data.notes:
         console.say(f"data: {note}")
     network = training_graph(config, _image_facts(data))
+    no_exact = why_not_exact(config, _image_facts(data))
     checkpoint = _checkpoint_to_resume(config, folder, resume)
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "config.yaml", dump_config(config).encode())
@@ -96,7 +98,8 @@ def _trained(config: Config, folder: Path, resume: bool | None, console: Console
     console.say(f"training {config.network.name} with {config.method.name} on {device}, run folder {folder}")
     with console.progress("training", config.training.epochs * batches.steps_per_epoch) as progress:
         train_graph(network, TrainingData(batches, data.test, data.width), settings, EpochLines(progress), checkpoint)
-    return _described(config, folder, data, network, device)
+    exact = no_exact or exact_stage(config, _image_facts(data), network.graph, data, Place(folder / EXACT_FOLDER, resume is False, console))
+    return _described(config, folder, data, network, exact)
 
 
 def _restored(config: Config, folder: Path, console: Console) -> Trained:
@@ -105,7 +108,9 @@ def _restored(config: Config, folder: Path, console: Console) -> Trained:
     network = training_graph(config, _image_facts(data))
     load_checkpoint(last_checkpoint(folder), _training_part(config)).restore_graph(network.graph)
     network.graph.to(device).eval()
-    return _described(config, folder, data, network, device)
+    place = Place(folder / EXACT_FOLDER, False, console)
+    exact = why_not_exact(config, _image_facts(data)) or exact_stage(config, _image_facts(data), network.graph, data, place)
+    return _described(config, folder, data, network, exact)
 
 
 def _image_facts(data: DataSet) -> ImageFacts:
@@ -125,7 +130,8 @@ def _checkpoint_to_resume(config: Config, folder: Path, resume: bool | None) -> 
     return load_checkpoint(path, _training_part(config))
 
 
-def _described(config: Config, folder: Path, data: DataSet, network: Rewritten, device: torch.device) -> Trained:
+def _described(config: Config, folder: Path, data: DataSet, network: Rewritten, exact: Exact | str) -> Trained:
+    device = data.train.device
     lines = (folder / "metrics.jsonl").read_bytes()
     return Trained(
         config=config,
@@ -137,6 +143,7 @@ def _described(config: Config, folder: Path, data: DataSet, network: Rewritten, 
         metrics_lines=lines,
         device=str(device),
         precision="bfloat16" if autocast_type(config.training.precision, device, data.width) else "float32",
+        exact=exact,
     )
 
 
@@ -182,4 +189,7 @@ def _outcome(found: Verification, bundle: Path) -> Outcome:
 
 def _spoken_accuracy(trained: Trained) -> str:
     accuracy = trained.metrics.get("test_accuracy")
-    return f"accuracy on the test set: {accuracy:.2%}" if isinstance(accuracy, float) else "accuracy on the test set: not measured"
+    spoken = f"accuracy on the test set: {accuracy:.2%}" if isinstance(accuracy, float) else "accuracy on the test set: not measured"
+    if isinstance(trained.exact, str):
+        return f"{spoken}; no exact form: {trained.exact}"
+    return f"{spoken}; exact: {trained.exact.facts['test_accuracy']:.2%}"

@@ -10,22 +10,27 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from pydantic import JsonValue
 from torch.fx import GraphModule
 
 from export.bundle import Facts, TensorEntry
+from export.exact.fold import integers_of
+from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
 from export.files import sha256_of, write_file
 from export.fold import fold
 from export.onnx import INPUT, OUTPUT, class_metadata, onnx_from_graph
+from export.tensors import tensors_bytes
 from pipeline.config import Config, dump_config
 from pipeline.data import Split
+from pipeline.exact_stage import Exact
 from pipeline.networks import is_of_the_user
 
 MODEL, WEIGHTS, LABELS, CARD = "model.onnx", "weights.safetensors", "labels.txt", "README.md"
 CONFIG, TRAINING_WEIGHTS, SAMPLES = "training/config.yaml", "training/weights.safetensors", "training/samples.safetensors"
 METRICS = "training/metrics.jsonl"
+EXACT_MODEL, EXACT_TENSORRT_MODEL, EXACT_WEIGHTS = "model.exact.onnx", "model.exact.trt.onnx", "weights.exact.safetensors"
+EXACT_TRAINING_WEIGHTS, EXACT_METRICS = "training/exact.safetensors", "training/exact.metrics.jsonl"
 PREPROCESSING = "none: raw pixels, uint8, N x C x H x W; normalisation is the first part of the graph"
 _PACKAGES = ("samegraph", "torch", "torchvision", "onnx", "onnxscript", "numpy")
 _LARGEST_SAMPLES = 8 * 2**20
@@ -44,6 +49,8 @@ class Trained:
     metrics_lines: bytes
     device: str
     precision: str
+    exact: Exact | str
+    """The graph on the grid, or why there is none."""
 
     @property
     def facts(self) -> Facts:
@@ -58,7 +65,7 @@ class Trained:
             versions=versions(),
             device=self.device,
             training_precision=self.precision,
-            metrics=dict(self.metrics),
+            metrics={**self.metrics, "exact": {"not_run": self.exact} if isinstance(self.exact, str) else dict(self.exact.facts)},
         )
 
 
@@ -74,15 +81,26 @@ def write_bundle_files(folder: Path, trained: Trained) -> None:
     for name, content in sources.items():
         write_file(folder / name, content)
     write_file(folder / MODEL, onnx_from_graph(folded, trained.image_shape, _model_metadata(trained, sources)))
+    if isinstance(trained.exact, Exact):
+        _write_exact_files(folder, trained, trained.exact)
     write_file(folder / SAMPLES, tensors_bytes(_kept_samples(trained)))
     write_file(folder / METRICS, trained.metrics_lines)
     write_file(folder / LABELS, "".join(f"{name}\n" for name in trained.classes).encode())
     write_file(folder / CARD, _model_card(trained).encode())
 
 
-def tensors_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Tensors as a safetensors file."""
-    return safetensors.torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+def _write_exact_files(folder: Path, trained: Trained, exact: Exact) -> None:
+    sources = {
+        EXACT_WEIGHTS: tensors_bytes(integers_of(exact.grid)),
+        EXACT_TRAINING_WEIGHTS: tensors_bytes(exact.grid.graph.state_dict()),
+        CONFIG: dump_config(trained.config).encode(),
+    }
+    metadata = _model_metadata(trained, sources)
+    write_file(folder / EXACT_WEIGHTS, sources[EXACT_WEIGHTS])
+    write_file(folder / EXACT_TRAINING_WEIGHTS, sources[EXACT_TRAINING_WEIGHTS])
+    write_file(folder / EXACT_METRICS, exact.metrics_lines)
+    for name, write in {EXACT_MODEL: exact_onnx, EXACT_TENSORRT_MODEL: exact_tensorrt_onnx}.items():
+        write_file(folder / name, write(exact.grid, trained.image_shape, len(trained.classes), metadata))
 
 
 def versions() -> dict[str, str]:

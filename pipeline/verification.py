@@ -3,7 +3,6 @@
 Takes an opened bundle and samples; what the links are and what each must hold is decided here, how they are compared in `deploy.verify`.
 """
 
-import copy
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,30 +19,45 @@ from pydantic import JsonValue
 from torch import nn
 from torch.fx import GraphModule
 
-from deploy.runners.base import Runner, TensorSpec
-from deploy.runners.onnx_file import checked_bytes
-from deploy.runners.table import FILE_RUNTIMES, RunOptions, open_file
-from deploy.runners.torch import TorchRunner
-from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
+from deploy.runners.base import TensorSpec
+from deploy.verify.chain import Record, run_chain
 from deploy.verify.report import report_html
 from deploy.verify.samples import hostile_images
-from deploy.verify.variants import file_variants, torch_variants
-from deploy.verify.verdict import LinkVerdict, StageErrors, TrainingOnlyPart, Verdict, failure_sentence
+from deploy.verify.verdict import LinkVerdict, StageErrors, TrainingOnlyPart, Verdict, failure_sentence, together
 from export.bundle import Bundle, TensorEntry, json_bytes
 from export.derived import training_only_parts
 from export.errors import DamagedError, UsageError
+from export.exact.fold import folded_from_integers
+from export.exact.rewrite import GridGraph
 from export.files import write_file
 from export.fold import fold
-from export.onnx import class_metadata, require_folded_form
+from export.onnx import class_metadata
 from pipeline.assemble import ImageFacts, training_graph
+from pipeline.chains import Place, exact_chain, float_chain
 from pipeline.config import Config, parse_config
 from pipeline.diagnosis import filter_figures_of
+from pipeline.exact_stage import grid_of
 from pipeline.networks import is_of_the_user
-from pipeline.staging import CONFIG, LABELS, METRICS, MODEL, PREPROCESSING, SAMPLES, TRAINING_WEIGHTS, WEIGHTS, Trained
+from pipeline.staging import (
+    CONFIG,
+    EXACT_MODEL,
+    EXACT_TENSORRT_MODEL,
+    EXACT_TRAINING_WEIGHTS,
+    EXACT_WEIGHTS,
+    LABELS,
+    METRICS,
+    MODEL,
+    PREPROCESSING,
+    SAMPLES,
+    TRAINING_WEIGHTS,
+    WEIGHTS,
+    Trained,
+)
 from pipeline.watching import Console, shown
 
-TRAINING, EVALUATION, FOLDED, FILE = "training graph", "evaluation graph", "folded graph", "ONNX file"
-REFERENCE = "float64 evaluation"
+EXACT_FILES = (EXACT_MODEL, EXACT_TENSORRT_MODEL, EXACT_WEIGHTS, EXACT_TRAINING_WEIGHTS)
+MODELS = (MODEL, EXACT_MODEL, EXACT_TENSORRT_MODEL)
+COMPARED_FILES = {MODEL, WEIGHTS, TRAINING_WEIGHTS, CONFIG, *EXACT_FILES}
 
 
 @dataclass(frozen=True)
@@ -150,15 +164,40 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
         yield {bundle.manifest.input.name: hostile.images}
 
     record = Record(
-        files={name: bundle.hashes[name] for name in (MODEL, WEIGHTS, TRAINING_WEIGHTS, CONFIG)},
+        files={name: digest for name, digest in bundle.hashes.items() if name in COMPARED_FILES},
         samples_made=(samples.description, f"{len(hostile.images)} hostile images: {hostile.description.partition(': ')[2]}"),
         training_only=_training_only(graph, bundle.manifest.training_precision),
     )
+    place = Place(_device(bundle), _spec(bundle.manifest.input), _spec(bundle.manifest.output), config.verify.runtimes)
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / MODEL
-        model.write_bytes(bundle.read(MODEL))  # the bytes that were hashed are the bytes that are run
-        verdict = run_chain(_chain(bundle, graph, folded, model, config), batches, record, require={*asked.required, "onnxruntime-cpu"})
+        models = _laid_out(bundle, Path(folder))
+        chains = [float_chain(place, graph, folded, models[MODEL], folded_here=_folded_here(bundle, place.device))]
+        if (grid := _rebuilt_grid(bundle, config)) is not None:
+            exact = folded_from_integers(grid, _tensors(bundle, EXACT_WEIGHTS))
+            chains.append(exact_chain(place, grid, exact, models[EXACT_MODEL], models[EXACT_TENSORRT_MODEL]))
+        verdict = together([run_chain(chain, batches, record, require={*asked.required, "onnxruntime-cpu"}) for chain in chains])
     return Verification(verdict, _metrics(bundle), tuple(filter_figures_of(graph)), _facts(bundle, graph))
+
+
+def _laid_out(bundle: Bundle, folder: Path) -> dict[str, Path]:
+    """The model files on the disk: the bytes that were hashed are the bytes that are run."""
+    paths = {name: folder / name for name in MODELS if bundle.has(name)}
+    for name, path in paths.items():
+        path.write_bytes(bundle.read(name))
+    return paths
+
+
+def _rebuilt_grid(bundle: Bundle, config: Config) -> GridGraph | None:
+    """The exact training graph, from the bundle's config, its training weights, and those of the exact stage."""
+    present = [name for name in EXACT_FILES if bundle.has(name)]
+    if not present:
+        return None
+    if len(present) < len(EXACT_FILES):
+        missing = next(name for name in EXACT_FILES if not bundle.has(name))
+        raise DamagedError(f"{bundle.folder} has {present[0]} and lacks {missing}, which goes with it; export the bundle again")
+    grid, _ = grid_of(config, _image_facts(bundle), _tensors(bundle, TRAINING_WEIGHTS))
+    _load(grid.graph, bundle, EXACT_TRAINING_WEIGHTS)
+    return grid
 
 
 def rebuilt_training_graph(bundle: Bundle, trusted_network: str | None) -> GraphModule:
@@ -172,11 +211,15 @@ def rebuilt_training_graph(bundle: Bundle, trusted_network: str | None) -> Graph
         raise UsageError(
             f"{bundle.folder} was trained on {name}, code that a bundle may not import; to run it from your own files, add --network {name}"
         )
-    shape = _image_shape(bundle)
-    facts = ImageFacts(shape, len(bundle.manifest.classes), (0.0,) * shape[0], (1.0,) * shape[0])  # the weights hold the real ones
-    graph = training_graph(config, facts).graph
+    graph = training_graph(config, _image_facts(bundle)).graph
     _load(graph, bundle, TRAINING_WEIGHTS)
     return graph
+
+
+def _image_facts(bundle: Bundle) -> ImageFacts:
+    """What the manifest says of the images; their normalisation is among the weights."""
+    shape = _image_shape(bundle)
+    return ImageFacts(shape, len(bundle.manifest.classes), (0.0,) * shape[0], (1.0,) * shape[0])
 
 
 def bundle_config(bundle: Bundle) -> Config:
@@ -185,58 +228,6 @@ def bundle_config(bundle: Bundle) -> Config:
         return parse_config(bundle.read(CONFIG).decode(), f"{bundle.folder / CONFIG}")
     except UnicodeDecodeError as error:
         raise DamagedError(f"{bundle.folder / CONFIG} is not text; export the bundle again") from error
-
-
-def _chain(bundle: Bundle, graph: GraphModule, folded: GraphModule, model: Path, config: Config) -> Chain:
-    device = _device(bundle)
-    training, evaluation = copy.deepcopy(graph).train(), copy.deepcopy(graph).eval()
-    for part in training_only_parts(training).values():
-        part.active = False
-    specs = (_spec(bundle.manifest.input),), (_spec(bundle.manifest.output),)
-
-    def torch_stage(name: str, module: nn.Module, *, gradients: bool = False) -> Stage:
-        def opened(*, threads: int = 0, channels_last: bool = False) -> Runner:
-            return TorchRunner(module, *specs, name=name, device=device, gradients=gradients, threads=threads, channels_last=channels_last)
-
-        variants = torch_variants(device, opened)
-        return Stage(name=name, runtime="torch", device=device, precision="float32", open=opened, variants=variants)
-
-    def file_stage(name: str, runtime: str, options: RunOptions) -> Stage:
-        def opened(options: RunOptions) -> Runner:
-            require_folded_form(onnx.load_model_from_string(checked_bytes(model)))
-            return open_file(runtime, model, options)
-
-        return Stage(
-            name=name,
-            runtime=runtime,
-            device=FILE_RUNTIMES[runtime].device,
-            precision="float32",
-            open=lambda: opened(options),
-            variants=file_variants(runtime, options, opened),
-        )
-
-    def open_reference() -> Runner:
-        """The function is that of the training weights: a stored fold that strays from them must not move the mark."""
-        return TorchRunner(fold(graph), *specs, name=REFERENCE, precision="float64")
-
-    runtimes = {runtime: file_stage(f"{runtime}, all optimisations", runtime, RunOptions()) for runtime in config.verify.runtimes}
-    return Chain(
-        stages=(
-            torch_stage(TRAINING, training, gradients=True),
-            torch_stage(EVALUATION, evaluation),
-            torch_stage(FOLDED, folded),
-            file_stage(FILE, "onnxruntime-cpu", RunOptions(optimisation="none")),
-            *runtimes.values(),
-        ),
-        links=(
-            Link(TRAINING, EVALUATION, "bitwise"),
-            Link(EVALUATION, FOLDED, "bitwise" if _folded_here(bundle, device) else "budget"),
-            Link(FOLDED, FILE, "budget"),
-            *(Link(FILE, stage.name, "budget") for stage in runtimes.values()),
-        ),
-        reference=Stage(name=REFERENCE, runtime="torch", device="cpu", precision="float64", open=open_reference),
-        training=TRAINING,
-    )
 
 
 def _device(bundle: Bundle) -> str:

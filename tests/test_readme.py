@@ -113,7 +113,7 @@ def test_the_readme_of_a_bundle_says_what_to_feed_and_how_to_verify(
     config = parse_config({"data": data, "network": {"name": network}, "method": {"name": "nonorm"}})
     pixels = torch.zeros((1, *shape), dtype=torch.uint8)
     test = Split(MemoryImages(pixels), torch.zeros(1, dtype=torch.int64), torch.device("cpu"))
-    trained = Trained(config, GraphModule(nn.Identity(), Graph()), ("a", "b"), shape, test, {}, b"", "cpu", "float32")
+    trained = Trained(config, GraphModule(nn.Identity(), Graph()), ("a", "b"), shape, test, {}, b"", "cpu", "float32", "not asked for")
     card = _model_card(trained)
     assert all(each in card for each in words)
 

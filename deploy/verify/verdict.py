@@ -4,8 +4,8 @@ Plain frozen data. Knows neither how it was measured nor how it is shown.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Literal
 
 from deploy.verify.budget import Budget, TopOneChange
@@ -117,6 +117,18 @@ class Verdict:
         content = _json(self)
         assert isinstance(content, dict)
         return {"verdict": "pass" if self.passed else "fail", **content}
+
+
+def together(verdicts: Sequence[Verdict]) -> Verdict:
+    """Verdicts on several chains of one model, which ran on the same samples, as one."""
+    first = verdicts[0]
+    return replace(
+        first,
+        links=tuple(link for each in verdicts for link in each.links),
+        errors=tuple(error for each in verdicts for error in each.errors),
+        invariance=tuple(check for each in verdicts for check in each.invariance),
+        stages={name: facts for each in verdicts for name, facts in each.stages.items()},
+    )
 
 
 def failure_sentence(verdict: Verdict) -> str:

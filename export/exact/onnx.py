@@ -12,9 +12,11 @@ from onnx import TensorProto, helper
 from torch.fx import Node
 
 from export.exact.grid import Pixels, Quantise
-from export.exact.rewrite import GridGraph, GridLayer
+from export.exact.rewrite import GridGraph
 from export.exact.writer import Array, Bytes, Floats, Value, Writer
 from export.onnx import INPUT, IR_VERSION, OPSET, OUTPUT
+
+_LARGEST_INT8 = 127
 
 
 def exact_onnx(grid: GridGraph, image_shape: tuple[int, int, int], num_classes: int, metadata: Mapping[str, str]) -> bytes:
@@ -54,6 +56,8 @@ class _UnsignedBytes(Writer):
         step = quantiser.step.item()
         if quantiser.signed:
             return Bytes(self.emit("QuantizeLinear", [self.floats(x), self.step(step), point], node.name), step, zero_point)
+        if quantiser.high == 255:  # where a byte ends by itself
+            return Bytes(self.emit("QuantizeLinear", [self.floats(x), self.step(step), point], node.name), step, zero_point)
         whole = self.emit("QuantizeLinear", [self.floats(x), self.step(step), point], f"{node.name}_byte")
         # The clip is on the bytes: in front of the quantiser it would keep the fused kernels away.
         largest = self.constant(f"largest_{quantiser.high}", np.uint8(quantiser.high))
@@ -81,8 +85,8 @@ class _UnsignedBytes(Writer):
         name = self.emit("QuantizeLinear", [self.floats(x), self.step(x.step), point], f"{node.name}_signed_{number}")
         return Bytes(name, x.step, 128)
 
-    def in_integers(self, layer: GridLayer) -> bool:
-        return layer.target is not None and layer.reads_bytes
+    def reads_bytes(self, x: Value) -> bool:
+        return isinstance(x, Bytes)
 
 
 class _SignedBytes(Writer):
@@ -97,6 +101,8 @@ class _SignedBytes(Writer):
 
     def quantised(self, node: Node, quantiser: Quantise, x: Value) -> Value:
         name = self.floats(x)
+        if quantiser.high > _LARGEST_INT8:
+            return self._rounded(node, quantiser, name)
         if not isinf(quantiser.ceiling):
             least, largest = self.constant("zero", np.float32(0)), self.step(quantiser.high * quantiser.step.item())
             name = self.emit("Clip", [name, least, largest], f"{node.name}_clip")
@@ -104,11 +110,20 @@ class _SignedBytes(Writer):
             name = self.emit("Relu", [name], f"{node.name}_relu")
         return self._through_bytes(name, quantiser.step.item())
 
+    def _rounded(self, node: Node, quantiser: Quantise, name: str) -> Floats:
+        """What an int8 cannot hold is rounded in float32."""
+        step, bounds = quantiser.step.item(), (quantiser.low, quantiser.high)
+        scaled = self.emit("Mul", [name, self.step(1 / step)], f"{node.name}_scaled")
+        rounded = self.emit("Round", [scaled], f"{node.name}_rounded")
+        limits = [self.constant(f"bound_{bound}", np.float32(bound)) for bound in bounds]
+        clipped = self.emit("Clip", [rounded, *limits], f"{node.name}_clip")
+        return Floats(self.emit("Mul", [clipped, self.step(step)], node.name))
+
     def _through_bytes(self, name: str, step: float) -> Floats:
         """int8 saturates at 127 by itself."""
         point = self.constant("zero_point", np.int8(0))
         codes = self.emit("QuantizeLinear", [name, self.step(step), point], f"{name}_byte")
-        return Floats(self.emit("DequantizeLinear", [codes, self.step(step), point], f"{name}_grid"))
+        return Floats(self.emit("DequantizeLinear", [codes, self.step(step), point], f"{name}_grid"), from_bytes=True)
 
     def bias(self, name: str, integers: Array, unit: Array) -> str:
         return self.constant(f"{name}.bias", integers * unit)
@@ -119,5 +134,5 @@ class _SignedBytes(Writer):
     def alike(self, node: Node, values: Sequence[Value]) -> Sequence[Value]:
         return values
 
-    def in_integers(self, layer: GridLayer) -> bool:
-        return layer.target is not None and layer.reads_bytes and layer.largest_input <= 128
+    def reads_bytes(self, x: Value) -> bool:
+        return isinstance(x, Floats) and x.from_bytes

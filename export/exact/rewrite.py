@@ -42,11 +42,32 @@ DerivedLayer = DerivedConv2d | DerivedLinear
 
 @dataclass(frozen=True, kw_only=True)
 class GridBits:
-    """How many bits the weights of each kind of layer have; 8 is what an int8 holds."""
+    """How many bits the weights of each kind of layer have, 8 being what an int8 holds, and the values behind a rectifier."""
 
     weights: int = 8
     first: int = 7
     classifier: int = 8
+    depthwise: int | None = None
+    pointwise: int | None = None
+    linear: int | None = None
+    """None: as `weights`."""
+    activations: int = 7
+
+    def of(self, kind: "Kind") -> int:
+        given = {
+            "first": self.first,
+            "classifier": self.classifier,
+            "depthwise": self.depthwise,
+            "pointwise": self.pointwise,
+            "linear": self.linear,
+            "mean": 8,
+        }.get(kind)
+        return self.weights if given is None else given
+
+    @property
+    def rectified(self) -> tuple[int, int]:
+        """The range of values behind a rectifier, in steps."""
+        return 0, 2**self.activations - 1
 
 
 @dataclass(frozen=True)
@@ -61,8 +82,6 @@ class GridLayer:
     signed_input: bool
     largest_input: int
     """In steps of the input."""
-    reads_bytes: bool
-    """Whether the input is on the grid of 8-bit values; the wide sums of a global pool are not."""
     target: str | None
     layer: DerivedLayer
 
@@ -191,15 +210,13 @@ class _Placing:
             source_factor=source.factor,
             signed_input=source.signed,
             largest_input=max(-source.low, source.high),
-            reads_bytes=source.kind == "grid",
             target=None if draft.target is None else self.groups.of(draft.target),
             layer=draft.layer,
         )
 
     def _limit(self, draft: _Draft) -> int:
         """Even, and small enough for kernels that add pairs of products in 16 bits where the input reaches beyond 0..127."""
-        bits = {"first": self.bits.first, "classifier": self.bits.classifier}.get(draft.kind, self.bits.weights)
-        limit = 2 ** (bits - 1) - 2
+        limit = 2 ** (self.bits.of(draft.kind) - 1) - 2
         beyond = draft.source.signed or draft.source.high > UNSIGNED[1]
         return min(limit, LARGEST_WEIGHT_ON_SIGNED) if beyond and draft.source.kind == "grid" else limit
 
@@ -249,14 +266,14 @@ class _Placing:
             raise off_the_grid(node, "an addition must join two values of the network")
         group = self._joined(node, values)
         low, high = sum(value.low for value in values), sum(value.high for value in values)
-        self.values[node] = self._summed(node, SIGNED if low < 0 else UNSIGNED, group, _Value("sum", group, low, high))
+        self.values[node] = self._summed(node, SIGNED if low < 0 else self.bits.rectified, group, _Value("sum", group, low, high))
 
     def _rectify(self, node: Node) -> None:
         (before,) = node.all_input_nodes
         value = self.values[before]
         if value.kind not in ("sum", "grid"):
             raise off_the_grid(node, "it rectifies a value that is not rounded")
-        quantiser = self._insert(node, Quantise(UNSIGNED, ceiling_of(self.graph, node)), value.group)
+        quantiser = self._insert(node, Quantise(self.bits.rectified, ceiling_of(self.graph, node)), value.group)
         if value.kind == "sum" and before in self.drafts:
             self.drafts[before].target = quantiser.name
         self._take_over(node, quantiser)
@@ -279,7 +296,7 @@ class _Placing:
         node.replace_all_uses_with(mean)
         self.graph.graph.erase_node(node)
         self.drafts[mean] = _Draft(mean, "mean", layer, layer.derivation, source)
-        self.values[mean] = self._summed(mean, SIGNED if source.signed else UNSIGNED, None)
+        self.values[mean] = self._summed(mean, SIGNED if source.signed else self.bits.rectified, None)
 
     def _global_average(self, node: Node) -> None:
         (before,) = node.all_input_nodes

@@ -5,7 +5,7 @@ What only moves values moves them as they are stored; layers stand between a deq
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,10 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Floats:
-    """A tensor of float32 that hold multiples of a step."""
+    """A tensor of float32 that hold multiples of a step; `from_bytes` where a DequantizeLinear made them."""
 
     name: str
+    from_bytes: bool = False
 
 
 Value = Bytes | Floats
@@ -79,8 +80,10 @@ class Writer(ABC):
         """The values that a concatenation joins, in one form."""
 
     @abstractmethod
-    def in_integers(self, layer: GridLayer) -> bool:
-        """Whether a layer's weights are stored as int8."""
+    def reads_bytes(self, x: Value) -> bool:
+        """Whether a value comes out of a DequantizeLinear. Behind one, and in front of a quantiser, weights must be int8: ONNX Runtime
+        would round float ones anew.
+        """
 
     def write(self) -> None:
         for node in self.graph.graph.nodes:
@@ -150,14 +153,15 @@ class Writer(ABC):
     def _layer(self, node: Node, layer: GridLayer) -> Value:
         weights, biases = (each.cpu().numpy() for each in layer.weights.integers())
         steps, unit = layer.weights.step.cpu().numpy(), layer.weights.unit.cpu().numpy()
-        if self.in_integers(layer):
+        x = self._only_input(node)
+        if layer.target is not None and self.reads_bytes(x):
             weight = self._integer_weight(node, layer.name, weights, steps)
             bias = self.bias(layer.name, biases, unit)
         else:
             per_filter = steps.reshape(-1, *[1] * (weights.ndim - 1))
             weight = self.constant(f"{layer.name}.weight", weights * per_filter)
             bias = self.constant(f"{layer.name}.bias", biases * unit)
-        inputs = [self.floats(self._only_input(node)), weight, bias]
+        inputs = [self.floats(x), weight, bias]
         if isinstance(layer.layer, DerivedConv2d):
             return Floats(self.emit("Conv", inputs, node.name, **_convolution(layer.layer)))
         return Floats(self.emit("Gemm", inputs, node.name, transB=1))
@@ -248,7 +252,7 @@ class Writer(ABC):
 
 
 def _renamed(x: Value, name: str) -> Value:
-    return Floats(name) if isinstance(x, Floats) else Bytes(name, x.step, x.zero_point)
+    return replace(x, name=name)
 
 
 def _convolution(layer: DerivedConv2d) -> dict[str, object]:

@@ -67,6 +67,9 @@ def _key_of(details: ErrorDetails) -> Path:
             return ()
 
 
+_MOST_HINTS = 2
+
+
 def _sentence(details: ErrorDetails, path: Path, allowed: Schema, value: object, schema: Schema) -> str:
     match details["type"]:
         case "extra_forbidden":
@@ -89,8 +92,9 @@ def _hint(path: Path, section: Schema, schema: Schema) -> str:
     known = list(section["properties"])
     near = difflib.get_close_matches(str(key), known, n=1)
     elsewhere = [p for p in _key_paths(schema, schema) if p[-1] == key]
-    if near or len(elsewhere) == 1:
-        return f", did you mean {key_path((*parents, near[0]) if near else elsewhere[0])}?"
+    meant = [(*parents, near[0])] if near else elsewhere
+    if 0 < len(meant) <= _MOST_HINTS:
+        return f", did you mean {' or '.join(map(key_path, meant))}?"
     return f"; known here: {', '.join(known)}"
 
 

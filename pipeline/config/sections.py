@@ -129,6 +129,44 @@ class Training(Section):
         return self
 
 
+Bits = Annotated[int, Field(ge=3, le=8)]
+
+
+class ExactBits(Section):
+    """How many bits the integers of each kind of layer have, at most. The certificate may ask for fewer."""
+
+    weights: Bits = 8
+    """8: even integers from -126 to 126; 7: from -62 to 62, and so on. Behind values of both signs never beyond 64."""
+    first: Annotated[int, Field(ge=3, le=7)] = 7
+    """The layers that read the image."""
+    classifier: Bits = 8
+    """The layer whose sums are the logits."""
+    depthwise: Bits | None = None
+    """null: as weights."""
+    pointwise: Bits | None = None
+    """1x1 convolutions. null: as weights."""
+    linear: Bits | None = None
+    """Linear layers in front of the classifier. null: as weights."""
+    activations: Annotated[int, Field(ge=4, le=8)] = 7
+    """Behind a ReLU. 7: 0 to 127. 8: 0 to 255, where weights reach 64 only, and TensorRT's file rounds in float32."""
+
+
+class Exact(Section):
+    """The exact stage: the trained network goes onto an integer grid and trains on there (docs/exact.md)."""
+
+    enabled: Literal["auto"] | bool = "auto"
+    """auto: where the network and the method have an exact form; the verdict says why where not. true: refuse to train where not."""
+    epochs: NonNegativeInt = 2
+    """How long training goes on with the rounding in it. 0: not at all."""
+    learning_rate: Positive = 0.004
+    """Falls along a cosine to 0."""
+    calibration_images: Count = 1024
+    """How many training images, evenly spread, the steps of the grid are chosen on."""
+    search_rounds: NonNegativeInt = 0
+    """How often every step is tried at twice and half its size, and kept where the outputs on those images come nearer to the float ones."""
+    bits: ExactBits = ExactBits()
+
+
 class Export(Section):
     """The files that come out."""
 
@@ -159,8 +197,9 @@ class Config(Section):
     network: Network = Network()
     method: MethodOptions
     training: Training = Training()
+    exact: Exact = Exact()
     export: Export = Export()
     verify: Verify = Verify()
 
 
-__all__ = ["Augment", "Config", "Data", "Export", "Network", "Schedule", "Share", "Training", "Verify"]
+__all__ = ["Augment", "Config", "Data", "Exact", "Export", "Network", "Schedule", "Share", "Training", "Verify"]

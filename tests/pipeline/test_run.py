@@ -44,13 +44,18 @@ def test_the_bundle_holds_what_is_promised(finished_run: Path) -> None:
     assert set(bundle.manifest.files) == {
         "README.md",
         "labels.txt",
+        "model.exact.onnx",
+        "model.exact.trt.onnx",
         "model.onnx",
         "report.html",
         "training/config.yaml",
+        "training/exact.metrics.jsonl",
+        "training/exact.safetensors",
         "training/metrics.jsonl",
         "training/samples.safetensors",
         "training/weights.safetensors",
         "verification.json",
+        "weights.exact.safetensors",
         "weights.safetensors",
     }
     assert bundle.manifest.input.model_dump() == {"name": "image", "dtype": "uint8", "shape": [None, 1, 8, 8]}
@@ -72,10 +77,18 @@ def test_the_verdict_names_links_files_and_samples(finished_run: Path) -> None:
         ("evaluation graph", "folded graph", "bitwise", "passed"),
         ("folded graph", "ONNX file", "budget", "passed"),
         ("ONNX file", "onnxruntime-cpu, all optimisations", "budget", "passed"),
+        ("exact training graph", "exact evaluation graph", "bitwise", "passed"),
+        ("exact evaluation graph", "exact folded graph", "bitwise", "passed"),
+        ("exact folded graph", "exact ONNX file", "bitwise", "passed"),
+        ("exact ONNX file", "exact onnxruntime-cpu, all optimisations", "bitwise", "passed"),
+        ("exact ONNX file", "exact ONNX file for TensorRT", "bitwise", "passed"),
     ]
     assert all(link["samples"] == 100 + 19 for link in verification["links"])
-    assert [link["max_ulp"] for link in verification["links"][:2]] == [0, 0]
-    assert all(link["max_abs"] <= link["budget"]["max"] * 2 for link in verification["links"][2:])
+    in_bits = [*verification["links"][:2], *verification["links"][4:]]
+    assert [link["max_ulp"] for link in in_bits] == [0] * 7
+    assert all(link["max_abs"] <= link["budget"]["max"] * 2 for link in verification["links"][2:4])
+    exact_checks = [entry for entry in verification["invariance"] if entry["stage"].startswith("exact")]
+    assert {(entry["required"], entry["observed"], entry["status"]) for entry in exact_checks} == {("bitwise", "bitwise", "passed")}
     assert {name: bundle.hashes[name] for name in verification["files"]} == verification["files"]
     assert "model.onnx" in verification["files"]
     assert [part["name"] for part in verification["training_only"]][:3] == ["noise_1.noise", "noise_2.noise", "noise_3.noise"]
@@ -93,6 +106,10 @@ def test_the_training_graph_is_compared_in_training_mode_with_gradients(finished
         "evaluation graph": (False, False),
         "folded graph": (False, False),
         "float64 evaluation": (False, False),
+        "exact training graph": (True, True),
+        "exact evaluation graph": (False, False),
+        "exact folded graph": (False, False),
+        "exact float64 evaluation": (False, False),
     }
     assert stages["ONNX file"]["flags"]["graph_optimization_level"] == "ORT_DISABLE_ALL"
     assert stages["onnxruntime-cpu, all optimisations"]["flags"]["graph_optimization_level"] == "ORT_ENABLE_ALL"

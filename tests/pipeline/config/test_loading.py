@@ -125,7 +125,7 @@ MISTAKES = [
         'a.yaml:1: method.noise_on_shortcut: got "no", expected true or false',
     ),
     (METHOD + "training:\n  epoch: 3", "a.yaml:3: training.epoch: unknown key, did you mean training.epochs?"),
-    (METHOD + "epochs: 3", "a.yaml:2: epochs: unknown key, did you mean training.epochs?"),
+    (METHOD + "epochs: 3", "a.yaml:2: epochs: unknown key, did you mean training.epochs or exact.epochs?"),
     (
         METHOD + "export: {format: onnx}",
         f"a.yaml:2: export.format: unknown key; known here: {', '.join(Export.model_fields)}",
@@ -258,7 +258,7 @@ def test_a_mistake_is_one_line(text: str, message: str) -> None:
             "--set training.epochs=: training.epochs: got nothing, expected a whole number, at least 1 and at most 1000000",
         ),
         ("training.epoch=1", "--set training.epoch=1: training.epoch: unknown key, did you mean training.epochs?"),
-        ("epochs=1", "--set epochs=1: epochs: unknown key, did you mean training.epochs?"),
+        ("epochs=1", "--set epochs=1: epochs: unknown key, did you mean training.epochs or exact.epochs?"),
         ("method.name.x=1", '--set method.name.x=1: method.name is "czmig", not a section'),
         ("method.name=nonorm", f"a.yaml:1: method.noise: unknown key; known here: {', '.join(NonormOptions.model_fields)}"),
         (

@@ -1,0 +1,151 @@
+"""The chains of a bundle: which forms of the model there are, which of them must be the same function, and in what sense.
+
+Takes graphs and files that were rebuilt or checked; how a link is compared is decided in `deploy.verify`.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from torch import nn
+from torch.fx import GraphModule
+
+from deploy.runners.base import Runner, TensorSpec
+from deploy.runners.onnx_file import checked_bytes
+from deploy.runners.table import FILE_RUNTIMES, RunOptions, open_file
+from deploy.runners.torch import TorchRunner
+from deploy.verify.chain import Chain, Link, Stage
+from deploy.verify.variants import file_variants, torch_variants
+from deploy.verify.verdict import Requirement
+from export.derived import training_only_parts
+from export.exact.rewrite import GridGraph
+from export.fold import fold
+from export.onnx import require_folded_form
+
+TRAINING, EVALUATION, FOLDED, FILE = "training graph", "evaluation graph", "folded graph", "ONNX file"
+REFERENCE = "float64 evaluation"
+EXACT = "exact"
+TENSORRT_FILE = "exact ONNX file for TensorRT"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where PyTorch's stages run, what goes in and out of every stage, and which runtimes are asked for."""
+
+    device: str
+    input: TensorSpec
+    output: TensorSpec
+    runtimes: tuple[str, ...]
+
+    def torch_stage(self, name: str, module: nn.Module, required: Requirement, *, gradients: bool = False) -> Stage:
+        """A module on the device, in true float32."""
+
+        def opened(*, threads: int = 0, channels_last: bool = False) -> Runner:
+            return TorchRunner(
+                module,
+                (self.input,),
+                (self.output,),
+                name=name,
+                device=self.device,
+                gradients=gradients,
+                threads=threads,
+                channels_last=channels_last,
+            )
+
+        return Stage(
+            name=name,
+            runtime="torch",
+            device=self.device,
+            precision="float32",
+            open=opened,
+            invariance_required=required,
+            variants=torch_variants(self.device, opened),
+        )
+
+    def reference(self, name: str, module: nn.Module) -> Stage:
+        """A folded module in float64, on the CPU."""
+
+        def opened() -> Runner:
+            return TorchRunner(module, (self.input,), (self.output,), name=name, precision="float64")
+
+        return Stage(name=name, runtime="torch", device="cpu", precision="float64", open=opened)
+
+
+@dataclass(frozen=True)
+class FileForm:
+    """A model file that was checked against its hash, and whether it must have the form of a plain folded one."""
+
+    path: Path
+    folded_form: bool
+
+    def stage(self, name: str, runtime: str, options: RunOptions, required: Requirement) -> Stage:
+        def opened(options: RunOptions) -> Runner:
+            if self.folded_form:
+                require_folded_form(onnx.load_model_from_string(checked_bytes(self.path)))
+            return open_file(runtime, self.path, options)
+
+        return Stage(
+            name=name,
+            runtime=runtime,
+            device=FILE_RUNTIMES[runtime].device,
+            precision="float32",
+            open=lambda: opened(options),
+            invariance_required=required,
+            variants=file_variants(runtime, options, opened),
+        )
+
+
+def float_chain(place: Place, graph: GraphModule, folded: GraphModule, model: Path, *, folded_here: bool) -> Chain:
+    """Bits in PyTorch, a derived budget from there on. `folded` has the stored weights, `graph` those of training."""
+    training, evaluation = copy.deepcopy(graph).train(), copy.deepcopy(graph).eval()
+    for part in training_only_parts(training).values():
+        part.active = False
+    file = FileForm(model, folded_form=True)
+    runtimes = [file.stage(f"{runtime}, all optimisations", runtime, RunOptions(), "budget") for runtime in place.runtimes]
+    return Chain(
+        stages=(
+            place.torch_stage(TRAINING, training, "budget", gradients=True),
+            place.torch_stage(EVALUATION, evaluation, "budget"),
+            place.torch_stage(FOLDED, folded, "budget"),
+            file.stage(FILE, "onnxruntime-cpu", RunOptions(optimisation="none"), "budget"),
+            *runtimes,
+        ),
+        links=(
+            Link(TRAINING, EVALUATION, "bitwise"),
+            Link(EVALUATION, FOLDED, "bitwise" if folded_here else "budget"),
+            Link(FOLDED, FILE, "budget"),
+            *(Link(FILE, stage.name, "budget") for stage in runtimes),
+        ),
+        # The function is that of the training weights: a stored fold that strays from them must not move the mark.
+        reference=place.reference(REFERENCE, fold(graph)),
+        training=TRAINING,
+    )
+
+
+def exact_chain(place: Place, grid: GridGraph, folded: GraphModule, model: Path, tensorrt_model: Path) -> Chain:
+    """The same bits from the training graph to every runtime; there is no budget in it."""
+    training, evaluation = copy.deepcopy(grid.graph).train(), copy.deepcopy(grid.graph).eval()
+    file, other_file = FileForm(model, folded_form=False), FileForm(tensorrt_model, folded_form=False)
+    names = [f"{EXACT} {name}" for name in (TRAINING, EVALUATION, FOLDED, FILE)]
+    runtimes = [file.stage(f"{EXACT} {runtime}, all optimisations", runtime, RunOptions(), "bitwise") for runtime in place.runtimes]
+    first, second, third, fourth = names
+    return Chain(
+        stages=(
+            place.torch_stage(first, training, "bitwise", gradients=True),
+            place.torch_stage(second, evaluation, "bitwise"),
+            place.torch_stage(third, folded, "bitwise"),
+            file.stage(fourth, "onnxruntime-cpu", RunOptions(optimisation="none"), "bitwise"),
+            *runtimes,
+            other_file.stage(TENSORRT_FILE, "onnxruntime-cpu", RunOptions(optimisation="none"), "bitwise"),
+        ),
+        links=(
+            Link(first, second, "bitwise"),
+            Link(second, third, "bitwise"),
+            Link(third, fourth, "bitwise"),
+            *(Link(fourth, stage.name, "bitwise") for stage in runtimes),
+            Link(fourth, TENSORRT_FILE, "bitwise"),
+        ),
+        reference=place.reference(f"{EXACT} {REFERENCE}", fold(grid.graph)),
+        training=first,
+    )

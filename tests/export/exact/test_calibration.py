@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+from graphs import DEFAULTS, images, rewritten, step
+
+from export.errors import UsageError
+from export.exact.calibration import calibrate, mend
+from export.exact.certificate import LARGEST_SUM, largest_sums
+from export.exact.grid import Quantise, off_grid
+from export.exact.rewrite import GridBits, GridGraph, grid_graph
+
+SHAPE = (3, 32, 32)
+
+
+@pytest.fixture
+def grid() -> GridGraph:
+    return grid_graph(rewritten("small", SHAPE, DEFAULTS["mimicnorm"]).graph.eval(), SHAPE, GridBits())
+
+
+def seen_by(grid: GridGraph, quantiser: Quantise, batch: torch.Tensor) -> np.ndarray:
+    kept: list[torch.Tensor] = []
+    hook = quantiser.register_forward_hook(lambda _module, arguments, _output: kept.append(arguments[0]))
+    with off_grid(grid.graph), torch.no_grad():
+        grid.graph(batch)
+    hook.remove()
+    return kept[0].numpy().astype(np.float64)
+
+
+def test_the_step_of_a_group_has_the_least_squared_error(grid: GridGraph) -> None:
+    batch = images(16, SHAPE)
+    calibrate(grid, lambda: [batch])
+    for members in grid.groups.values():
+        errors = {}
+        for exponent in range(-12, 6):
+            trial = 2.0**exponent
+            errors[trial] = sum(
+                np.square(np.clip(np.rint(x / trial), q.low, q.high) * trial - (x if q.signed else np.maximum(x, 0))).sum()
+                for q in members
+                for x in [seen_by(grid, q, batch)]
+            )
+        assert {q.step.item() for q in members} == {min(errors, key=lambda trial: errors[trial])}
+
+
+def test_every_step_is_a_power_of_two(grid: GridGraph) -> None:
+    calibrate(grid, lambda: [images(8, SHAPE)])
+    steps = [q.step for q in grid.graph.modules() if isinstance(q, Quantise)] + [layer.weights.step for layer in grid.layers]
+    for each in steps:
+        mantissa, _ = np.frexp(each.numpy())
+        assert (mantissa == 0.5).all()
+
+
+def test_a_filter_whose_sums_are_too_large_gets_a_coarser_step(grid: GridGraph) -> None:
+    calibrate(grid, lambda: [images(8, SHAPE)])
+    layer = grid.layers[3]
+    before = layer.weights.step.clone()
+    assert mend(grid) == ()
+    inner = layer.weights.inner
+    with torch.no_grad():
+        for parameter in inner.parameters():
+            if parameter.dim() == 1:
+                parameter[0] = 2.0**25 * layer.weights.unit[0]  # a bias beyond every sum
+    assert largest_sums(layer)[0] > LARGEST_SUM
+    assert mend(grid) == (layer.name,)
+    assert largest_sums(layer).max() <= LARGEST_SUM
+    assert layer.weights.step[0] > before[0]
+    assert torch.equal(layer.weights.step[1:], before[1:])
+
+
+def test_no_quantiser_can_meet_a_tie(grid: GridGraph) -> None:
+    """A sum is odd, so half a step of the quantiser is one only where that is twice the sum's unit."""
+    calibrate(grid, lambda: [images(8, SHAPE)])
+    layer = grid.layers[2]
+    assert layer.target is not None
+    quantiser = grid.groups[layer.target][0]
+    for ratio, changed in ((1, False), (2, True), (4, False), (8, False)):
+        layer.weights.step.copy_(quantiser.step / (ratio * layer.weights.input_step))
+        layer.weights.step.clamp_max_(1e30)
+        mended = mend(grid)
+        assert (layer.name in mended) == changed, ratio
+
+
+def test_integers_are_even_and_odd(grid: GridGraph) -> None:
+    calibrate(grid, lambda: [images(8, SHAPE)])
+    for layer in grid.layers:
+        weight, bias = layer.weights.integers()
+        assert torch.equal(weight % 2, torch.zeros_like(weight))
+        assert torch.equal(bias % 2, torch.ones_like(bias))
+        assert weight.abs().max() <= layer.weights.limit.max()
+
+
+def test_a_network_with_infinite_values_is_refused(grid: GridGraph) -> None:
+    with torch.no_grad():
+        next(iter(grid.graph.parameters())).fill_(float("inf"))
+    with pytest.raises(UsageError, match="not finite"):
+        calibrate(grid, lambda: [images(2, SHAPE)])
+
+
+def test_training_on_the_grid_moves_the_weights_and_stays_on_it() -> None:
+    network = rewritten("small", SHAPE, DEFAULTS["czmig"])
+    grid = grid_graph(network.graph, SHAPE, GridBits())
+    batch = images(8, SHAPE)
+    calibrate(grid, lambda: [batch])
+    before = grid.graph(batch)
+    for _ in range(3):
+        step(network, batch)
+    after = grid.graph(batch)
+    assert not torch.equal(before, after)
+    for layer in grid.layers:
+        weight, _ = layer.weights.integers()
+        assert torch.equal(weight, weight.round())

@@ -1,0 +1,59 @@
+"""What the exact grid costs in accuracy: float32, straight after calibration, and after training on the grid.
+
+    python -m benchmarks.exact_accuracy --data DIR [--methods czmig mimicnorm batchnorm] [--seeds 1] [--runs FOLDER]
+
+DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg (the JPEG copy of CIFAR-10). Each method trains by its file in configs/, then goes through
+`pipeline train-export`; runs that are there already go on, or are only read. Writes results/exact_accuracy.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import write_result
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "cifar10"
+TARGETS = {"points lost after training on the grid": 0.2, "points lost at once": 0.5}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", default=["czmig", "mimicnorm", "batchnorm"])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "exact_accuracy")
+    options = parser.parse_args()
+    rows = [_row(method, seed, options.data, options.runs) for method in options.methods for seed in range(options.seeds)]
+    print(write_result("exact_accuracy", {"network": "resnet20", "data": "CIFAR-10 as JPEG", "targets": TARGETS, "runs": rows}))
+
+
+def _row(method: str, seed: int, data: Path, runs: Path) -> dict[str, Any]:
+    config, folder = CONFIGS / f"{method}-resnet20-6epochs.yaml", runs / f"{method}-{seed}"
+    options = ["--set", f"data.root={data}", "--set", f"training.seed={seed}", "--out", str(folder), "--json"]
+    done = subprocess.run([sys.executable, "-m", "pipeline", "train-export", str(config), *options], stdout=subprocess.PIPE, text=True, check=True)
+    verification = json.loads(done.stdout)["verification"]
+    facts = json.loads((folder / "bundle" / "manifest.json").read_bytes())["metrics"]
+    exact = facts["exact"]
+    exact_links = [link for link in verification["links"] if link["from"].startswith("exact")]
+    row = {
+        "method": method,
+        "seed": seed,
+        "float32": facts["test_accuracy"],
+        "exact_at_once": exact["test_accuracy_at_once"],
+        "exact": exact["test_accuracy"],
+        "points_lost_at_once": round(100 * (facts["test_accuracy"] - exact["test_accuracy_at_once"]), 2),
+        "points_lost": round(100 * (facts["test_accuracy"] - exact["test_accuracy"]), 2),
+        "epochs_on_the_grid": exact["epochs"],
+        "verdict": verification["verdict"],
+        "samples": verification["samples"]["count"],
+        "exact_links": {f"{link['from']} -> {link['to']}": link["max_ulp"] for link in exact_links},
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    main()

@@ -4,9 +4,11 @@ Takes names and numbers; touches no data set and no files.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from pipeline.config import Config
 from pipeline.graph import Normalise, trace
@@ -27,12 +29,16 @@ class ImageFacts:
     deviation: tuple[float, ...]
 
 
-def training_graph(config: Config, images: ImageFacts) -> Rewritten:
-    """The training graph of a config, freshly initialised on the CPU from the config's seed; the same on every machine."""
+def training_graph(config: Config, images: ImageFacts, prepare: Callable[[nn.Module], None] = lambda network: None) -> Rewritten:
+    """The training graph of a config, freshly initialised on the CPU from the config's seed; the same on every machine.
+
+    `prepare` may change the network, as it is written, before it is traced.
+    """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torchvision says about its own initial weights, which the method replaces
         torch.manual_seed(config.training.seed)
         network = network_by_name(config.network.name, images.num_classes, images.shape[0])
+    prepare(network)
     graph = trace(network, Normalise(images.mean, images.deviation), images.shape, images.num_classes)
     generator = torch.Generator().manual_seed(config.training.seed ^ _INITIALISATION)
     return method_from_options(config.method).rewrite(graph, generator)

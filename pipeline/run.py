@@ -21,6 +21,7 @@ from pipeline.config import Config, dump_config, load_config
 from pipeline.data import DataSet, TrainingBatches, open_data
 from pipeline.exact_stage import FOLDER as EXACT_FOLDER
 from pipeline.exact_stage import Exact, Place, exact_stage, why_not_exact
+from pipeline.importing import Origin, import_run, training_part
 from pipeline.methods import Rewritten
 from pipeline.staging import Trained, write_bundle_files
 from pipeline.training import Checkpoint, Settings, TrainingData, autocast_type, device_by_name, last_checkpoint, load_checkpoint
@@ -73,6 +74,26 @@ def export(folder: Path, required: tuple[str, ...], console: Console) -> Outcome
         return _published(_restored(load_config(path), folder, console), folder, required, console)
 
 
+def import_network(config: Config, weights: Path, folder: Path, required: tuple[str, ...], console: Console) -> Outcome:
+    """A float network of any origin: fold its norms, put it onto the grid, certify, export, verify, publish."""
+    required = (*required, *config.verify.runtimes)
+    require_runtimes(required)
+    with sole_use(folder):
+        _require_ours(folder)
+        _require_no_other_run(folder, config)
+        data = open_data(config.data, device_by_name(config.training.device), functools.partial(shown, console))
+        accuracy = import_run(config, data, Origin(weights), folder)
+        console.say(f"{config.network.name} as it was given: {accuracy:.2%} of the test images")
+        return _published(_restored(config, folder, console), folder, required, console)
+
+
+def _require_no_other_run(folder: Path, config: Config) -> None:
+    """An import may be done again; what was trained is never replaced by one."""
+    path = folder / "config.yaml"
+    if path.exists() and load_config(path).method != config.method:
+        raise UsageError(f"{folder} holds another run; choose another --out")
+
+
 def verify(folder: Path, asked: Asked, report: Path | None, console: Console) -> Outcome:
     """Verify a bundle from its files alone. The bundle stays as it is; the verdict is written to `report` where that is named."""
     bundle = open_bundle(folder)
@@ -94,7 +115,7 @@ def _trained(config: Config, folder: Path, resume: bool | None, console: Console
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "config.yaml", dump_config(config).encode())
     batches = TrainingBatches(data.train, config.data.batch_size, config.data.augment, config.training.seed)
-    settings = Settings(training=config.training, folder=folder, config=_training_part(config))
+    settings = Settings(training=config.training, folder=folder, config=training_part(config))
     console.say(f"training {config.network.name} with {config.method.name} on {device}, run folder {folder}")
     with console.progress("training", config.training.epochs * batches.steps_per_epoch) as progress:
         train_graph(network, TrainingData(batches, data.test, data.width), settings, EpochLines(progress), checkpoint)
@@ -106,7 +127,7 @@ def _restored(config: Config, folder: Path, console: Console) -> Trained:
     device = device_by_name(config.training.device)
     data = open_data(config.data, device, functools.partial(shown, console))
     network = training_graph(config, _image_facts(data))
-    load_checkpoint(last_checkpoint(folder), _training_part(config)).restore_graph(network.graph)
+    load_checkpoint(last_checkpoint(folder), training_part(config)).restore_graph(network.graph)
     network.graph.to(device).eval()
     place = Place(folder / EXACT_FOLDER, False, console)
     exact = why_not_exact(config, _image_facts(data)) or exact_stage(config, _image_facts(data), network.graph, data, place)
@@ -118,16 +139,11 @@ def _image_facts(data: DataSet) -> ImageFacts:
     return ImageFacts(shape, len(data.classes), data.normalisation.mean, data.normalisation.std)
 
 
-def _training_part(config: Config) -> dict[str, JsonValue]:
-    """What a checkpoint depends on; what is exported and verified may change from one call of a command to the next."""
-    return config.model_dump(mode="json", include={"data", "network", "method", "training"})
-
-
 def _checkpoint_to_resume(config: Config, folder: Path, resume: bool | None) -> Checkpoint | None:
     path = last_checkpoint(folder)
     if resume is False or (resume is None and not path.exists()):
         return None
-    return load_checkpoint(path, _training_part(config))
+    return load_checkpoint(path, training_part(config))
 
 
 def _described(config: Config, folder: Path, data: DataSet, network: Rewritten, exact: Exact | str) -> Trained:

@@ -6,17 +6,69 @@ import click
 
 from pipeline.cli import options
 from pipeline.cli.console import Console
+from pipeline.config import Config
 
 
 @click.command("export")
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_folder", metavar="[RUN]", required=False, type=click.Path(path_type=Path))
+@click.option("--network", metavar="NAME", help="Instead of a run: a network, such as torchvision:resnet18, that was trained elsewhere.")
+@click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="Its weights, as safetensors.")
+@click.option("--calibrate", "images", metavar="DIR", type=click.Path(path_type=Path), help="Images for it: DIR/train/CLASS/*, DIR/test/CLASS/*.")
+@click.option("--finetune", metavar="EPOCHS", type=click.IntRange(min=0), default=0, help="Train on the exact grid for so long.  [default: 0]")
+@options.out
+@options.overrides
 @options.required
 @options.as_json
 @click.pass_obj
-def command(console: Console, run_folder: Path, required: tuple[str, ...]) -> None:
-    """Fold, export and verify a training run's last checkpoint."""
+def command(
+    console: Console,
+    run_folder: Path | None,
+    network: str | None,
+    weights: Path | None,
+    images: Path | None,
+    finetune: int,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    required: tuple[str, ...],
+) -> None:
+    """Fold, export and verify a training run's last checkpoint, or a network that was trained elsewhere."""
+    if run_folder is None:
+        config = _config_of_import(network, weights, images, finetune, overrides)
     from pipeline import run
 
-    outcome = run.export(run_folder, required, console)
+    if run_folder is None:
+        assert weights is not None
+        outcome = run.import_network(config, weights, out or Path("runs") / config.network.name.replace(":", "-"), required, console)
+    else:
+        _refuse_options_of_import(network, weights, images, finetune, out, overrides)
+        outcome = run.export(run_folder, required, console)
     console.result(outcome.facts, outcome.text)
     outcome.raise_failure()
+
+
+def _config_of_import(network: str | None, weights: Path | None, images: Path | None, finetune: int, overrides: tuple[str, ...]) -> Config:
+    """The config that the run of an imported network gets; `--set` changes it like any other."""
+    from pipeline.config import parse_config
+
+    given = {"--network": network, "--weights": weights, "--calibrate": images}
+    if missing := [name for name, value in given.items() if value is None]:
+        raise click.UsageError(f"give a run folder, or --network, --weights and --calibrate together: {', '.join(missing)} is missing")
+    ours = str(network).startswith("torchvision:")
+    data = {
+        "name": "imagefolder",
+        "root": str(images),
+        "batch_size": 32,
+        **({"normalisation": "imagenet", "image_size": 224, "resize": 256} if ours else {}),
+    }
+    values = {
+        "data": data,
+        "network": {"name": network},
+        "method": {"name": "batchnorm", "initial_weights": "network"},
+        "exact": {"enabled": True, "epochs": finetune},
+    }
+    return parse_config(values, "the imported network's config", overrides)
+
+
+def _refuse_options_of_import(*values: object) -> None:
+    if any(values):
+        raise click.UsageError("--network, --weights, --calibrate, --finetune, --out and --set are for a network trained elsewhere, not for a run")

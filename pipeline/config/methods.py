@@ -58,6 +58,8 @@ class BatchnormOptions(Section):
     """The network as it is written, with batch normalisation: the baseline."""
 
     name: Literal["batchnorm"]
+    initial_weights: Literal["drawn", "network"] = "drawn"
+    """drawn: He's normal distribution. network: those with which the network is built, or that are imported into it."""
     weight_decay: NonNegative = 5.0e-4
     """L2 decay on every parameter."""
 

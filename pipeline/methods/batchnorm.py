@@ -104,7 +104,8 @@ class Batchnorm(Method):
     def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
         parts = find_parts(graph)
         for layer in parts.convolutions:
-            _initialise(layer, generator)
+            if self.options.initial_weights == "drawn":
+                _initialise(layer, generator)
             if layer.norm is not None:
                 replace_layer(graph, layer.node, Normed(layer.module, _with_statistics(layer.norm)))
                 bypass(graph, layer.norm.node)

@@ -17,7 +17,7 @@ from pipeline.cli.ending import exit_code_of
 COMMANDS = {
     "train-export": ("pipeline.cli.train_export", "Train, fold, export and verify: from a config to a bundle."),
     "train": ("pipeline.cli.train", "Train and keep checkpoints; export comes later."),
-    "export": ("pipeline.cli.export", "Fold, export and verify a training run's last checkpoint."),
+    "export": ("pipeline.cli.export", "Fold, export and verify a training run's last checkpoint, or a network trained elsewhere."),
     "verify": ("pipeline.cli.verify", "Check, link by link, that a bundle's models give the same outputs."),
     "doctor": ("pipeline.cli.doctor", "Say what this machine can run."),
 }

@@ -31,7 +31,7 @@ def command(
     overrides: tuple[str, ...],
     required: tuple[str, ...],
 ) -> None:
-    """Fold, export and verify a training run's last checkpoint, or a network that was trained elsewhere."""
+    """Fold, export and verify a training run's last checkpoint, or a network trained elsewhere."""
     if run_folder is None:
         config = _config_of_import(network, weights, images, finetune, overrides)
     from pipeline import run

@@ -1,12 +1,17 @@
 """`pipeline export`: its options."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.cli import options
 from pipeline.cli.console import Console
-from pipeline.config import Config
+
+if TYPE_CHECKING:
+    from pipeline.config import Config  # takes long to import, and the help does without
 
 
 @click.command("export")

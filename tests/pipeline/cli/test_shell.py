@@ -289,7 +289,7 @@ def test_the_shell_completes_commands() -> None:
         (
             "verify",
             ["bundle", "--require", "onnxruntime-cpu", "--network", "m:f", "--report", "there"],
-            {"bundle": Path("bundle"), "required": ("onnxruntime-cpu",), "network": "m:f", "report": Path("there")},
+            {"bundle": Path("bundle"), "required": ("onnxruntime-cpu",), "network": "m:f", "report": Path("there"), "certificate": None},
         ),
     ],
 )

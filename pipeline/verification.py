@@ -20,6 +20,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from deploy.runners.base import TensorSpec
+from deploy.verify.certificate import Certificate
+from deploy.verify.certifying import certificate_of
 from deploy.verify.chain import Record, run_chain
 from deploy.verify.report import report_html
 from deploy.verify.samples import hostile_images
@@ -39,6 +41,7 @@ from pipeline.diagnosis import filter_figures_of
 from pipeline.exact_stage import grid_of
 from pipeline.networks import is_of_the_user
 from pipeline.staging import (
+    CERTIFICATE,
     CONFIG,
     EXACT_MODEL,
     EXACT_TENSORRT_MODEL,
@@ -87,20 +90,24 @@ class Verification:
     metrics: tuple[dict[str, JsonValue], ...]
     filters: tuple[Mapping[str, object], ...]
     facts: Mapping[str, object]
+    certificate: Certificate | None
+    """Of the exact file, where there is one; recomputed from that file alone."""
 
     @property
     def passed(self) -> bool:
-        return self.verdict.passed
+        return self.verdict.passed and (self.certificate is None or self.certificate.holds)
 
     @property
     def failure(self) -> str | None:
         """The sentence that names what failed."""
+        if self.certificate is not None and not self.certificate.holds:
+            return f"{EXACT_MODEL}: {self.certificate.failure}"
         return None if self.passed else failure_sentence(self.verdict)
 
     @property
     def as_json(self) -> dict[str, JsonValue]:
         """The content of verification.json."""
-        return self.verdict.to_json()
+        return {**self.verdict.to_json(), "verdict": "pass" if self.passed else "fail"}
 
     @property
     def text(self) -> str:
@@ -108,6 +115,7 @@ class Verification:
         counted = self.verdict.samples
         errors = {each.stage: each for each in self.verdict.errors}
         lines = [_link_line(link, errors.get(link.to)) for link in self.verdict.links]
+        lines += [] if self.certificate is None else [_certificate_line(self.certificate)]
         verdict = "the outputs are the same" if self.passed else "the outputs are NOT the same"
         return "\n".join([*lines, f"{verdict}, on {counted.count:,} samples: {', '.join(how.partition(':')[0] for how in counted.how)}"])
 
@@ -115,6 +123,8 @@ class Verification:
         """verification.json and report.html."""
         content = self.as_json
         write_file(folder / "verification.json", json_bytes(content))
+        if self.certificate is not None:
+            write_file(folder / CERTIFICATE, json_bytes(self.certificate.to_json()))
         page = report_html(content, metrics=self.metrics, filters=self.filters, facts=self.facts)
         write_file(folder / "report.html", page.encode())
 
@@ -172,11 +182,20 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
     with tempfile.TemporaryDirectory() as folder:
         models = _laid_out(bundle, Path(folder))
         chains = [float_chain(place, graph, folded, models[MODEL], folded_here=_folded_here(bundle, place.device))]
+        certificate = None
         if (grid := _rebuilt_grid(bundle, config)) is not None:
             exact = folded_from_integers(grid, _tensors(bundle, EXACT_WEIGHTS))
             chains.append(exact_chain(place, grid, exact, models[EXACT_MODEL], models[EXACT_TENSORRT_MODEL]))
+            certificate = certificate_of(models[EXACT_MODEL])
+            _require_the_stored_certificate(bundle, certificate)
         verdict = together([run_chain(chain, batches, record, require={*asked.required, "onnxruntime-cpu"}) for chain in chains])
-    return Verification(verdict, _metrics(bundle), tuple(filter_figures_of(graph)), _facts(bundle, graph))
+    return Verification(verdict, _metrics(bundle), tuple(filter_figures_of(graph)), _facts(bundle, graph), certificate)
+
+
+def _require_the_stored_certificate(bundle: Bundle, found: Certificate) -> None:
+    """A bundle's certificate must be the one that its file has; while a bundle is made there is none yet."""
+    if bundle.has(CERTIFICATE) and bundle.read(CERTIFICATE) != json_bytes(found.to_json()):
+        raise DamagedError(f"{bundle.folder / CERTIFICATE} is not the certificate of {EXACT_MODEL}; export the bundle again")
 
 
 def _laid_out(bundle: Bundle, folder: Path) -> dict[str, Path]:
@@ -328,6 +347,13 @@ def _how_it_went(link: LinkVerdict, errors: StageErrors | None) -> str:
     if errors is None or errors.budget is None:
         return "passed"
     return f"passed, error against float64 {errors.max:.3g} of {errors.budget.max:.3g} allowed"
+
+
+def _certificate_line(certificate: Certificate) -> str:
+    if not certificate.holds or certificate.tightest is None:
+        return certificate.failure
+    room = certificate.tightest.headroom_bits
+    return f"certificate: no sum depends on its order, {room:.2f} bits to spare in the tightest of {len(certificate.layers)} layers"
 
 
 def _load(graph: nn.Module, bundle: Bundle, name: str) -> None:

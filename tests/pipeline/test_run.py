@@ -43,6 +43,7 @@ def test_the_bundle_holds_what_is_promised(finished_run: Path) -> None:
     bundle = open_bundle(finished_run / "bundle")
     assert set(bundle.manifest.files) == {
         "README.md",
+        "certificate.json",
         "labels.txt",
         "model.exact.onnx",
         "model.exact.trt.onnx",

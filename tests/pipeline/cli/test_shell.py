@@ -271,6 +271,9 @@ def test_the_shell_completes_commands() -> None:
     assert (done.returncode, done.stdout) == (0, "plain,doctor\n")
 
 
+NOT_IMPORTED: dict[str, object] = {"network": None, "weights": None, "images": None, "finetune": 0, "out": None, "overrides": ()}
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "expected"),
     [
@@ -285,11 +288,25 @@ def test_the_shell_completes_commands() -> None:
             {"config": Path("b.yaml"), "out": Path("there"), "overrides": (), "resume": True},
         ),
         ("train", ["b.yaml"], {"config": Path("b.yaml"), "out": None, "overrides": (), "resume": None}),
-        ("export", ["runs/b"], {"run_folder": Path("runs/b"), "required": ()}),
+        ("export", ["runs/b"], {"run_folder": Path("runs/b"), "required": (), **NOT_IMPORTED}),
+        (
+            "export",
+            ["--network", "n", "--weights", "w", "--calibrate", "d", "--finetune", "3", "--out", "o", "--set", "a=b"],
+            {
+                "run_folder": None,
+                "network": "n",
+                "weights": Path("w"),
+                "images": Path("d"),
+                "finetune": 3,
+                "out": Path("o"),
+                "overrides": ("a=b",),
+                "required": (),
+            },
+        ),
         (
             "verify",
             ["bundle", "--require", "onnxruntime-cpu", "--network", "m:f", "--report", "there"],
-            {"bundle": Path("bundle"), "required": ("onnxruntime-cpu",), "network": "m:f", "report": Path("there")},
+            {"bundle": Path("bundle"), "required": ("onnxruntime-cpu",), "network": "m:f", "report": Path("there"), "certificate": None},
         ),
     ],
 )

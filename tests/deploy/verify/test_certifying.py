@@ -1,0 +1,312 @@
+"""The certificate from a file alone: it agrees with what wrote the file, and each thing that would break it is found by name."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from exact_files import DIALECTS, PIXEL_STEP, Sketch, add_constant, calibrated, changed, constant_of, set_constant
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import helper
+
+from deploy.verify.certificate import EXACT_BELOW, Certificate, LayerRow, as_table
+from deploy.verify.certifying import certificate_of
+from export.errors import DamagedError
+from export.exact.certificate import largest_sums
+
+Array = NDArray[Any]
+Change = Callable[[onnx.GraphProto], None]
+SMALL = (1, 8, 8)
+FIRST, SECOND = "network_conv1", "network_stages_0_0_conv1"
+
+
+def certified(folder: Path, content: bytes) -> Certificate:
+    path = folder / "model.onnx"
+    path.write_bytes(content)
+    return certificate_of(path)
+
+
+@pytest.fixture(scope="module")
+def unsigned() -> bytes:
+    """The `small` network's exact file."""
+    return DIALECTS["unsigned"](calibrated("small", SMALL), SMALL, 10, {})
+
+
+@pytest.fixture(scope="module")
+def signed() -> bytes:
+    return DIALECTS["signed"](calibrated("small", SMALL), SMALL, 10, {})
+
+
+NETWORKS = [
+    ("small", SMALL),
+    ("resnet20", (3, 16, 16)),
+    ("torchvision:mobilenet_v2", (3, 64, 64)),
+    ("torchvision:shufflenet_v2_x0_5", (3, 64, 64)),
+    ("torchvision:squeezenet1_1", (3, 64, 64)),
+]
+
+
+@pytest.mark.parametrize(("network", "shape"), NETWORKS)
+def test_every_network_is_certified_with_the_bounds_of_the_training_side(tmp_path: Path, network: str, shape: tuple[int, int, int]) -> None:
+    grid = calibrated(network, shape)
+    by_dialect = {name: certified(tmp_path, write(grid, shape, 10, {})) for name, write in DIALECTS.items()}
+    bounds = {layer.name.replace(".", "_"): int(largest_sums(layer).max()) for layer in grid.layers}
+    for certificate in by_dialect.values():
+        assert certificate.refusals == ()
+        rows = {row.name: row for row in certificate.layers if row.weight_step_min is not None}
+        assert rows.keys() == bounds.keys()
+        for name, row in rows.items():
+            # The file shows where a value cannot reach the end of its range; the training side does not look.
+            assert row.largest_sum <= bounds[name]
+            if row.input_high in (127, 255) and row.input_low in (0, -128):
+                assert row.largest_sum == bounds[name]
+    facts = [[_common(row) for row in certificate.layers] for certificate in by_dialect.values()]
+    assert facts[0] == facts[1]
+    assert all(row.int16_pairs_safe is not False for row in by_dialect["unsigned"].layers)
+
+
+def _common(row: LayerRow) -> dict[str, object]:
+    """What does not depend on how bytes are stored."""
+    return {name: value for name, value in row.to_json().items() if name not in ("accumulator_bits", "int16_pairs_safe")}
+
+
+def _edit(name: str, edit: Callable[[Array], object]) -> Change:
+    def change(graph: onnx.GraphProto) -> None:
+        value = constant_of(graph, name)
+        edit(value)
+        set_constant(graph, name, value)
+
+    return change
+
+
+def _set(place: int, number: float) -> Callable[[Array], object]:
+    def edit(value: Array) -> None:
+        value.reshape(-1)[place] = number
+
+    return edit
+
+
+def _node(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
+    (node,) = (each for each in graph.node if each.output[0] == name)
+    return node
+
+
+def _without_clip(graph: onnx.GraphProto) -> None:
+    clip = _node(graph, "grid_relu")
+    for node in graph.node:
+        node.input[:] = [clip.input[0] if name == "grid_relu" else name for name in node.input]
+    graph.node.remove(clip)
+
+
+def _sigmoid(graph: onnx.GraphProto) -> None:
+    node = _node(graph, "add")
+    place = list(graph.node).index(node)
+    graph.node.insert(place + 1, helper.make_node("Sigmoid", ["add"], ["bent"]))
+    _node(graph, "grid_relu_2_byte").input[0] = "bent"
+
+
+def _other_step(graph: onnx.GraphProto, step: float, *nodes: str) -> None:
+    add_constant(graph, "other_step", np.array(step, np.float32))
+    for name in nodes:
+        _node(graph, name).input[1] = "other_step"
+
+
+def _output_step_of_two_units(graph: onnx.GraphProto) -> None:
+    _other_step(graph, 2 * constant_of(graph, "network.conv1.unit")[0], "grid_relu_byte", "grid_relu_float")
+
+
+def _other_join_step(graph: onnx.GraphProto) -> None:
+    _other_step(graph, 2.0**-20, "grid_network_stages_0_0_conv2", "grid_network_stages_0_0_conv2_float")
+
+
+def _rounding_join(graph: onnx.GraphProto) -> None:
+    step = constant_of(graph, _node(graph, "grid_relu_float").input[1])
+    _other_step(graph, 2 * float(step), "grid_relu_2_byte", "grid_relu_2_float", "pad_float")
+
+
+def _mean_over_three(graph: onnx.GraphProto) -> None:
+    graph.input[0].type.tensor_type.shape.dim[3].dim_value = 12
+
+
+BROKEN: dict[str, tuple[Change, str, str]] = {
+    "an operation nobody knows": (_sigmoid, "bent", "is a Sigmoid, which has no exact form here"),
+    "a step that is no power of two": (
+        _edit("network.conv1.step", _set(0, 0.01)),
+        "network_conv1_weight",
+        r"has the step 0.0099.* in 'network.conv1.step', which is not a power of two",
+    ),
+    "a negative step": (_edit("network.conv1.step", _set(0, -0.5)), "network_conv1_weight", "-0.5"),
+    "an odd weight": (_edit("network.conv1.weight", _set(0, 3)), FIRST, r"half-way between two steps of .*: filter 0 has an odd weight"),
+    "an even bias": (_edit("network.conv1.bias", _set(1, 2)), FIRST, r"half-way between two steps of .*: filter 1 has an even bias"),
+    "a weight of -128": (_edit("network.stages.0.0.conv1.weight", _set(5, -128)), SECOND, "has a weight of -128, 127 is the limit"),
+    "a weight one past the edge of signed inputs": (
+        _edit("network.conv1.weight", lambda value: value.reshape(-1).__setitem__(slice(0, 2), (66, 64))),
+        FIRST,
+        r"pairs of products up to 255 times 130, which CPUs without VNNI saturate at 32767",
+    ),
+    "a bias one past the edge": (_edit("network.conv1.bias", _set(0, 2**24 + 1)), FIRST, r"partial sums of 16\d* in filter 0, 16777216 is the limit"),
+    "a bias off the grid of its sums": (
+        _edit("network.conv1.unit", _set(2, 2.0**-30)),
+        FIRST,
+        "a bias whose step is not input step times weight step",
+    ),
+    "an output step of two units": (_output_step_of_two_units, FIRST, r"the sums of filter \d+ are odd multiples of"),
+    "a clip that is missing": (_without_clip, SECOND, r"pairs of products up to \d+ times \d+"),
+    "a join of different steps": (_other_join_step, "add", "joins values of the steps"),
+    "a join that rounds": (_rounding_join, "add", "it joins or adds up values of step"),
+    "a mean over a count that is no power of two": (_mean_over_three, "global_pool_adaptive_avg_pool2d", "is a mean over 6 values"),
+    "a zero point among the weights": (_edit("network.conv1.zero_point", _set(0, 1)), "network_conv1_weight", "has a zero point in the constant"),
+    "an attribute nobody knows": (
+        lambda graph: _node(graph, FIRST).attribute.append(helper.make_attribute("auto_pad", "SAME_UPPER")),
+        FIRST,
+        "with auto_pad=b'SAME_UPPER', which is not understood",
+    ),
+    "a transposed classifier": (
+        lambda graph: _node(graph, "network_classifier").attribute.append(helper.make_attribute("alpha", 0.5)),
+        "network_classifier",
+        "with alpha=0.5",
+    ),
+    "a classifier off the grid": (
+        _edit("network.classifier.weight", _set(0, 0.1)),
+        "network_classifier",
+        "can have partial sums of .* in filter 0",
+    ),
+    "a classifier that is not finite": (_edit("network.classifier.weight", _set(0, np.inf)), "network_classifier", "not finite"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_breaks_the_proof_is_refused_by_name(tmp_path: Path, unsigned: bytes, what: str) -> None:
+    change, node, message = BROKEN[what]
+    certificate = certified(tmp_path, changed(unsigned, change))
+    assert not certificate.holds
+    refusal = certificate.refusals[0]
+    assert refusal.node == node, certificate.refusals
+    assert re.search(message, refusal.reason)
+    assert refusal.remedy
+    assert f"{node!r} {refusal.reason}; {refusal.remedy}" in certificate.failure
+    assert certificate.to_json()["verdict"] == "refused"
+
+
+def test_both_remedies_are_named(tmp_path: Path, unsigned: bytes) -> None:
+    change, node, _ = BROKEN["a bias one past the edge"]
+    (refusal,) = certified(tmp_path, changed(unsigned, change)).refusals
+    assert (refusal.node, "fewer bits" in refusal.remedy, "larger step" in refusal.remedy) == (node, True, True)
+
+
+def test_what_reads_an_unknown_value_is_not_refused_again(tmp_path: Path, unsigned: bytes) -> None:
+    certificate = certified(tmp_path, changed(unsigned, _sigmoid))
+    assert [refusal.node for refusal in certificate.refusals] == ["bent"]
+    assert "network_classifier" not in {row.name for row in certificate.layers}
+
+
+def test_the_signed_file_is_looked_at_as_closely(tmp_path: Path, signed: bytes) -> None:
+    off_grid = _edit("network.conv1.bias", lambda value: value.__imul__(1.5))
+    refusal = certified(tmp_path, changed(signed, off_grid)).refusals[0]
+    assert (refusal.node, "not a multiple of input step times weight step" in refusal.reason) == (FIRST, True)
+    even = _edit("network.conv1.bias", lambda value: value.__imul__(2))
+    assert "filter 0 has an even bias" in certified(tmp_path, changed(signed, even)).refusals[0].reason
+
+
+def test_the_edge_itself_is_certified_and_the_next_odd_number_is_not(tmp_path: Path) -> None:
+    def file(bias: int) -> bytes:
+        sketch = Sketch()
+        sums = sketch.layer(sketch.pixels(), "first", np.full((1, 1, 4, 4), 64, np.int8), [bias], PIXEL_STEP)
+        rounded = sketch.quantised(sums, 2.0, 0, 127)
+        return sketch.content(sketch.flattened(rounded, 1), 1)
+
+    terms = 16 * 64 * 128
+    assert certified(tmp_path, file(EXACT_BELOW - 1 - terms)).holds
+    (refusal,) = certified(tmp_path, file(EXACT_BELOW + 1 - terms)).refusals
+    assert refusal.node == "first"
+
+
+BOTH_WAYS = np.array([[126, -126], [-126, 126]], np.int8).reshape(2, 2, 1, 1)
+"""Sums that reach far beyond 8 bits, up and down."""
+
+
+def _join_file(clipped_at_0: bool, other: str) -> bytes:
+    """A branch straight from a layer, joined with what it reads or with another layer's branch."""
+    step, sketch = 2.0**-5, Sketch(2)
+    stem = sketch.layer(sketch.pixels(), "stem", np.full((2, 2, 1, 1), 64, np.int8), [1, 1], PIXEL_STEP)
+    x = sketch.quantised(stem, step, 0, 127)
+    joined = [sketch.quantised(sketch.layer(x, "branch", BOTH_WAYS, [1, 1], step), step, 128), x]
+    if other == "projection":
+        joined[1] = sketch.quantised(sketch.layer(x, "projection", BOTH_WAYS, [1, 1], step), step, 128)
+    result = sketch.quantised(sketch.node("Add", joined, "join"), step, *((0, 127) if clipped_at_0 else (128,)))
+    return sketch.content(sketch.flattened(result, 2 * 16), 2 * 16)
+
+
+@pytest.mark.parametrize(
+    ("clipped_at_0", "other", "expected"),
+    [(True, "identity", "the same"), (False, "identity", "may differ"), (True, "projection", "may differ"), (False, "projection", "may differ")],
+)
+def test_whether_a_branch_may_go_unclipped_into_a_join(tmp_path: Path, clipped_at_0: bool, other: str, expected: str) -> None:
+    certificate = certified(tmp_path, _join_file(clipped_at_0, other))
+    assert certificate.refusals == ()
+    (join,) = certificate.joins
+    assert (join.name, join.step, join.rounds, join.without_branch_quantiser) == ("join", 2.0**-5, False, expected)
+    assert (join.low, join.high, join.bits) == ((-128, 254, 8) if other == "identity" else (-256, 254, 9))
+
+
+def test_json_has_the_keys_that_readers_rely_on(tmp_path: Path, unsigned: bytes) -> None:
+    content = json.loads(json.dumps(certified(tmp_path, unsigned).to_json(), allow_nan=False))
+    assert list(content) == [
+        "format",
+        "verdict",
+        "model_sha256",
+        "exact_below",
+        "least_headroom_bits",
+        "tf32_safe",
+        "int16_pairs_safe",
+        "without_branch_quantisers",
+        "layers",
+        "joins",
+        "refusals",
+    ]
+    assert (content["format"], content["verdict"], content["exact_below"]) == (1, "holds", 2**24)
+    assert content["model_sha256"] == hashlib.sha256(unsigned).hexdigest()
+    assert content["least_headroom_bits"] == min(row["headroom_bits"] for row in content["layers"])
+    assert {"name", "operation", "largest_sum", "plain_bound", "bits", "headroom_bits", "ties"} <= content["layers"][0].keys()
+    assert {"name", "step", "bits", "rounds", "without_branch_quantiser"} <= content["joins"][0].keys()
+
+
+def test_the_table_has_a_line_a_layer_and_says_what_to_mind(tmp_path: Path, unsigned: bytes, signed: bytes) -> None:
+    lines = as_table(certified(tmp_path, unsigned)).splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == [FIRST, SECOND]
+    assert any(line.startswith("every sum is exact in float32 and int32 in any order, with ") for line in lines)
+    assert "NOT SAFE" not in "".join(lines)
+    assert "not for kernels that add pairs of products in 16 bits: " in as_table(certified(tmp_path, signed))
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x0a"])
+def test_what_is_no_model_is_damaged(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(DamagedError):
+        certified(tmp_path, content)
+
+
+def test_a_graph_that_is_not_valid_is_damaged(tmp_path: Path, unsigned: bytes) -> None:
+    def cut(graph: onnx.GraphProto) -> None:
+        del graph.initializer[3]
+
+    with pytest.raises(DamagedError, match=r"is not a valid model: .*; export it again"):
+        certified(tmp_path, changed(unsigned, cut))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damage_anywhere_ends_in_a_certificate_a_refusal_or_exit_5(tmp_path: Path, unsigned: bytes, data: st.DataObject) -> None:
+    content = bytearray(unsigned)
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    with suppress(DamagedError):
+        certificate = certified(tmp_path, bytes(content))
+        assert certificate.holds == (certificate.refusals == ())

@@ -1,4 +1,4 @@
-"""ResNet-18, -34, -50 and -101 for small images: four stages from 64 planes on, a 3x3 stem of stride 1 and no max-pool, 1x1 projections as shortcuts."""
+"""ResNet-18 to -101 for small images: four stages from 64 planes on, a 3x3 stem of stride 1, no max-pool, 1x1 projections as shortcuts."""
 
 import torch
 from torch import nn

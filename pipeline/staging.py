@@ -22,6 +22,7 @@ from export.fold import fold
 from export.onnx import INPUT, OUTPUT, class_metadata, onnx_from_graph
 from export.tensors import tensors_bytes
 from pipeline.config import Config, dump_config
+from pipeline.config.sections import Data
 from pipeline.data import Split
 from pipeline.exact_stage import Exact
 from pipeline.networks import is_of_the_user
@@ -157,13 +158,22 @@ def _pixels_to_feed(trained: Trained) -> str:
     match data.name:
         case "digits":
             return "scikit-learn's values v of 0 to 16 as min(16 v, 255)."
-        case "cifar10":
+        case "cifar10" | "cifar100" | "svhn":
             return "those of the files, RGB, unchanged."
         case "imagefolder":
             colour = "gray (from colour: ITU-R 601 luma)" if channels == 1 else "RGB"
-            square = f"the centre square of each image, scaled to {height} x {width}, bilinear with antialiasing (Pillow's `BILINEAR`)"
-            size = f"{height} x {width}, neither cropped nor scaled" if data.image_size is None else square
-            return f"{colour}, upright as the EXIF orientation says; {size}; as training did."
+            return f"{colour}, upright as the EXIF orientation says; {_part_to_feed(data, height, width)}."
+
+
+def _part_to_feed(data: Data, height: int, width: int) -> str:
+    scaled = "bilinear with antialiasing (Pillow's `BILINEAR`)"
+    if data.image_size is None:
+        return f"{height} x {width}, neither cropped nor scaled; as training did"
+    if data.resize is None:
+        part = f"the centre square of each image, scaled to {height} x {width}, {scaled}"
+    else:
+        part = f"the shorter side of each image scaled to {data.resize}, {scaled}, and of that the {height} x {width} in the centre"
+    return f"{part}; as {'training' if data.augment.resized_crop is None else 'testing'} did"
 
 
 def _how_to_verify(network: str) -> str:

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 
 from pipeline.config import parse_config
+from pipeline.config.sections import Data
 from pipeline.data import Split
 from pipeline.data.images import MemoryImages
 from pipeline.methods import METHODS
@@ -101,10 +103,23 @@ def test_the_methods_are_those_of_the_table() -> None:
     [
         ({"name": "digits"}, (1, 8, 8), "small", ("min(16 v, 255)", "from these files alone")),
         ({"name": "cifar10"}, (3, 32, 32), "resnet20", ("RGB, unchanged",)),
-        ({"name": "imagefolder", "image_size": 32}, (3, 32, 32), "my_net:build", ("RGB, upright", "centre square", "--network my_net:build`")),
+        ({"name": "cifar100"}, (3, 32, 32), "resnet18", ("RGB, unchanged",)),
+        ({"name": "svhn"}, (3, 32, 32), "wrn-16-8", ("RGB, unchanged",)),
+        (
+            {"name": "imagefolder", "image_size": 224, "resize": 256, "augment": {"resized_crop": [0.08, 1.0]}},
+            (3, 224, 224),
+            "torchvision:resnet50",
+            ("the shorter side of each image scaled to 256, bilinear", "and of that the 224 x 224 in the centre; as testing did"),
+        ),
+        (
+            {"name": "imagefolder", "image_size": 32},
+            (3, 32, 32),
+            "my_net:build",
+            ("RGB, upright", "centre square", "as training did", "--network my_net:build`"),
+        ),
         ({"name": "imagefolder"}, (1, 20, 30), "torchvision:resnet18", ("gray", "20 x 30, neither cropped nor scaled", "from these files alone")),
     ],
-    ids=["digits", "cifar10", "imagefolder", "imagefolder as it is"],
+    ids=["digits", "cifar10", "cifar100", "svhn", "imagefolder as ImageNet", "imagefolder", "imagefolder as it is"],
 )
 def test_the_readme_of_a_bundle_says_what_to_feed_and_how_to_verify(
     data: dict[str, object], shape: tuple[int, int, int], network: str, words: tuple[str, ...]
@@ -116,6 +131,12 @@ def test_the_readme_of_a_bundle_says_what_to_feed_and_how_to_verify(
     trained = Trained(config, GraphModule(nn.Identity(), Graph()), ("a", "b"), shape, test, {}, b"", "cpu", "float32", "not asked for")
     card = _model_card(trained)
     assert all(each in card for each in words)
+
+
+def test_the_data_sets_are_those_of_the_config() -> None:
+    listed = README.split("\n### Using the model\n")[1].split("\n## ")[0]
+    named = {name for line in re.findall(r"^- ((?:`\w+`(?:, )?)+):", listed, flags=re.MULTILINE) for name in re.findall(r"`(\w+)`", line)}
+    assert named == set(get_args(Data.model_fields["name"].annotation))
 
 
 def test_links_lead_somewhere() -> None:

@@ -11,6 +11,7 @@ Count = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
+Area = Annotated[float, Field(gt=0, le=1)]
 CudaDevice = Annotated[str, Field(pattern=r"^cuda:\d+$", examples=["cuda:0"])]
 
 
@@ -21,24 +22,41 @@ class Augment(Section):
     """Mirror half of the images left to right."""
     crop_padding: NonNegativeInt = 0
     """Pad with black by this many pixels, then crop back at a random place."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Turn by a random angle of up to this many degrees either way: nearest pixel, black corners."""
+    resized_crop: tuple[Area, Area] | None = None
+    """imagefolder: cut out a random part, of so much of the image's area at least and at most and 3:4 to 4:3, and scale it to image_size;
+    [0.08, 1] is usual for ImageNet. Each image is read anew in each epoch."""
+
+    @model_validator(mode="after")
+    def _areas_rise(self) -> "Augment":
+        if self.resized_crop is not None and self.resized_crop[0] > self.resized_crop[1]:
+            raise ValueError(f"resized_crop takes the least share of the area, then the largest, got {list(self.resized_crop)}")
+        return self
 
 
 class Data(Section):
     """What is trained and tested on."""
 
-    name: Literal["digits", "cifar10", "imagefolder"] = "digits"
+    name: Literal["digits", "cifar10", "cifar100", "svhn", "imagefolder"] = "digits"
     """digits: scikit-learn's 1,797 handwritten digits, built in. imagefolder: ROOT/train/CLASS/*.png, ROOT/test/..."""
     root: Text = "data"
-    """imagefolder: the folder that holds train/ and test/ (or val/). cifar10: the folder it is kept in."""
+    """imagefolder: the folder that holds train/ and test/ (or val/). cifar10, cifar100, svhn: the folder it is kept in."""
     download: bool = False
-    """Fetch cifar10 when it is not under root."""
+    """Fetch cifar10, cifar100 or svhn when it is not under root."""
+    extra: bool = False
+    """svhn: train on the 531,131 images of its extra split as well."""
     batch_size: Count = 128
     image_size: Count | None = None
     """imagefolder: scale each image's centre square to this height and width. None: all images must have one size."""
+    resize: Count | None = None
+    """imagefolder: to test, scale each image's shorter side to this and cut the centre image_size out of it (256 and 224 are usual for
+    ImageNet). None: the centre square, scaled."""
     color: Literal["auto", "rgb", "gray"] = "auto"
     """imagefolder: auto takes gray only where every image is gray."""
-    normalisation: Literal["centred", "dataset"] | tuple[tuple[float, ...], tuple[float, ...]] = "centred"
-    """centred: (p - 128) / 64, exact in floating point. dataset: the data set's own mean and deviation.
+    normalisation: Literal["centred", "dataset", "unit", "imagenet", "cifar100"] | tuple[tuple[float, ...], tuple[float, ...]] = "centred"
+    """centred: (p - 128) / 64, exact in floating point. dataset: the data set's own mean and deviation. unit: p / 255, no mean subtracted
+    (EquiNorm). imagenet: mean and deviation of ImageNet (also what CZMIG's code takes for CIFAR-10). cifar100: those in MimicNorm's code.
     Or [[mean...], [deviation...]] of p / 255."""
     residence: Literal["auto", "device", "stream"] = "auto"
     """device: the whole set as bytes there. stream: batch by batch, files decoded by workers. auto: device up to 2 GiB."""
@@ -54,6 +72,20 @@ class Data(Section):
                 raise ValueError(f"normalisation takes 1 or 3 means and as many deviations, got {len(mean)} and {len(deviation)}")
             if min(deviation) <= 0:
                 raise ValueError(f"normalisation needs deviations above 0, got {list(deviation)}")
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_the_data_set_has(self) -> "Data":
+        if self.extra and self.name != "svhn":
+            raise ValueError(f"extra: true is for svhn, which has an extra split; {self.name} has none")
+        framing = {"resize": self.resize, "augment.resized_crop": self.augment.resized_crop}
+        for key in (key for key, value in framing.items() if value is not None):
+            if self.name != "imagefolder" or self.image_size is None:
+                raise ValueError(f"{key} is for name: imagefolder, with the image_size that images are cut to; set both, or leave it out")
+        if self.resize is not None and self.image_size is not None and self.resize < self.image_size:
+            raise ValueError(f"resize {self.resize} is less than image_size {self.image_size}, which is cut out of it")
+        if self.augment.resized_crop is not None and self.residence == "device":
+            raise ValueError("augment.resized_crop reads each image anew in each epoch, so residence: device cannot be; take auto or stream")
         return self
 
 

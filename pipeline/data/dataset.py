@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from export.errors import UsageError
-from pipeline.data.images import Images
+from pipeline.data.images import Draws, Images
 
 Item = TypeVar("Item")
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -70,11 +70,11 @@ class Split:
         """The whole split in its own order; the last batch may be smaller."""
         return self.batches_in_order(torch.arange(self.num_samples), batch_size)
 
-    def batches_in_order(self, order: torch.Tensor, batch_size: int) -> Iterator[Batch]:
+    def batches_in_order(self, order: torch.Tensor, batch_size: int, draws: Draws = None) -> Iterator[Batch]:
         """The samples with the indices `order` (int64, on the CPU), batch by batch; the last one may be smaller."""
         labels = self.labels[order.to(self.labels.device)].to(self.device)
         starts = range(0, len(order), batch_size)
-        for start, images in zip(starts, self.images.batches(order, batch_size, self.device), strict=True):
+        for start, images in zip(starts, self.images.batches(order, batch_size, self.device, draws), strict=True):
             yield images, labels[start : start + batch_size]
 
 

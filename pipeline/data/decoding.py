@@ -7,12 +7,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+
+from pipeline.data.framing import Framing
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -75,46 +78,46 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """Decodes files to one shape. With `crop_and_resize`, each image's centre square is scaled to it.
+class Wanted:
+    """A file, and the random number that says which part of it; none for the part that is tested."""
 
-    Scaling is bilinear with antialiasing; an image is turned upright as its EXIF orientation says; gray from colour is
-    ITU-R 601 luma; of several frames, the first counts.
+    path: str
+    draw: int | None = None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes files to one shape. With a framing, a part of each image is brought to it.
+
+    An image is turned upright as its EXIF orientation says; gray from colour is ITU-R 601 luma; of several frames, the first counts.
     """
 
     channels: int
     height: int
     width: int
-    crop_and_resize: bool
+    framing: Framing | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.channels, self.height, self.width
 
-    def __call__(self, paths: Sequence[str]) -> torch.Tensor | Unreadable:
-        pixels = torch.empty((len(paths), *self.shape), dtype=torch.uint8)
-        for target, path in zip(pixels.numpy(), paths, strict=True):
-            decoded = _or_unreadable(path, self._decoded)
+    def __call__(self, files: Sequence[Wanted]) -> torch.Tensor | Unreadable:
+        pixels = torch.empty((len(files), *self.shape), dtype=torch.uint8)
+        for target, wanted in zip(pixels.numpy(), files, strict=True):
+            decoded = _or_unreadable(wanted.path, partial(self._decoded, draw=wanted.draw))
             if isinstance(decoded, Unreadable):
                 return decoded
             target[:] = decoded
         return pixels
 
-    def _decoded(self, image: Image.Image) -> np.ndarray:
+    def _decoded(self, image: Image.Image, draw: int | None) -> np.ndarray:
         turn = _UPRIGHT.get(_orientation(image))
         plain = _converted(image, "L" if self.channels == 1 else "RGB")
-        sized = self._sized(plain if turn is None else plain.transpose(turn))
+        upright = plain if turn is None else plain.transpose(turn)
+        sized = upright if self.framing is None else self.framing.framed(upright, draw)
         if sized.size != (self.width, self.height):
             raise ValueError(f"it is {sized.width}x{sized.height} and was {self.width}x{self.height} a moment ago")
         return np.asarray(sized).reshape(self.height, self.width, self.channels).transpose(2, 0, 1)
-
-    def _sized(self, image: Image.Image) -> Image.Image:
-        if not self.crop_and_resize:
-            return image
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
-        return image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=box)
 
 
 def read_headers(paths: Sequence[str]) -> list[Header | Unreadable]:

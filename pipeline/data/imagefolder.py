@@ -14,6 +14,7 @@ from export.errors import DamagedError, UsageError
 from pipeline.config.sections import Data
 from pipeline.data.dataset import LabelledImages, Progress, Source
 from pipeline.data.decoding import SUFFIXES, Decoder, Header, Unreadable, printable, read_headers
+from pipeline.data.framing import Framing
 from pipeline.data.images import FileImages
 from pipeline.data.workers import WorkerPool
 
@@ -111,9 +112,8 @@ def _one_sided(train: tuple[str, ...], test: tuple[str, ...], test_name: str) ->
 
 
 def _headers(paths: tuple[str, ...], workers: int, progress: Progress) -> dict[str, Header]:
-    indices = range(len(paths))
-    chunks = [list(indices[start : start + _HEADERS_AT_ONCE]) for start in indices[::_HEADERS_AT_ONCE]]
-    pool = WorkerPool(paths, read_headers, workers if len(paths) > _FILES_FOR_WORKERS else 0)
+    chunks = [list(paths[start : start + _HEADERS_AT_ONCE]) for start in range(0, len(paths), _HEADERS_AT_ONCE)]
+    pool = WorkerPool(read_headers, workers if len(paths) > _FILES_FOR_WORKERS else 0)
     what = f"checking {len(paths):,} images"
     found = [header for some in progress(pool.read(chunks), what, len(chunks)) for header in some]
     _require_readable(found)
@@ -130,10 +130,10 @@ def _require_readable(found: list[Header | Unreadable]) -> None:
 def _decoder(headers: dict[str, Header], options: Data) -> Decoder:
     all_gray = all(header.mode.gray for header in headers.values())
     channels = 1 if options.color == "gray" or (options.color == "auto" and all_gray) else 3
-    if options.image_size is not None:
-        return Decoder(channels, options.image_size, options.image_size, crop_and_resize=True)
+    if (size := options.image_size) is not None:
+        return Decoder(channels, size, size, Framing(size, options.resize, options.augment.resized_crop))
     width, height = _common_size(headers)
-    return Decoder(channels, height, width, crop_and_resize=False)
+    return Decoder(channels, height, width)
 
 
 def _common_size(headers: dict[str, Header]) -> tuple[int, int]:

@@ -10,11 +10,14 @@ from typing import final
 import torch
 
 from export.errors import DamagedError
-from pipeline.data.decoding import Decoder, Unreadable
+from pipeline.data.decoding import Decoder, Unreadable, Wanted
 from pipeline.data.workers import WorkerPool
 
 Shape = tuple[int, int, int]
 """Channels, height, width."""
+
+Draws = torch.Tensor | None
+"""A random number (int64, on the CPU) for each image that is wanted, for those of which a random part is read; None: as they are tested."""
 
 _SECONDS_A_FILE, _SECONDS_A_PIXEL = 1e-4, 1e-8
 """What one process takes to decode a file, roughly: from JPEG files of 32 x 32 and of several megapixels."""
@@ -34,7 +37,7 @@ class Images(ABC):
     def shape(self) -> Shape: ...
 
     @abstractmethod
-    def batches(self, order: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+    def batches(self, order: torch.Tensor, batch_size: int, device: torch.device, draws: Draws = None) -> Iterator[torch.Tensor]:
         """The images with these indices (int64, on the CPU) on the device; the last batch may be smaller."""
 
     @property
@@ -62,7 +65,7 @@ class MemoryImages(Images):
         _, channels, height, width = self.pixels.shape
         return channels, height, width
 
-    def batches(self, order: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+    def batches(self, order: torch.Tensor, batch_size: int, device: torch.device, draws: Draws = None) -> Iterator[torch.Tensor]:
         there = order.to(self.pixels.device)
         for start in range(0, len(order), batch_size):
             yield self.pixels[there[start : start + batch_size]].to(device)
@@ -74,7 +77,7 @@ class FileImages(Images):
 
     def __init__(self, paths: tuple[str, ...], decoder: Decoder, workers: int, num_file_pixels: int) -> None:
         self._paths, self._decoder, self._workers, self._num_file_pixels = paths, decoder, workers, num_file_pixels
-        self._idle: list[WorkerPool[torch.Tensor | Unreadable]] = []
+        self._idle: list[WorkerPool[Wanted, torch.Tensor | Unreadable]] = []
 
     @property
     def num_images(self) -> int:
@@ -84,9 +87,10 @@ class FileImages(Images):
     def shape(self) -> Shape:
         return self._decoder.shape
 
-    def batches(self, order: torch.Tensor, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
-        indices = order.tolist()
-        chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    def batches(self, order: torch.Tensor, batch_size: int, device: torch.device, draws: Draws = None) -> Iterator[torch.Tensor]:
+        paths = [self._paths[index] for index in order.tolist()]
+        wanted = [Wanted(path) for path in paths] if draws is None else list(map(Wanted, paths, draws.tolist()))
+        chunks = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
         # A pool serves one loop at a time and is kept for the next epoch: starting its processes takes seconds.
         pool = self._idle.pop() if self._idle else self._pool(pinned=device.type == "cuda")
         try:
@@ -103,5 +107,5 @@ class FileImages(Images):
         workers = self._workers if seconds > _SECONDS_FOR_WORKERS else 0
         return FileImages(self._paths, self._decoder, workers, self._num_file_pixels)
 
-    def _pool(self, *, pinned: bool) -> WorkerPool[torch.Tensor | Unreadable]:
-        return WorkerPool(self._paths, self._decoder, self._workers, pinned=pinned)
+    def _pool(self, *, pinned: bool) -> WorkerPool[Wanted, torch.Tensor | Unreadable]:
+        return WorkerPool(self._decoder, self._workers, pinned=pinned)

@@ -12,6 +12,11 @@ from pipeline.config.sections import Data
 from pipeline.data.dataset import Normalisation, Progress, Split
 
 _AT_ONCE = 1024
+_NAMED = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+"""Means and deviations of p / 255 that papers or their code give."""
 
 
 def normalisation_for(options: Data, train: Split, progress: Progress) -> Normalisation:
@@ -19,9 +24,11 @@ def normalisation_for(options: Data, train: Split, progress: Progress) -> Normal
     channels = train.images.shape[0]
     if options.normalisation == "centred":
         return Normalisation((128.0,) * channels, (64.0,) * channels)
+    if options.normalisation == "unit":
+        return Normalisation((0.0,) * channels, (255.0,) * channels)
     if options.normalisation == "dataset":
         return _measured(train, progress)
-    mean, std = options.normalisation
+    mean, std = _NAMED[options.normalisation] if isinstance(options.normalisation, str) else options.normalisation
     if len(mean) != channels:
         raise UsageError(f"data.normalisation has {len(mean)} means, the images have {channels} channels; give one mean and one deviation for each")
     return Normalisation(tuple(255 * value for value in mean), tuple(255 * value for value in std))

@@ -19,8 +19,10 @@ from pipeline.data.normalisation import normalisation_for
 Reader = Callable[[Data, Progress], Source]
 _READERS = {
     "cifar10": "pipeline.data.cifar10",
+    "cifar100": "pipeline.data.cifar100",
     "digits": "pipeline.data.digits",
     "imagefolder": "pipeline.data.imagefolder",
+    "svhn": "pipeline.data.svhn",
 }
 """Each module has a `read`. Loaded when asked for: torchvision and scikit-learn take seconds, in each worker too."""
 
@@ -100,6 +102,8 @@ def _num_bytes(source: Source) -> int:
 
 
 def _is_resident(source: Source, options: Data) -> bool:
+    if options.augment.resized_crop is not None:  # each epoch needs the whole images again
+        return False
     return options.residence == "device" or (options.residence == "auto" and _num_bytes(source) <= RESIDENT_BYTES)
 
 

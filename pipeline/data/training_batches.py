@@ -32,11 +32,14 @@ class TrainingBatches:
         """The batches of an epoch (counted from 0), from its `first_step` on."""
         if not 0 <= first_step <= self.steps_per_epoch:
             raise ValueError(f"an epoch has steps 0 to {self.steps_per_epoch}, got {first_step}")
-        order = self._order(epoch)[first_step * self.batch_size :]
+        order, draws = (each[first_step * self.batch_size :] for each in (self._order(epoch), self._draws(epoch)))
         first_global_step = epoch * self.steps_per_epoch + first_step
-        for step, (images, labels) in enumerate(self.split.batches_in_order(order, self.batch_size), first_global_step):
+        for step, (images, labels) in enumerate(self.split.batches_in_order(order, self.batch_size, draws), first_global_step):
             yield augmented(images, self.augment, self.seed, step), labels
 
     def _order(self, epoch: int) -> torch.Tensor:
         shuffled = torch.randperm(self.split.num_samples, generator=generator_for(self.seed, "order", epoch))
         return shuffled[: self.steps_per_epoch * self.batch_size]
+
+    def _draws(self, epoch: int) -> torch.Tensor:
+        return torch.randint(2**62, (self.steps_per_epoch * self.batch_size,), generator=generator_for(self.seed, "draws", epoch))

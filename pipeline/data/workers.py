@@ -1,6 +1,6 @@
-"""Worker processes that read files, batch by batch and in order.
+"""Worker processes that read what is wanted, batch by batch and in order.
 
-Takes paths and a picklable function of some of them; workers see nothing else, and must not raise: they return errors.
+Takes a picklable function of some of it; workers see nothing else, and must not raise: they return errors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,18 +11,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from export.errors import UsageError
 
+Request = TypeVar("Request")
 Result = TypeVar("Result")
-Read = Callable[[Sequence[str]], Result]
 
 
 @final
-class WorkerPool(Generic[Result]):
+class WorkerPool(Generic[Request, Result]):
     """Processes that stay alive from one `read` to the next; one `read` at a time. No workers: this process reads."""
 
-    def __init__(self, paths: Sequence[str], read: Read[Result], workers: int, *, pinned: bool = False) -> None:
-        self._chunks: list[list[int]] = []
+    def __init__(self, read: Callable[[Sequence[Request]], Result], workers: int, *, pinned: bool = False) -> None:
+        self._chunks: list[list[Request]] = []
         self._loader = DataLoader(
-            _Files(paths, read),
+            _Reading(read),
             batch_sampler=self._chunks,
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -34,8 +34,8 @@ class WorkerPool(Generic[Result]):
             generator=torch.Generator(),
         )
 
-    def read(self, chunks: Sequence[list[int]]) -> Iterator[Result]:
-        """One result per chunk of indices into the paths, in order."""
+    def read(self, chunks: Sequence[list[Request]]) -> Iterator[Result]:
+        """One result per chunk, in order."""
         self._chunks[:] = chunks
         results = cast("Iterator[Result]", iter(self._loader))
         for _ in chunks:
@@ -43,17 +43,17 @@ class WorkerPool(Generic[Result]):
 
 
 @final
-class _Files(Dataset[object]):
-    """What is sent to a worker."""
+class _Reading(Dataset[object], Generic[Request]):
+    """What is sent to a worker; the loader takes what is wanted for its indices."""
 
-    def __init__(self, paths: Sequence[str], read: Read[object]) -> None:
-        self._paths, self._read = paths, read
+    def __init__(self, read: Callable[[Sequence[Request]], object]) -> None:
+        self._read = read
 
-    def __getitems__(self, indices: list[int]) -> object:
-        return self._read([self._paths[index] for index in indices])
+    def __getitems__(self, wanted: Sequence[Request]) -> object:
+        return self._read(wanted)
 
-    def __getitem__(self, index: int) -> object:
-        return self._read([self._paths[index]])
+    def __getitem__(self, wanted: Request) -> object:
+        return self._read([wanted])
 
 
 def _as_it_is(result: object) -> object:

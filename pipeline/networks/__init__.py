@@ -1,6 +1,6 @@
 """Networks by name: ours, torchvision's, or the user's own function. Each is written the ordinary way, with BatchNorm.
 
-A new network is one file here and one row in `NETWORKS`; nothing else knows its name.
+A new network is one file here and one row in `NETWORKS`, or in `FAMILIES` where its name holds numbers; nothing else knows its name.
 """
 
 import copy
@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,34 +19,50 @@ from torch import nn
 
 from export.errors import UsageError
 from pipeline.networks.cifar_resnet import CifarResNet
-
-Builder = Callable[[int, int], nn.Module]
-"""From the numbers of classes and of input channels to a network."""
-
-
-def _cifar_resnet(blocks_per_stage: int) -> Builder:
-    return lambda num_classes, in_channels: CifarResNet(blocks_per_stage, num_classes, in_channels)
-
+from pipeline.networks.families import Builder, Family
+from pipeline.networks.mobilenet_v2 import MobileNetV2
+from pipeline.networks.preact_resnet import PreActBlock, PreActBottleneck, PreActResNet
+from pipeline.networks.resnet import BasicBlock, Bottleneck, ResNet
+from pipeline.networks.shufflenet_v2 import ShuffleNetV2
+from pipeline.networks.squeezenet import SqueezeNet
+from pipeline.networks.vgg import VGG11, VGG16, Vgg
+from pipeline.networks.wide_resnet import WideResNet, by_depth_and_width
 
 NETWORKS: dict[str, Builder] = {
-    "small": _cifar_resnet(1),
-    "resnet20": _cifar_resnet(3),
-    "resnet32": _cifar_resnet(5),
-    "resnet44": _cifar_resnet(7),
-    "resnet56": _cifar_resnet(9),
-    "resnet110": _cifar_resnet(18),
+    "small": partial(CifarResNet, 1),
+    "resnet20": partial(CifarResNet, 3),
+    "resnet32": partial(CifarResNet, 5),
+    "resnet44": partial(CifarResNet, 7),
+    "resnet56": partial(CifarResNet, 9),
+    "resnet110": partial(CifarResNet, 18),
+    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
+    "preactresnet18": partial(PreActResNet, PreActBlock, (2, 2, 2, 2)),
+    "preactresnet34": partial(PreActResNet, PreActBlock, (3, 4, 6, 3)),
+    "preactresnet50": partial(PreActResNet, PreActBottleneck, (3, 4, 6, 3)),
+    "preactresnet101": partial(PreActResNet, PreActBottleneck, (3, 4, 23, 3)),
+    "preactresnet152": partial(PreActResNet, PreActBottleneck, (3, 8, 36, 3)),
+    "wrn20": partial(WideResNet, 3, 96, 96),
+    "vgg11": partial(Vgg, VGG11),
+    "vgg16": partial(Vgg, VGG16),
+    "squeezenet": SqueezeNet,
+    "shufflenetv2_x0_5": partial(ShuffleNetV2, (48, 96, 192, 1024)),
+    "shufflenetv2_x1_0": partial(ShuffleNetV2, (116, 232, 464, 1024)),
+    "mobilenetv2": MobileNetV2,
 }
+"""For small images; what else there is, torchvision has. resnet20 to resnet110 begin with 16 planes, the other ResNets with 64; wrn20, the wide
+one with 20 convolutions on its longest way, has 96, 192 and 384."""
+
+FAMILIES = (Family("wrn-DEPTH-WIDTH", by_depth_and_width, ("wrn-16-8", "wrn-28-10", "wrn-40-4")),)
 
 
 def network_by_name(name: str, num_classes: int, in_channels: int) -> nn.Module:
     """Build a network; its weights are those of its own initialisation."""
-    if name in NETWORKS:
-        return NETWORKS[name](num_classes, in_channels)
     prefix, separator, rest = name.partition(":")
     if not separator:
-        raise UsageError(
-            f"network.name: unknown network {name!r}; {_nearest(name)}known are {', '.join(NETWORKS)}, torchvision:NAME, module:function"
-        )
+        return _ours(name)(num_classes, in_channels)
     if prefix == "torchvision":
         return _torchvision(rest, num_classes, in_channels)
     return _of_the_user(prefix, rest, num_classes, in_channels)
@@ -56,8 +73,23 @@ def is_of_the_user(name: str) -> bool:
     return ":" in name and not name.startswith("torchvision:")
 
 
+def _ours(name: str) -> Builder:
+    if name in NETWORKS:
+        return NETWORKS[name]
+    for family in FAMILIES:
+        try:
+            builder = family.builder_of(name)
+        except ValueError as error:
+            raise UsageError(f"network.name: {name}: {error}") from error
+        if builder is not None:
+            return builder
+    known = ", ".join([*NETWORKS, *(family.form for family in FAMILIES)])
+    raise UsageError(f"network.name: unknown network {name!r}; {_nearest(name)}known are {known}, torchvision:NAME, module:function")
+
+
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, NETWORKS, n=1)
+    candidates = [*NETWORKS, *(near for family in FAMILIES for near in family.near(name))]
+    near = difflib.get_close_matches(name.lower(), candidates, n=1)
     return f"did you mean {near[0]!r}? " if near else ""
 
 

@@ -1,10 +1,14 @@
-"""Flip and padded crop: each image is one of the windows it may be, and all of them occur."""
+"""Flip and padded crop: each image is one of the windows it may be, and all of them occur. Rotation: as NumPy and torchvision turn."""
 
+import math
+
+import numpy as np
 import torch
 from torch.nn import functional as F
+from torchvision.transforms import functional as torchvision_functional
 
 from pipeline.config.sections import Augment
-from pipeline.data.augmentation import augmented
+from pipeline.data.augmentation import _rotated, augmented
 
 IMAGES = torch.randint(1, 256, (64, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -60,3 +64,51 @@ def test_switching_one_off_leaves_the_other_as_it_was() -> None:
 
 def test_the_layout_is_contiguous() -> None:
     assert augmented(IMAGES, Augment(flip=True, crop_padding=1), 0, 0).is_contiguous()
+
+
+def turned_in_numpy(image: np.ndarray, angle: float) -> np.ndarray:
+    """Pixel by pixel: what stands at (down, right) from the centre comes from where a turn back by the angle leads."""
+    _, height, width = image.shape
+    turned = np.zeros_like(image)
+    for row in range(height):
+        for column in range(width):
+            down, right = row - (height - 1) / 2, column - (width - 1) / 2
+            from_row = round(math.sin(angle) * right + math.cos(angle) * down + (height - 1) / 2)
+            from_column = round(math.cos(angle) * right - math.sin(angle) * down + (width - 1) / 2)
+            if 0 <= from_row < height and 0 <= from_column < width:
+                turned[:, row, column] = image[:, from_row, from_column]
+    return turned
+
+
+def test_rotation_is_that_of_a_literal_loop() -> None:
+    angles = torch.linspace(-math.pi, math.pi, len(IMAGES), dtype=torch.float64)
+    for image, original, angle in zip(_rotated(IMAGES, angles), IMAGES, angles.tolist(), strict=True):
+        assert np.array_equal(image.numpy(), turned_in_numpy(original.numpy(), angle))
+
+
+def test_rotation_is_torchvisions_but_for_pixels_half_way() -> None:
+    images = torch.randint(1, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    degrees = [*torch.linspace(-15, 15, 19).tolist(), 90.0]
+    ours = _rotated(images, torch.deg2rad(torch.tensor(degrees, dtype=torch.float64)))
+    theirs = torch.stack([torchvision_functional.rotate(image, angle) for image, angle in zip(images, degrees, strict=True)])
+    assert (ours != theirs).double().mean() < 1e-3
+    assert torch.equal(ours[-1], images[-1].rot90(1, (1, 2)))
+
+
+def test_angles_are_drawn_up_to_the_given_degrees_either_way() -> None:
+    """A bright spot at the right end of the middle row shows its angle by the row in whose middle it comes to stand."""
+    images = torch.zeros((256, 1, 101, 101), dtype=torch.uint8)
+    images[:, :, 48:53, 94:99] = 1
+    turned = augmented(images, Augment(rotation=15), 0, 0).double().sum((1, 3))
+    rows = (turned * torch.arange(101)).sum(1) / turned.sum(1) - 50
+    angles = torch.rad2deg(torch.asin(rows / 46))
+    assert -15.5 < angles.min() < -14
+    assert 14 < angles.max() < 15.5
+    assert angles.mean().abs() < 2
+
+
+def test_rotation_comes_last_and_leaves_the_other_draws() -> None:
+    both = augmented(IMAGES, Augment(flip=True, rotation=30), 0, 0)
+    assert torch.equal(both, augmented(augmented(IMAGES, Augment(flip=True), 0, 0), Augment(rotation=30), 0, 0))
+    assert (both.dtype, both.is_contiguous()) == (torch.uint8, True)
+    assert not torch.equal(both, augmented(IMAGES, Augment(flip=True, rotation=30), 0, 1))

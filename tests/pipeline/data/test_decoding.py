@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.decoding import Decoder, Header, Unreadable, printable, read_headers
+from pipeline.data.decoding import Decoder, Header, Unreadable, Wanted, printable, read_headers
+from pipeline.data.framing import Framing
 
-COLOUR = Decoder(channels=3, height=5, width=7, crop_and_resize=False)
-GRAY = Decoder(channels=1, height=5, width=7, crop_and_resize=False)
+COLOUR = Decoder(channels=3, height=5, width=7)
+GRAY = Decoder(channels=1, height=5, width=7)
 
 
 def header(path: Path) -> Header:
@@ -23,7 +24,7 @@ def header(path: Path) -> Header:
 
 
 def pixels(decoder: Decoder, path: Path) -> np.ndarray:
-    decoded = decoder([str(path)])
+    decoded = decoder([Wanted(str(path))])
     assert isinstance(decoded, torch.Tensor)
     return decoded[0].permute(1, 2, 0).numpy()
 
@@ -108,7 +109,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, noise: np.ndarray, orientat
         8: noise.swapaxes(0, 1)[::-1],
     }[orientation]
     height, width = upright.shape[:2]
-    decoder = Decoder(channels=3, height=height, width=width, crop_and_resize=False)
+    decoder = Decoder(channels=3, height=height, width=width)
     assert (header(path).width, header(path).height, header(path).turned) == (width, height, orientation != 1)
     assert np.array_equal(pixels(decoder, path), upright)
 
@@ -120,7 +121,7 @@ def test_exif_orientation_is_applied_once_in_every_format(tmp_path: Path, noise:
     path, plain = tmp_path / f"a.{suffix}", tmp_path / f"plain.{suffix}"
     Image.fromarray(noise).save(path, exif=exif, lossless=True)
     Image.fromarray(noise).save(plain, lossless=True)
-    turned = Decoder(channels=3, height=7, width=5, crop_and_resize=False)
+    turned = Decoder(channels=3, height=7, width=5)
     assert (header(path).width, header(path).height) == (5, 7)
     assert np.array_equal(pixels(turned, path), pixels(COLOUR, plain).swapaxes(0, 1)[:, ::-1])
 
@@ -128,7 +129,7 @@ def test_exif_orientation_is_applied_once_in_every_format(tmp_path: Path, noise:
 def test_the_centre_square_is_scaled(tmp_path: Path, noise: np.ndarray) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(noise).save(path)
-    same = Decoder(channels=3, height=5, width=5, crop_and_resize=True)
+    same = Decoder(channels=3, height=5, width=5, framing=Framing(5))
     assert np.array_equal(pixels(same, path), noise[:, 1:6])
     tall = tmp_path / "tall.png"
     Image.fromarray(np.full((5000, 1, 3), 9, np.uint8)).save(tall)
@@ -172,7 +173,7 @@ def test_truncated_pixels_are_one_line_with_the_path(tmp_path: Path, suffix: str
     big = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(big).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    found = Decoder(channels=3, height=64, width=64, crop_and_resize=False)([str(path)])
+    found = Decoder(channels=3, height=64, width=64)([Wanted(str(path))])
     assert isinstance(found, Unreadable)
     assert found.message.startswith(f"{path} cannot be used: ")
     assert "\n" not in found.message
@@ -183,7 +184,7 @@ def test_a_missing_file_and_one_that_changed_are_said(tmp_path: Path, noise: np.
     assert missing == Unreadable(f"{tmp_path}/none.png cannot be used: No such file or directory; mend it or take it away")
     path = tmp_path / "a.png"
     Image.fromarray(noise[:4]).save(path)
-    changed = COLOUR([str(path)])
+    changed = COLOUR([Wanted(str(path))])
     assert isinstance(changed, Unreadable)
     assert "it is 7x4 and was 7x5 a moment ago" in changed.message
 

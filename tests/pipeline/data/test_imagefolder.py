@@ -5,13 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
+from torchvision import transforms
 
 from export.errors import DamagedError, UsageError
-from pipeline.config.sections import Data
-from pipeline.data import DataSet, open_data
+from pipeline.config.sections import Augment, Data
+from pipeline.data import DataSet, TrainingBatches, open_data
+from pipeline.data.images import FileImages
 
 MakeFolder = Callable[..., Path]
 
@@ -184,3 +188,74 @@ def test_a_truncated_image_is_named_while_decoding(image_folder: MakeFolder) -> 
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DamagedError, match=r"train/dog/2.png cannot be used: .*truncated"):
         opened(root)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """ROOT/{train,val}/{n01440764,n01443537}/*.JPEG, as ImageNet has it: files of many sizes."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("n01440764", "n01443537"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i, (height, width) in enumerate([(50, 40), (37, 61), (48, 48)]):
+                smooth = generator.integers(0, 256, (4, 5, 3), np.uint8)
+                Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{name}_{i}.JPEG")
+    return tmp_path
+
+
+def imagenet_like(root: Path) -> Data:
+    augment = Augment(flip=True, resized_crop=(0.08, 1.0))
+    return Data(name="imagefolder", root=str(root), image_size=28, resize=32, batch_size=2, workers=0, augment=augment, normalisation="imagenet")
+
+
+def test_testing_takes_the_centre_of_the_resized_image_as_torchvision_does(photographs: Path) -> None:
+    data = open_data(imagenet_like(photographs), torch.device("cpu"))
+    theirs = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(28), transforms.PILToTensor()])
+    paths = sorted((photographs / "val").rglob("*.JPEG"))
+    expected = torch.stack([theirs(Image.open(path).convert("RGB")) for path in paths])
+    assert data.classes == ("n01440764", "n01443537")
+    assert torch.equal(torch.cat([images for images, _ in data.test.batches(4)]), expected)
+    assert data.normalisation.mean == (0.485 * 255, 0.456 * 255, 0.406 * 255)
+
+
+def test_each_epoch_sees_other_parts_and_a_resumed_one_the_same(photographs: Path) -> None:
+    options = imagenet_like(photographs)
+    data = open_data(options, torch.device("cpu"))
+    assert isinstance(data.train.images, FileImages)
+    batches = TrainingBatches(data.train, 2, options.augment, seed=4)
+    whole, resumed, other = (list(batches.epoch(*when)) for when in ((3, 0), (3, 1), (4, 0)))
+    for (a, one), (b, two) in zip(whole[1:], resumed, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(one, two)
+    seen = [image for epoch in (whole, other) for images, _ in epoch for image in images]
+    assert all(image.shape == (3, 28, 28) for image in seen)
+    assert not any(torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_workers_cut_the_same_parts(photographs: Path) -> None:
+    options = imagenet_like(photographs)
+    alone, helped = (open_data(options.model_copy(update={"workers": workers}), torch.device("cpu")) for workers in (0, 1))
+    for (a, _), (b, _) in zip(*(TrainingBatches(data.train, 2, options.augment, 0).epoch(0) for data in (alone, helped)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"resize": 32}, "resize is for name: imagefolder, with the image_size that images are cut to; set both, or leave it out"),
+        ({"name": "cifar10", "image_size": 28, "resize": 32}, "resize is for name: imagefolder"),
+        ({"augment": Augment(resized_crop=(0.1, 1.0))}, "augment.resized_crop is for name: imagefolder"),
+        ({"image_size": 33, "resize": 32}, "resize 32 is less than image_size 33, which is cut out of it"),
+        ({"image_size": 28, "augment": Augment(resized_crop=(0.1, 1.0)), "residence": "device"}, "so residence: device cannot be; take auto"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_by_the_config(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        Data.model_validate({"name": "imagefolder", **wrong})
+    assert message in str(error.value)
+
+
+def test_areas_that_fall_are_refused() -> None:
+    with pytest.raises(ValidationError, match="takes the least share of the area, then the largest"):
+        Augment(resized_crop=(0.5, 0.1))

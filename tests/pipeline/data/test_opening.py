@@ -48,6 +48,28 @@ def test_given_normalisation_is_scaled_to_raw_pixels() -> None:
     assert (data.normalisation.mean, data.normalisation.std) == ((127.5,), (63.75,))
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("unit", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
+        ("imagenet", (0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)),
+        ("cifar100", (0.5071 * 255, 0.4865 * 255, 0.4409 * 255), (0.2673 * 255, 0.2564 * 255, 0.2762 * 255)),
+    ],
+)
+def test_the_normalisations_of_the_papers_have_names(
+    image_folder: MakeFolder, name: Literal["unit", "imagenet", "cifar100"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    options = small(image_folder()).model_copy(update={"normalisation": name})
+    found = opening.open_data(options, CPU).normalisation
+    assert (found.mean, found.std) == (mean, std)
+
+
+def test_unit_is_for_any_channels_and_the_named_ones_are_for_colour() -> None:
+    assert opening.open_data(Data(normalisation="unit"), CPU).normalisation.std == (255.0,)
+    with pytest.raises(UsageError, match="has 3 means, the images have 1 channels"):
+        opening.open_data(Data(normalisation="imagenet"), CPU)
+
+
 def test_a_normalisation_for_other_channels_is_refused() -> None:
     with pytest.raises(UsageError, match="has 3 means, the images have 1 channels"):
         opening.open_data(Data(normalisation=((0.5,) * 3, (0.25,) * 3)), CPU)

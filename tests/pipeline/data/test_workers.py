@@ -11,7 +11,7 @@ import torch
 from export.errors import DamagedError, UsageError
 from pipeline.config.sections import Data
 from pipeline.data import open_data
-from pipeline.data.decoding import Decoder
+from pipeline.data.decoding import Decoder, Wanted
 from pipeline.data.workers import WorkerPool
 
 MakeFolder = Callable[..., Path]
@@ -28,22 +28,22 @@ def killed(paths: Sequence[str]) -> str:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_results_come_in_order_and_a_pool_reads_again(workers: int) -> None:
-    pool = WorkerPool("abcdef", joined, workers)
-    assert list(pool.read([[5, 0], [1], [2, 3, 4]])) == ["f+a", "b", "c+d+e"]
-    assert next(pool.read([[0], [1], [2], [3], [4], [5]])) == "a"
-    assert list(pool.read([[2], [1]])) == ["c", "b"]
+    pool = WorkerPool(joined, workers)
+    assert list(pool.read([["f", "a"], ["b"], ["c", "d", "e"]])) == ["f+a", "b", "c+d+e"]
+    assert next(pool.read([["a"], ["b"], ["c"], ["d"], ["e"], ["f"]])) == "a"
+    assert list(pool.read([["c"], ["b"]])) == ["c", "b"]
     assert list(pool.read([])) == []
 
 
 def test_reading_leaves_the_global_random_numbers_alone() -> None:
     before = torch.get_rng_state()
-    list(WorkerPool("ab", joined, workers=0).read([[0], [1]]))
+    list(WorkerPool(joined, workers=0).read([["a"], ["b"]]))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_worker_that_is_killed_is_one_line() -> None:
     with pytest.raises(UsageError, match=r"died, often for want of memory; lower data.workers \(DataLoader worker") as error:
-        list(WorkerPool("ab", killed, workers=1).read([[0]]))
+        list(WorkerPool(killed, workers=1).read([["a"]]))
     assert "\n" not in str(error.value)
 
 
@@ -68,9 +68,9 @@ def test_streaming_gives_what_residence_gives_and_names_what_is_damaged(image_fo
 def test_loops_share_a_pool_one_after_the_other_but_not_at_once(image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
 
-    def counted(paths: Sequence[str], decoder: Decoder, workers: int, *, pinned: bool) -> WorkerPool[object]:
+    def counted(decoder: Decoder, workers: int, *, pinned: bool) -> WorkerPool[Wanted, object]:
         started.append(workers)
-        return WorkerPool(paths, decoder, workers, pinned=pinned)
+        return WorkerPool(decoder, workers, pinned=pinned)
 
     options = Data(name="imagefolder", root=str(image_folder()), batch_size=2, workers=0, residence="stream")
     split = open_data(options, torch.device("cpu")).train

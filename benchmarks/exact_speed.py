@@ -32,7 +32,7 @@ from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import parse_config
 
 NUM_CLASSES, SIZE = 10, 32
-NETWORKS = ("resnet18", "resnet20", "resnet50", "vgg11", "squeezenet", "shufflenetv2", "mobilenetv2", "wrn", "preact-resnet152")
+NETWORKS = ("resnet18", "resnet20", "resnet50", "vgg11", "squeezenet", "shufflenetv2_x1_0", "mobilenetv2", "wrn20", "preactresnet18")
 BATCHES = (1, 64)
 RUNTIMES = ("onnxruntime", "openvino")
 FORMS = ("float32", "exact")

@@ -35,11 +35,13 @@ from export.onnx import class_metadata
 from pipeline.assemble import ImageFacts, training_graph
 from pipeline.chains import Place, exact_chain, float_chain
 from pipeline.config import Config, parse_config
-from pipeline.diagnosis import filter_figures_of
+from pipeline.diagnosis import layer_figures
 from pipeline.exact_stage import grid_of
+from pipeline.graph.trained import trained_layers
 from pipeline.networks import is_of_the_user
 from pipeline.staging import (
     CONFIG,
+    DIAGNOSIS,
     EXACT_MODEL,
     EXACT_TENSORRT_MODEL,
     EXACT_TRAINING_WEIGHTS,
@@ -87,6 +89,7 @@ class Verification:
     metrics: tuple[dict[str, JsonValue], ...]
     filters: tuple[Mapping[str, object], ...]
     facts: Mapping[str, object]
+    diagnosed: tuple[Mapping[str, object], ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -115,7 +118,7 @@ class Verification:
         """verification.json and report.html."""
         content = self.as_json
         write_file(folder / "verification.json", json_bytes(content))
-        page = report_html(content, metrics=self.metrics, filters=self.filters, facts=self.facts)
+        page = report_html(content, metrics=self.metrics, filters=self.filters, facts=self.facts, diagnosed=self.diagnosed)
         write_file(folder / "report.html", page.encode())
 
 
@@ -176,7 +179,8 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
             exact = folded_from_integers(grid, _tensors(bundle, EXACT_WEIGHTS))
             chains.append(exact_chain(place, grid, exact, models[EXACT_MODEL], models[EXACT_TENSORRT_MODEL]))
         verdict = together([run_chain(chain, batches, record, require={*asked.required, "onnxruntime-cpu"}) for chain in chains])
-    return Verification(verdict, _metrics(bundle), tuple(filter_figures_of(graph)), _facts(bundle, graph))
+    filters = layer_figures(trained_layers(graph), config.training.deflated_below)
+    return Verification(verdict, _records(bundle, METRICS), tuple(filters), _facts(bundle, graph), _diagnosed(bundle))
 
 
 def _laid_out(bundle: Bundle, folder: Path) -> dict[str, Path]:
@@ -247,14 +251,24 @@ def _training_only(graph: GraphModule, precision: str) -> tuple[TrainingOnlyPart
     return tuple(parts)
 
 
-def _metrics(bundle: Bundle) -> tuple[dict[str, JsonValue], ...]:
+def _records(bundle: Bundle, name: str) -> tuple[dict[str, JsonValue], ...]:
     try:
-        records = [json.loads(line) for line in bundle.read(METRICS).splitlines()]
+        records = [json.loads(line) for line in bundle.read(name).splitlines()]
     except ValueError as error:
-        raise DamagedError(f"{bundle.folder / METRICS} does not hold a JSON object a line: {error}; export the bundle again") from error
+        raise DamagedError(f"{bundle.folder / name} does not hold a JSON object a line: {error}; export the bundle again") from error
     if not all(isinstance(record, dict) for record in records):
-        raise DamagedError(f"{bundle.folder / METRICS} does not hold a JSON object a line; export the bundle again")
+        raise DamagedError(f"{bundle.folder / name} does not hold a JSON object a line; export the bundle again")
     return tuple(records)
+
+
+def _diagnosed(bundle: Bundle) -> tuple[dict[str, JsonValue], ...]:
+    """The figures of all layers after each epoch, where the bundle has any."""
+    records = _records(bundle, DIAGNOSIS) if bundle.has(DIAGNOSIS) else ()
+    for record in records:
+        layers = record.get("layers")
+        if not isinstance(record.get("epoch"), int) or not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+            raise DamagedError(f"{bundle.folder / DIAGNOSIS} holds a line without an epoch and its layers; export the bundle again")
+    return records
 
 
 def _model_metadata(bundle: Bundle) -> dict[str, str]:

@@ -75,23 +75,30 @@ def test_only_our_events_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_tally_goes_on_from_its_description_with_the_same_bits() -> None:
-    batches = [(0.1 * number, number, 7, torch.tensor(0.3 / number)) for number in range(1, 6)]
+    def add(tally: Tally, number: int) -> None:
+        tally.add_batch(0.1 * number, number, 7)
+        tally.add_gradient_norms(torch.tensor([0.1 / number, 0.7 * number], dtype=torch.float64))
+        tally.add_step(torch.tensor(0.3 / number))
+
     whole, half = Tally(), Tally()
-    for batch in batches:
-        whole.add(*batch)
-    for batch in batches[:2]:
-        half.add(*batch)
+    for number in range(1, 6):
+        add(whole, number)
+    for number in range(1, 3):
+        add(half, number)
     half = Tally.from_dict(json.loads(json.dumps(half.as_dict())), torch.device("cpu"))
-    for batch in batches[2:]:
-        half.add(*batch)
+    for number in range(3, 6):
+        add(half, number)
     assert half.as_dict() == whole.as_dict()
     assert whole.accuracy == 15 / 35
     assert whole.loss == sum(0.1 * number * 7 for number in range(1, 6)) / 35
-    assert whole.penalty is not None
+    assert whole.penalty == sum(torch.tensor(0.3 / number).double() for number in range(1, 6)) / 5
+    assert whole.gradient_norms == [sum(0.1 / number for number in range(1, 6)) / 5, sum(0.7 * number for number in range(1, 6)) / 5]
 
 
 def test_a_tally_without_a_penalty_has_none() -> None:
     tally = Tally()
-    tally.add(1.0, 2, 4, None)
+    tally.add_batch(1.0, 2, 4)
+    tally.add_step(None)
     assert tally.penalty is None
+    assert tally.gradient_norms == []
     assert Tally.from_dict(tally.as_dict(), torch.device("cpu")) == tally

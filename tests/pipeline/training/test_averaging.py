@@ -6,17 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from commands import pipeline
 from torch.fx import GraphModule
 
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, MimicnormOptions, NonormOptions
 from pipeline.config.sections import ModelEma
 from pipeline.methods.base import Rewritten
+from pipeline.staging import TRAINING_WEIGHTS as WEIGHTS
 from pipeline.training import Settings, TrainingData, read_checkpoint, train
 from pipeline.training.averaging import WeightAverage, decay_after
 from pipeline.training.evaluation import evaluate
 
 Build = Callable[[MethodOptions], Rewritten]
+QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 CPU = torch.device("cpu")
 
@@ -118,3 +122,16 @@ def test_training_itself_goes_on_with_the_weights(build: Build, data: TrainingDa
     kept = read_checkpoint(settings.last_checkpoint)
     assert all(torch.equal(value, kept.weights[name]) for name, value in plain.graph.state_dict().items())
     assert read_checkpoint(tmp_path / "plain" / "checkpoints" / "last.safetensors").average == {}
+
+
+def test_exporting_a_run_exports_the_average(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["training.epochs=2", "training.schedule={name: constant}", "verify.samples=50", "training.model_ema.decay=0.9"]
+    given = [part for option in options for part in ("--set", option)]
+    assert pipeline(capfd, "train-export", QUICKSTART, "--out", tmp_path / "whole", *given).code == 0
+    assert pipeline(capfd, "train", QUICKSTART, "--out", tmp_path / "halves", *given).code == 0
+    assert pipeline(capfd, "export", tmp_path / "halves").code == 0
+    whole, halves = (safetensors.torch.load((tmp_path / name / "bundle" / WEIGHTS).read_bytes()) for name in ("whole", "halves"))
+    kept = read_checkpoint(tmp_path / "halves" / "checkpoints" / "last.safetensors")
+    assert whole.keys() == halves.keys() == kept.average.keys()
+    assert all(torch.equal(value, whole[name]) and torch.equal(value, kept.average[name]) for name, value in halves.items())
+    assert not all(torch.equal(value, kept.weights[name]) for name, value in halves.items())

@@ -29,8 +29,10 @@ from pipeline.training import (
     train,
 )
 from pipeline.training.batches import Batch
+from pipeline.training.mixing import draw
 
 Build = Callable[[MethodOptions], Rewritten]
+BATCH_SIZE = 8
 METHODS: list[MethodOptions] = [
     CzmigOptions(name="czmig"),
     BatchnormOptions(name="batchnorm"),
@@ -191,6 +193,32 @@ def test_batches_that_fill_no_step_are_left_out_and_a_schedule_counts_steps(buil
     assert [record.step for record in records] == [2, 4]
     assert seen == [0, 1, 2, 3, 4, 5] * 2
     assert [record.lr for record in records] == [0.01, 0.01]
+
+
+@pytest.fixture
+def mixings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, list[int]] | None]:
+    """What was mixed in each forward pass of a graph with one place for it."""
+    found: list[tuple[float, list[int]] | None] = []
+    forward = MixupPart.forward
+
+    def noting(self: MixupPart, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            found.append((self.mixing.share, self.mixing.partners.tolist()) if self.mixing else None)
+        return forward(self, x)
+
+    monkeypatch.setattr(MixupPart, "forward", noting)
+    return found
+
+
+def test_every_batch_of_a_step_draws_for_itself(
+    build: Build, data: TrainingData, settings: Settings, mixings: list[tuple[float, list[int]] | None]
+) -> None:
+    settings = _with(settings, mixup=Mixup(alpha=6.0), accumulate=2, seed=3)
+    network = build(METHODS[2])
+    insert_mixup(network.graph, settings.training.mixup)
+    train(network, data, settings)
+    drawn = [draw(3, batch, 6.0, 1, BATCH_SIZE) for batch in range(8)]
+    assert mixings == [(share, partners.tolist()) for share, _, partners in drawn]
 
 
 def test_more_batches_to_a_step_than_an_epoch_has_are_refused(build: Build, data: TrainingData, settings: Settings) -> None:
@@ -359,16 +387,8 @@ def test_activations_that_are_not_finite_are_traced_to_their_layer_and_the_weigh
 
 
 def test_a_mixed_batch_that_is_not_finite_is_traced_under_the_same_mixing(
-    build: Build, data: TrainingData, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    build: Build, data: TrainingData, settings: Settings, mixings: list[tuple[float, list[int]] | None]
 ) -> None:
-    mixings: list[object] = []
-    forward = MixupPart.forward
-
-    def noting(self: MixupPart, x: torch.Tensor) -> torch.Tensor:
-        mixings.append((self.mixing.share, self.mixing.partners.tolist()) if self.mixing else None)
-        return forward(self, x)
-
-    monkeypatch.setattr(MixupPart, "forward", noting)
     settings = _with(settings, mixup=Mixup(alpha=6.0))
     network = build(METHODS[2])
     insert_mixup(network.graph, settings.training.mixup)

@@ -104,7 +104,9 @@ class _Loop:
         self.step = TrainingStep(network, self.options, device, autocast)
         self.steps_per_epoch = steps_per_epoch(data.training, self.options)
         self.average = WeightAverage(self.graph, self.options.model_ema) if self.options.model_ema.decay > 0 else None
-        self.gradient_norms = GradientNorms(trained_layers(self.graph)) if self.options.diagnosis == "epoch" else None
+        diagnosed = self.options.diagnosis == "epoch"
+        self.gradient_norms = GradientNorms(trained_layers(self.graph)) if diagnosed else None
+        self.layers = trained_layers(self.deployed) if diagnosed else ()
         self.interruption = Interruption()
         self.epoch, self.tally, self.records = 0, Tally(), list[EpochRecord]()
 
@@ -210,7 +212,7 @@ class _Loop:
         """The figures of the layers that were evaluated, and of the gradients on the way there."""
         if self.gradient_norms is None:
             return []
-        figures = layer_figures(trained_layers(self.deployed), self.options.deflated_below)
+        figures = layer_figures(self.layers, self.options.deflated_below)
         return with_gradient_norms(figures, self.tally.gradient_norms)
 
     def _record(self, evaluation: Evaluation) -> EpochRecord:

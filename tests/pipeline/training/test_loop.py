@@ -195,6 +195,16 @@ def test_batches_that_fill_no_step_are_left_out_and_a_schedule_counts_steps(buil
     assert [record.lr for record in records] == [0.01, 0.01]
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_threshold_of_clipping_is_that_of_the_epoch(build: Build, data: TrainingData, settings: Settings, tmp_path: Path, epochs: int) -> None:
+    constant, growing = build(METHODS[2]), build(METHODS[2])
+    for network, growth in ((constant, "constant"), (growing, "times_log")):
+        clip = NormClipping.model_validate({"name": "norm", "threshold": 0.01, "growth": growth})
+        train(network, data, replace(_with(settings, clip=clip, epochs=epochs), folder=tmp_path / growth))
+    same = all(torch.equal(value, _state(growing)[name]) for name, value in _state(constant).items())
+    assert same == (epochs == 1)
+
+
 @pytest.fixture
 def mixings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, list[int]] | None]:
     """What was mixed in each forward pass of a graph with one place for it."""

@@ -28,6 +28,10 @@ class Derivation(nn.Module, ABC):
         """For reports: the filters before a learned scale per filter, and that scale; None where there is none."""
         return self()[0], None
 
+    def output_variance(self) -> torch.Tensor | None:
+        """For reports: the running variances that the outputs are divided by the roots of; None where there are none."""
+        return None
+
 
 class Plain(Derivation):
     """Weight and bias are the parameters themselves."""

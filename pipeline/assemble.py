@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline.config import Config
 from pipeline.graph import Normalise, trace
+from pipeline.graph.mixup import insert_mixup
 from pipeline.methods import Rewritten, method_from_options
 from pipeline.networks import network_by_name
 
@@ -41,4 +42,6 @@ def training_graph(config: Config, images: ImageFacts, prepare: Callable[[nn.Mod
     prepare(network)
     graph = trace(network, Normalise(images.mean, images.deviation), images.shape, images.num_classes)
     generator = torch.Generator().manual_seed(config.training.seed ^ _INITIALISATION)
-    return method_from_options(config.method).rewrite(graph, generator)
+    rewritten = method_from_options(config.method).rewrite(graph, generator)
+    insert_mixup(rewritten.graph, config.training.mixup)
+    return rewritten

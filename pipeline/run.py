@@ -24,7 +24,17 @@ from pipeline.exact_stage import Exact, Place, exact_stage, why_not_exact
 from pipeline.importing import Origin, import_run, training_part
 from pipeline.methods import Rewritten
 from pipeline.staging import Trained, write_bundle_files
-from pipeline.training import Checkpoint, Settings, TrainingData, autocast_type, device_by_name, last_checkpoint, load_checkpoint
+from pipeline.training import (
+    Checkpoint,
+    Settings,
+    TrainingData,
+    autocast_type,
+    device_by_name,
+    diagnosis_file,
+    last_checkpoint,
+    load_checkpoint,
+    steps_per_epoch,
+)
 from pipeline.training import train as train_graph
 from pipeline.verification import Asked, Verification, stored_samples, test_set, verify_bundle
 from pipeline.watching import Console, EpochLines, shown
@@ -111,13 +121,14 @@ def _trained(config: Config, folder: Path, resume: bool | None, console: Console
         console.say(f"data: {note}")
     network = training_graph(config, _image_facts(data))
     no_exact = why_not_exact(config, _image_facts(data))
+    batches = TrainingBatches(data.train, config.data.batch_size, config.data.augment, config.training.seed)
+    num_steps = config.training.epochs * steps_per_epoch(batches, config.training)
     checkpoint = _checkpoint_to_resume(config, folder, resume)
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "config.yaml", dump_config(config).encode())
-    batches = TrainingBatches(data.train, config.data.batch_size, config.data.augment, config.training.seed)
     settings = Settings(training=config.training, folder=folder, config=training_part(config))
     console.say(f"training {config.network.name} with {config.method.name} on {device}, run folder {folder}")
-    with console.progress("training", config.training.epochs * batches.steps_per_epoch) as progress:
+    with console.progress("training", num_steps) as progress:
         train_graph(network, TrainingData(batches, data.test, data.width), settings, EpochLines(progress), checkpoint)
     exact = no_exact or exact_stage(config, _image_facts(data), network.graph, data, Place(folder / EXACT_FOLDER, resume is False, console))
     return _described(config, folder, data, network, exact)
@@ -127,7 +138,7 @@ def _restored(config: Config, folder: Path, console: Console) -> Trained:
     device = device_by_name(config.training.device)
     data = open_data(config.data, device, functools.partial(shown, console))
     network = training_graph(config, _image_facts(data))
-    load_checkpoint(last_checkpoint(folder), training_part(config)).restore_graph(network.graph)
+    load_checkpoint(last_checkpoint(folder), training_part(config)).restore_deployed(network.graph)
     network.graph.to(device).eval()
     place = Place(folder / EXACT_FOLDER, False, console)
     exact = why_not_exact(config, _image_facts(data)) or exact_stage(config, _image_facts(data), network.graph, data, place)
@@ -148,7 +159,7 @@ def _checkpoint_to_resume(config: Config, folder: Path, resume: bool | None) -> 
 
 def _described(config: Config, folder: Path, data: DataSet, network: Rewritten, exact: Exact | str) -> Trained:
     device = data.train.device
-    lines = (folder / "metrics.jsonl").read_bytes()
+    lines, diagnosed = (folder / "metrics.jsonl").read_bytes(), diagnosis_file(folder)
     return Trained(
         config=config,
         graph=network.graph,
@@ -160,6 +171,7 @@ def _described(config: Config, folder: Path, data: DataSet, network: Rewritten, 
         device=str(device),
         precision="bfloat16" if autocast_type(config.training.precision, device, data.width) else "float32",
         exact=exact,
+        diagnosis_lines=diagnosed.read_bytes() if diagnosed.is_file() else b"",
     )
 
 

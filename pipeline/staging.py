@@ -29,7 +29,7 @@ from pipeline.networks import is_of_the_user
 
 MODEL, WEIGHTS, LABELS, CARD = "model.onnx", "weights.safetensors", "labels.txt", "README.md"
 CONFIG, TRAINING_WEIGHTS, SAMPLES = "training/config.yaml", "training/weights.safetensors", "training/samples.safetensors"
-METRICS = "training/metrics.jsonl"
+METRICS, DIAGNOSIS = "training/metrics.jsonl", "training/diagnosis.jsonl"
 EXACT_MODEL, EXACT_TENSORRT_MODEL, EXACT_WEIGHTS = "model.exact.onnx", "model.exact.trt.onnx", "weights.exact.safetensors"
 CERTIFICATE = "certificate.json"
 EXACT_TRAINING_WEIGHTS, EXACT_METRICS = "training/exact.safetensors", "training/exact.metrics.jsonl"
@@ -53,6 +53,8 @@ class Trained:
     precision: str
     exact: Exact | str
     """The graph on the grid, or why there is none."""
+    diagnosis_lines: bytes = b""
+    """The figures of layers, a line an epoch; empty where none were kept."""
 
     @property
     def facts(self) -> Facts:
@@ -87,6 +89,8 @@ def write_bundle_files(folder: Path, trained: Trained) -> None:
         _write_exact_files(folder, trained, trained.exact)
     write_file(folder / SAMPLES, tensors_bytes(_kept_samples(trained)))
     write_file(folder / METRICS, trained.metrics_lines)
+    if trained.diagnosis_lines:
+        write_file(folder / DIAGNOSIS, trained.diagnosis_lines)
     write_file(folder / LABELS, "".join(f"{name}\n" for name in trained.classes).encode())
     write_file(folder / CARD, _model_card(trained).encode())
 

@@ -37,12 +37,14 @@ from export.onnx import class_metadata
 from pipeline.assemble import ImageFacts, training_graph
 from pipeline.chains import Place, exact_chain, float_chain
 from pipeline.config import Config, parse_config
-from pipeline.diagnosis import filter_figures_of
+from pipeline.diagnosis import layer_figures
 from pipeline.exact_stage import grid_of
+from pipeline.graph.trained import trained_layers
 from pipeline.networks import is_of_the_user
 from pipeline.staging import (
     CERTIFICATE,
     CONFIG,
+    DIAGNOSIS,
     EXACT_MODEL,
     EXACT_TENSORRT_MODEL,
     EXACT_TRAINING_WEIGHTS,
@@ -90,6 +92,7 @@ class Verification:
     metrics: tuple[dict[str, JsonValue], ...]
     filters: tuple[Mapping[str, object], ...]
     facts: Mapping[str, object]
+    diagnosed: tuple[Mapping[str, object], ...]
     certificate: Certificate | None
     """Of the exact file, where there is one; recomputed from that file alone."""
 
@@ -125,7 +128,7 @@ class Verification:
         write_file(folder / "verification.json", json_bytes(content))
         if self.certificate is not None:
             write_file(folder / CERTIFICATE, json_bytes(self.certificate.to_json()))
-        page = report_html(content, metrics=self.metrics, filters=self.filters, facts=self.facts)
+        page = report_html(content, metrics=self.metrics, filters=self.filters, facts=self.facts, diagnosed=self.diagnosed)
         write_file(folder / "report.html", page.encode())
 
 
@@ -189,7 +192,8 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
             certificate = certificate_of(models[EXACT_MODEL])
             _require_the_stored_certificate(bundle, certificate)
         verdict = together([run_chain(chain, batches, record, require={*asked.required, "onnxruntime-cpu"}) for chain in chains])
-    return Verification(verdict, _metrics(bundle), tuple(filter_figures_of(graph)), _facts(bundle, graph), certificate)
+    filters = tuple(layer_figures(trained_layers(graph), config.training.deflated_below))
+    return Verification(verdict, _records(bundle, METRICS), filters, _facts(bundle, graph), _diagnosed(bundle), certificate)
 
 
 def _require_the_stored_certificate(bundle: Bundle, found: Certificate) -> None:
@@ -266,14 +270,24 @@ def _training_only(graph: GraphModule, precision: str) -> tuple[TrainingOnlyPart
     return tuple(parts)
 
 
-def _metrics(bundle: Bundle) -> tuple[dict[str, JsonValue], ...]:
+def _records(bundle: Bundle, name: str) -> tuple[dict[str, JsonValue], ...]:
     try:
-        records = [json.loads(line) for line in bundle.read(METRICS).splitlines()]
+        records = [json.loads(line) for line in bundle.read(name).splitlines()]
     except ValueError as error:
-        raise DamagedError(f"{bundle.folder / METRICS} does not hold a JSON object a line: {error}; export the bundle again") from error
+        raise DamagedError(f"{bundle.folder / name} does not hold a JSON object a line: {error}; export the bundle again") from error
     if not all(isinstance(record, dict) for record in records):
-        raise DamagedError(f"{bundle.folder / METRICS} does not hold a JSON object a line; export the bundle again")
+        raise DamagedError(f"{bundle.folder / name} does not hold a JSON object a line; export the bundle again")
     return tuple(records)
+
+
+def _diagnosed(bundle: Bundle) -> tuple[dict[str, JsonValue], ...]:
+    """The figures of all layers after each epoch, where the bundle has any."""
+    records = _records(bundle, DIAGNOSIS) if bundle.has(DIAGNOSIS) else ()
+    for record in records:
+        layers = record.get("layers")
+        if not isinstance(record.get("epoch"), int) or not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+            raise DamagedError(f"{bundle.folder / DIAGNOSIS} holds a line without an epoch and its layers; export the bundle again")
+    return records
 
 
 def _model_metadata(bundle: Bundle) -> dict[str, str]:

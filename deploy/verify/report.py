@@ -70,20 +70,28 @@ def filter_figures(name: str, kind: str, weight: NDArray[Any], scale: NDArray[An
         "num_filters": int(weight.shape[0]),
         "num_not_finite": int(np.count_nonzero(~finite)),
         "mean_over": "filter" if filters.shape[2] == 1 else "slice",
-        "norms": _quantiles(norms),
-        "slice_means": _quantiles(means),
-        "off_isocline": _quantiles(np.divide(off, norms, out=np.zeros_like(off), where=norms > 0)),
-        "scale": None if scale is None else _quantiles(np.asarray(scale, np.float64)),
+        "norms": quantiles(norms),
+        "slice_means": quantiles(means),
+        "off_isocline": quantiles(np.divide(off, norms, out=np.zeros_like(off), where=norms > 0)),
+        "scale": None if scale is None else quantiles(np.asarray(scale, np.float64)),
     }
 
 
-def _quantiles(values: NDArray[np.float64]) -> list[float] | None:
+def quantiles(values: NDArray[np.float64]) -> list[float] | None:
+    """Minimum, lower quartile, median, upper quartile, maximum of the finite values; None where there are none."""
     values = values[np.isfinite(values)]
     return [float(value) for value in np.quantile(values, [0, 0.25, 0.5, 0.75, 1])] if values.size else None
 
 
-def report_html(verification: Json, *, metrics: Sequence[Json] = (), filters: Sequence[Json] = (), facts: Json | None = None) -> str:
-    """The report. What is empty or missing is said in a sentence."""
+def report_html(
+    verification: Json,
+    *,
+    metrics: Sequence[Json] = (),
+    filters: Sequence[Json] = (),
+    facts: Json | None = None,
+    diagnosed: Sequence[Json] = (),
+) -> str:
+    """The report. What is empty or missing is said in a sentence. `diagnosed` holds the figures of all layers after an epoch."""
     errors = {str(entry["stage"]): entry for entry in verification.get("errors") or ()}
     links = [_link(entry, errors) for entry in verification.get("links") or ()]
     invariance = [_check(entry) for entry in verification.get("invariance") or ()]
@@ -96,6 +104,7 @@ def report_html(verification: Json, *, metrics: Sequence[Json] = (), filters: Se
         invariance=_invariance_table(invariance),
         training=_training(metrics),
         filters=_filters(filters),
+        development=_development(diagnosed, len(metrics)),
         facts=dict(facts or {}),
         verification=verification,
         signs=_SIGNS,
@@ -559,7 +568,7 @@ _PROPERTIES = (
         None,
         "log",
     ),
-    Property("scale", "Scale e^g of each filter", "What a filter is multiplied by; the line is at 1.", 1, "linear"),
+    Property("scale", "Scale of each filter", "What a filter is multiplied by: e^g, a gain, a norm's factor; the line is at 1.", 1, "linear"),
 )
 
 
@@ -575,6 +584,31 @@ def _filters(layers: Sequence[Json]) -> FiltersView | None:
     return FiltersView(layers, tuple(charts), sum(int(layer.get("num_not_finite") or 0) for layer in layers))
 
 
-def _box(quantiles: Sequence[object] | None) -> Quantiles | None:
-    numbers = [number for value in quantiles or () if (number := _number(value)) is not None]
+_MORE_PROPERTIES = (
+    Property("deflated", "Share of deflated filters", "How many of a layer's filters have a norm below the threshold in the table.", None, "linear"),
+    Property("variance", "Variance in front of a norm", "The running variance that a layer's BatchNorm divides by.", 1, "log"),
+    Property("gradient_norm", "Norm of the gradient", "Of each layer the mean over the epoch's steps, before training.clip.", None, "log"),
+)
+
+
+def _development(diagnosed: Sequence[Json], num_epochs: int) -> tuple[FilterChart, ...]:
+    """Each property from epoch to epoch: a box over the layers, each layer with its median."""
+    layers_of = {record.get("epoch"): record.get("layers") or () for record in diagnosed}
+    charts = []
+    for each in (*_PROPERTIES, *_MORE_PROPERTIES):
+        boxes = [_over_layers(layers_of.get(epoch, ()), each.key) for epoch in range(1, num_epochs + 1)]
+        if any(any(box or ()) for box in boxes):  # zeros throughout are no picture
+            wide, narrow = (box_chart(boxes, width, each.reference, each.scale) for width in (1120, 358))
+            charts.append(FilterChart(each.title, each.meaning, (wide, narrow)))
+    return tuple(charts)
+
+
+def _over_layers(layers: Sequence[Json], key: str) -> Quantiles | None:
+    values = [layer.get(key) for layer in layers]
+    numbers = [_number(value[2] if isinstance(value, Sequence) and len(value) == 5 else value) for value in values]
+    return quantiles(np.asarray([number for number in numbers if number is not None], np.float64))
+
+
+def _box(values: Sequence[object] | None) -> Quantiles | None:
+    numbers = [number for value in values or () if (number := _number(value)) is not None]
     return numbers if len(numbers) == 5 else None

@@ -125,7 +125,8 @@ def _child(node: Schema, part: str | int) -> Schema | None:
     if isinstance(part, str):
         found: Schema | None = node.get("properties", {}).get(part)
         return found
-    return node.get("items")
+    places = node.get("prefixItems", ())
+    return places[part] if part < len(places) else node.get("items")
 
 
 def _resolved(node: Schema, schema: Schema) -> Schema:

@@ -5,14 +5,18 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Section
-from pipeline.config.methods import MethodOptions, NonNegative, Positive, Share
+from pipeline.config.methods import MethodOptions, NonNegative, Positive, ScaledwsOptions, Share
 
 Count = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
 Area = Annotated[float, Field(gt=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 CudaDevice = Annotated[str, Field(pattern=r"^cuda:\d+$", examples=["cuda:0"])]
+
+_LEAST_ALPHA = 0.001
+"""Below, a draw from Beta(alpha, alpha) is 0 or 1 as far as a float can tell, or no number at all."""
 
 
 class Augment(Section):
@@ -99,21 +103,27 @@ class Network(Section):
 class Schedule(Section):
     """How the learning rate goes from step to step."""
 
-    name: Literal["constant", "multistep", "linear", "cosine", "monotonic", "cyclic", "points"] = "multistep"
-    """linear and cosine fall step by step, monotonic once an epoch, each to `last`. cyclic: triangles. points: straight lines
-    between the given points, for instance one-cycle."""
+    name: Literal["constant", "multistep", "linear", "cosine", "monotonic", "cyclic", "one_cycle", "points"] = "multistep"
+    """linear and cosine fall step by step, monotonic once an epoch, each to `last`. cyclic: triangles. one_cycle: one triangle, then down
+    to `last`, the momentum going the other way. points: straight lines between the given points."""
     milestones: tuple[Count, ...] = ()
     """multistep: epochs after which the rate is multiplied by factor."""
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """multistep: what each milestone multiplies by."""
     last: Share = 0.0
-    """linear, cosine, monotonic: the share of the rate that is reached at the end. cyclic: the share at the foot of a triangle."""
-    cycle_epochs: Positive = 10.0
-    """cyclic: how long one triangle takes, up and down."""
+    """linear, cosine, monotonic, one_cycle: the share of the rate that is reached at the end. cyclic: the share at the foot of a triangle."""
+    cycle_epochs: Positive | None = None
+    """cyclic, one_cycle: how long a triangle takes, up and down. null: 10 epochs; with one_cycle nine tenths of the run."""
+    cycle_foot: Share = 0.04
+    """one_cycle: the share of the rate at both feet of the triangle; training.learning_rate is its top."""
+    cycle_momentum: tuple[Momentum, Momentum] = (0.95, 0.85)
+    """one_cycle: the momentum at the feet and at the top of the triangle; it takes the place of training.momentum."""
+    momentum_after_cycle: Momentum | None = None
+    """one_cycle: the momentum behind the triangle. null: as at its feet."""
     rate_points: tuple[tuple[NonNegative, NonNegative], ...] = ()
     """points: [epoch, share of the rate], with rising epochs; beyond the ends the outer shares hold."""
-    momentum_points: tuple[tuple[NonNegative, Share], ...] = ()
-    """With any schedule: [epoch, momentum], in the same way; none keeps training.momentum."""
+    momentum_points: tuple[tuple[NonNegative, Momentum], ...] = ()
+    """With any schedule: [epoch, momentum], in the same way; none keeps the schedule's own, which is training.momentum but with one_cycle."""
     warmup_epochs: NonNegative = 0.0
     """The rate rises linearly, step by step, over this many epochs."""
 
@@ -130,14 +140,79 @@ class Schedule(Section):
         return self
 
 
+class Mixup(Section):
+    """Pairs of training samples mixed as lam x + (1 - lam) x', lam ~ Beta(alpha, alpha), one lam a batch; the losses are mixed alike."""
+
+    alpha: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Larger mixes more evenly. 0 switches it off."""
+    where: Literal["input", "hidden"] = "input"
+    """input: the images. hidden: manifold mixup, at the images or inside the network, at a place drawn anew for each batch."""
+    hidden_at: Literal["stages", "units"] = "stages"
+    """stages: in front of the residual units at which images become smaller, as in manifold mixup's own code. units: of every unit."""
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> "Mixup":
+        if 0 < self.alpha < _LEAST_ALPHA:
+            raise ValueError(f"alpha {self.alpha} mixes nothing; give 0 to switch mixup off, or at least {_LEAST_ALPHA}")
+        return self
+
+
+class NoClipping(Section):
+    """Gradients stay as they are."""
+
+    name: Literal["none"]
+
+
+class NormClipping(Section):
+    """All gradients together are scaled down to a norm of at most `threshold`."""
+
+    name: Literal["norm"]
+    threshold: Positive = 5.0
+    """T0, the largest norm in the first epoch."""
+    growth: Literal["constant", "times_log", "plus_log", "over_log"] = "constant"
+    """How it changes with the epoch e, counted from 0. times_log: T0 (1 + ln(1 + e)). plus_log: T0 + ln(1 + e).
+    over_log: T0 / (1 + ln(1 + e))."""
+
+
+class AdaptiveClipping(Section):
+    """Each filter's gradient is scaled down to a norm of at most `threshold` times that of the filter; a bias or gain is one filter."""
+
+    name: Literal["agc"]
+    threshold: Positive = 0.01
+    """The largest norm of a gradient as a share of the norm of what it changes."""
+    eps: Positive = 1.0e-3
+    """The least norm of weights that is reckoned with."""
+    classifier: bool = False
+    """Whether the classifier's gradients are clipped as well."""
+
+
+Clipping = Annotated[NoClipping | NormClipping | AdaptiveClipping, Field(discriminator="name")]
+
+
+class ModelEma(Section):
+    """A running average of the weights, and of the statistics with them: avg <- decay avg + (1 - decay) w after each step.
+    The average is what is evaluated, exported and deployed."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """0 keeps none. The average reaches back over about 1 / (1 - decay) steps."""
+    warmup: bool = False
+    """Whether the decay starts lower, (1 + t) / (10 + t) after t steps, so that the first steps are soon forgotten."""
+
+
 class Training(Section):
     """The loop and its optimiser: SGD with momentum."""
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     learning_rate: Positive = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Momentum = 0.9
     nesterov: bool = False
+    accumulate: Count = 1
+    """Batches whose mean gradient makes one step; batch statistics remain those of each batch. Batches that fill no step are left out of an epoch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mixup: Mixup = Mixup()
+    clip: Clipping = NoClipping(name="none")
+    """What is done to large gradients, after the method's own correction of them."""
+    model_ema: ModelEma = ModelEma()
     seed: Seed = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the device computes in it and images are at least 16 pixels wide."""
@@ -149,15 +224,25 @@ class Training(Section):
     """Only algorithms that repeat bit for bit, where the device offers them."""
     channels_last: bool = True
     """The memory layout while training; checks always use the contiguous one."""
+    diagnosis: Literal["none", "epoch"] = "none"
+    """epoch: after each epoch the figures of every layer (norms, means, scales, variances, gradients), in diagnosis.jsonl, TensorBoard
+    and the report."""
+    deflated_below: Positive = 0.05
+    """In the figures of layers: a filter counts as deflated when its norm, before any scale, is below this."""
     schedule: Schedule = Schedule()
 
     @model_validator(mode="after")
-    def _milestones_are_reached(self) -> "Training":
+    def _schedule_is_within_the_epochs(self) -> "Training":
         late = [m for m in self.schedule.milestones if m >= self.epochs]
         if late:
             raise ValueError(f"milestones {late} are never reached in {self.epochs} epochs")
         if self.schedule.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs {self.schedule.warmup_epochs} is more than epochs {self.epochs}")
+        if self.schedule.name == "one_cycle" and (self.schedule.cycle_epochs or 0) > self.epochs:
+            raise ValueError(f"cycle_epochs {self.schedule.cycle_epochs} is more than epochs {self.epochs}")
+        for name, points in (("rate_points", self.schedule.rate_points), ("momentum_points", self.schedule.momentum_points)):
+            if beyond := [epoch for epoch, _ in points if epoch > self.epochs]:
+                raise ValueError(f"{name} at epochs {beyond} are never reached in {self.epochs} epochs")
         return self
 
 
@@ -233,5 +318,30 @@ class Config(Section):
     export: Export = Export()
     verify: Verify = Verify()
 
+    @model_validator(mode="after")
+    def _training_fits_data_and_method(self) -> "Config":
+        if self.training.mixup.alpha > 0 and self.data.batch_size < 2:
+            raise ValueError("training.mixup mixes the images of a batch with each other and data.batch_size is 1; set it to 2 or more")
+        if self.training.clip.name == "agc" and isinstance(self.method, ScaledwsOptions) and self.method.clip > 0:
+            raise ValueError(f"method scaledws clips adaptively by itself, at {self.method.clip}; set method.clip: 0, or leave training.clip out")
+        return self
 
-__all__ = ["Augment", "Config", "Data", "Exact", "Export", "Network", "Schedule", "Share", "Training", "Verify"]
+
+__all__ = [
+    "AdaptiveClipping",
+    "Augment",
+    "Clipping",
+    "Config",
+    "Data",
+    "Exact",
+    "Export",
+    "Mixup",
+    "ModelEma",
+    "Network",
+    "NoClipping",
+    "NormClipping",
+    "Schedule",
+    "Share",
+    "Training",
+    "Verify",
+]

@@ -33,6 +33,7 @@ def insert_between(graph: GraphModule, start: Node, readers: Iterable[Node], nam
     graph.add_submodule(name, layer)
     with graph.graph.inserting_after(start):
         inserted = graph.graph.call_module(name, (start,))
+    inserted.meta = dict(start.meta)  # what is put between keeps the shape
     for reader in readers:
         reader.replace_input_with(start, inserted)
     return inserted

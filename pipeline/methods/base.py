@@ -26,7 +26,8 @@ class ParameterGroup:
 class TrainingRules(ABC):
     """What the loop does around a step, on behalf of a method. It runs outside the graph and leaves no trace in it.
 
-    The order of a step: backward, `add_penalty_gradient`, `correct_gradients`, the optimiser's step, `project`.
+    The order of a step: backward, `add_penalty_gradient`, `correct_gradients`, the clipping that the config asks for, the optimiser's step,
+    `project`.
     """
 
     @property

@@ -37,16 +37,23 @@ class NormOnWeight(Derivation):
         self.norm = norm
 
     def forward(self) -> WeightAndBias:
-        mean, variance = self.norm.running_mean, self.norm.running_var
+        mean, factor = self.norm.running_mean, self._factor()
         assert mean is not None
-        assert variance is not None
-        factor = torch.rsqrt(variance + self.norm.eps)
-        if self.norm.weight is not None:
-            factor = factor * self.norm.weight
         bias = -mean * factor if self.bias is None else (self.bias - mean) * factor
         if self.norm.bias is not None:
             bias = bias + self.norm.bias
         return self.weight * per_filter(factor, self.weight), bias
+
+    def filters_and_scale(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.weight, self._factor().abs()
+
+    def output_variance(self) -> torch.Tensor | None:
+        return self.norm.running_var
+
+    def _factor(self) -> torch.Tensor:
+        assert self.norm.running_var is not None
+        factor = torch.rsqrt(self.norm.running_var + self.norm.eps)
+        return factor if self.norm.weight is None else factor * self.norm.weight
 
 
 class Normed(Foldable):

@@ -16,10 +16,10 @@ from pipeline.graph.rewrite import finish, remove_norms, replace_layer
 from pipeline.graph.vocabulary import is_addition
 from pipeline.methods.base import Method, Rewritten
 from pipeline.methods.branches import last_convolutions
+from pipeline.methods.clipping import AdaptiveClipping
 from pipeline.methods.groups import OneGroup
 from pipeline.methods.initialisation import he_normal, per_filter, xavier_normal
 from pipeline.methods.layers import derived, with_bias
-from pipeline.methods.stacks import Stacks, gradient_of
 
 
 class Standardised(Derivation):
@@ -45,25 +45,12 @@ class ScaledwsRules(OneGroup):
     def __init__(self, graph: nn.Module, options: ScaledwsOptions, classifier: nn.Module) -> None:
         super().__init__(graph, options.weight_decay, options.decay_on)
         kept = set() if options.clip_classifier else {id(parameter) for parameter in classifier.parameters()}
-        self._clipped = Stacks(parameter for parameter in graph.parameters() if id(parameter) not in kept)
-        self._clip, self._eps = options.clip, options.clip_eps
+        clipped = (parameter for parameter in graph.parameters() if id(parameter) not in kept)
+        self._clip = AdaptiveClipping(clipped, options.clip, options.clip_eps) if options.clip > 0 else None
 
-    @torch.no_grad()
     def correct_gradients(self) -> None:
-        if self._clip == 0:
-            return
-        for parameters in self._clipped:
-            gradients = [gradient_of(each) for each in parameters]
-            limit = self._clip * _norm_of_units(list(parameters)).clamp_min(self._eps)
-            norm = _norm_of_units(gradients)
-            factor = torch.where(norm > limit, limit / norm, 1.0)
-            torch._foreach_mul_(gradients, list(factor.view(*factor.shape, *[1] * (gradients[0].dim() + 1 - factor.dim())).unbind()))
-
-
-def _norm_of_units(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """One norm per filter or row; a bias or gain is one unit as a whole."""
-    stacked = torch.stack(tensors)
-    return torch.linalg.vector_norm(stacked.flatten(2) if stacked.dim() > 2 else stacked, dim=-1)
+        if self._clip is not None:
+            self._clip()
 
 
 class Scaledws(Method):

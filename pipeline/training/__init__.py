@@ -4,8 +4,8 @@ from pipeline.training.batches import TrainingData
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from pipeline.training.device import autocast_type, device_by_name
 from pipeline.training.finite import NotFiniteError
-from pipeline.training.loop import History, Settings, last_checkpoint, train
-from pipeline.training.metrics import EpochRecord
+from pipeline.training.loop import History, Settings, last_checkpoint, steps_per_epoch, train
+from pipeline.training.metrics import EpochRecord, diagnosis_file
 from pipeline.training.watcher import Silent, Watcher
 
 __all__ = [
@@ -19,8 +19,10 @@ __all__ = [
     "Watcher",
     "autocast_type",
     "device_by_name",
+    "diagnosis_file",
     "last_checkpoint",
     "load_checkpoint",
     "read_checkpoint",
+    "steps_per_epoch",
     "train",
 ]

@@ -14,7 +14,9 @@ class TrainingBatches(Protocol):
     """Epochs of batches, the same ones for the same epoch and step whenever they are asked for."""
 
     @property
-    def steps_per_epoch(self) -> int: ...
+    def steps_per_epoch(self) -> int:
+        """How many batches there are."""
+        ...
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (counted from 0), from its `first_step` on."""

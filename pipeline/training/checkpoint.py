@@ -20,7 +20,7 @@ from export.errors import DamagedError, UsageError
 from export.files import write_file
 
 FORMAT = 1
-_WEIGHTS, _MOMENTUM = "graph/", "momentum/"
+_WEIGHTS, _MOMENTUM, _AVERAGE = "graph/", "momentum/", "average/"
 
 Config = Mapping[str, Any]
 Tensors = dict[str, torch.Tensor]
@@ -33,12 +33,22 @@ class Checkpoint:
     path: Path
     weights: Tensors
     momentum: Tensors
+    average: Tensors
+    """The running average of the weights; empty where none is kept."""
     position: dict[str, Any]
     config: Config
 
     def restore_graph(self, graph: nn.Module) -> None:
         """Put the weights and statistics into a graph of the same network and method."""
         self._copy(self.weights, _state(graph))
+
+    def restore_average(self, graph: nn.Module) -> None:
+        """Put the running average of the weights into a graph of the same network and method."""
+        self._copy(self.average, _state(graph))
+
+    def restore_deployed(self, graph: nn.Module) -> None:
+        """Put in what is evaluated and deployed: the average where one is kept, else the weights."""
+        self._copy(self.average or self.weights, _state(graph))
 
     def restore_momentum(self, graph: nn.Module, optimiser: torch.optim.Optimizer) -> None:
         """Give the optimiser the momentum it had, in the memory layout of its parameters."""
@@ -64,14 +74,18 @@ class Checkpoint:
         return DamagedError(f"checkpoint {self.path} does not fit the network of its own config: {how}; start anew with --fresh")
 
 
-def checkpoint_bytes(graph: nn.Module, optimiser: torch.optim.Optimizer, position: Mapping[str, object], config: Config) -> bytes:
-    """The file's content."""
+def checkpoint_bytes(
+    graph: nn.Module, optimiser: torch.optim.Optimizer, position: Mapping[str, object], config: Config, average: nn.Module | None = None
+) -> bytes:
+    """The file's content; `average` holds the running average of the weights, where one is kept."""
     momentum = {
         name: state["momentum_buffer"]
         for name, parameter in graph.named_parameters()
         if (state := optimiser.state.get(parameter)) and state.get("momentum_buffer") is not None
     }
     tensors = _on_cpu(_WEIGHTS, _state(graph)) | _on_cpu(_MOMENTUM, momentum)
+    if average is not None:
+        tensors |= _on_cpu(_AVERAGE, _state(average))
     text = json.dumps({"format": FORMAT, "position": position, "config": config, "versions": _versions()}, allow_nan=False)
     return safetensors.torch.save(tensors, {"run": text, "sha256": _digest(text, tensors)})
 
@@ -103,7 +117,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise DamagedError(f"checkpoint {path} is damaged: {str(error).splitlines()[0]}; restore the file, or start anew with --fresh") from error
     if run["format"] != FORMAT:
         raise DamagedError(f"checkpoint {path} has format {run['format']}, this version reads {FORMAT}; start anew with --fresh")
-    return Checkpoint(path, _part(tensors, _WEIGHTS), _part(tensors, _MOMENTUM), run["position"], run["config"])
+    weights, momentum, average = (_part(tensors, prefix) for prefix in (_WEIGHTS, _MOMENTUM, _AVERAGE))
+    return Checkpoint(path, weights, momentum, average, run["position"], run["config"])
 
 
 def first_difference(stored: Config, given: Config, prefix: str = "") -> tuple[str, str, str] | None:

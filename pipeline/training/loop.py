@@ -4,20 +4,25 @@ What is drawn or shuffled depends on the seed and on where the run stands, (epoc
 resumed run has the bits of one that was never stopped.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 from export.errors import UsageError
 from pipeline.config.sections import Training
+from pipeline.diagnosis import Figures, GradientNorms, layer_figures, with_gradient_norms
+from pipeline.graph.trained import trained_layers
 from pipeline.methods.base import Rewritten
-from pipeline.training.batches import TrainingData
+from pipeline.training.averaging import WeightAverage
+from pipeline.training.batches import Batch, TrainingBatches, TrainingData
 from pipeline.training.checkpoint import Checkpoint, Config, checkpoint_bytes, write_checkpoint
 from pipeline.training.device import arithmetic, autocast_type, cpu_threads, device_by_name, peak_memory_bytes
 from pipeline.training.evaluation import BATCH_SIZE, Evaluation, evaluate
@@ -25,7 +30,7 @@ from pipeline.training.finite import NotFiniteError, all_finite, first_bad_activ
 from pipeline.training.interruption import Interruption
 from pipeline.training.metrics import EpochRecord, MetricsLog, Tally
 from pipeline.training.schedules import Moment, momentum, rate_share
-from pipeline.training.step import TrainingStep, seed_step
+from pipeline.training.step import TrainingStep
 from pipeline.training.watcher import Silent, Watcher
 
 
@@ -53,6 +58,15 @@ class History:
     records: tuple[EpochRecord, ...]
 
 
+def steps_per_epoch(batches: TrainingBatches, options: Training) -> int:
+    """How many steps an epoch has; batches that fill no step are left out."""
+    num_batches = batches.steps_per_epoch
+    if options.accumulate > num_batches:
+        what = f"training.accumulate {options.accumulate} is more than the {num_batches} batches of an epoch"
+        raise UsageError(f"{what}; set it to {num_batches} or less")
+    return num_batches // options.accumulate
+
+
 def last_checkpoint(folder: Path) -> Path:
     """Where a run folder keeps its newest checkpoint."""
     return folder / "checkpoints" / "last.safetensors"
@@ -67,7 +81,7 @@ def train(
 ) -> History:
     """Train to the last epoch. Without `resume` the folder's earlier metrics and checkpoints are removed first.
 
-    Leaves the graph with the last epoch's weights, on the training device, contiguous, in evaluation mode.
+    Leaves the graph with the last epoch's weights (their average where one is kept), on the training device, contiguous, in evaluation mode.
     """
     device = device_by_name(settings.training.device)
     network.graph.to(device)
@@ -88,7 +102,11 @@ class _Loop:
         self.graph, self.device = network.graph, device
         autocast = autocast_type(self.options.precision, device, data.image_width)
         self.step = TrainingStep(network, self.options, device, autocast)
-        self.steps_per_epoch = data.training.steps_per_epoch
+        self.steps_per_epoch = steps_per_epoch(data.training, self.options)
+        self.average = WeightAverage(self.graph, self.options.model_ema) if self.options.model_ema.decay > 0 else None
+        diagnosed = self.options.diagnosis == "epoch"
+        self.gradient_norms = GradientNorms(trained_layers(self.graph)) if diagnosed else None
+        self.layers = trained_layers(self.deployed) if diagnosed else ()
         self.interruption = Interruption()
         self.epoch, self.tally, self.records = 0, Tally(), list[EpochRecord]()
 
@@ -118,7 +136,14 @@ class _Loop:
             self.watcher.epoch_started(self.epoch + 1)
             self._train_to_the_end_of_the_epoch()
             self._finish_epoch(self._evaluate())
+        if self.average is not None:
+            self.average.copy_into(self.graph)
         self.graph.eval().to(memory_format=torch.contiguous_format)
+
+    @property
+    def deployed(self) -> GraphModule:
+        """The graph that is evaluated: it holds the average of the weights where one is kept."""
+        return self.graph if self.average is None else self.average.graph
 
     @property
     def num_steps_done(self) -> int:
@@ -127,43 +152,68 @@ class _Loop:
     def _train_to_the_end_of_the_epoch(self) -> None:
         self.graph.train().to(memory_format=self._memory_format)
         started = time.perf_counter() - self.tally.seconds
-        for images, labels in self.data.training.epoch(self.epoch, self.tally.num_steps):
+        batches = self.data.training.epoch(self.epoch, self.tally.num_steps * self.options.accumulate)
+        for _ in range(self.tally.num_steps, self.steps_per_epoch):
             self._stop_if_asked()
-            self._train_on(self._placed(images), labels.to(self.device, non_blocking=True))
+            self._train_on(itertools.islice(batches, self.options.accumulate))
             self.tally.seconds = time.perf_counter() - started
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             self.tally.seconds = time.perf_counter() - started
 
-    def _train_on(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def _train_on(self, batches: Iterable[Batch]) -> None:
+        """One step."""
         self.step.set_learning_rate(self._rate(self.num_steps_done))
         self.step.set_momentum(momentum(self._moment(self.num_steps_done), self.options.schedule, self.options.momentum))
-        seed_step(self.options.seed, self.num_steps_done)
-        figures = self.step.backward(images, labels)
-        loss, num_correct = figures.read()
+        losses = [self._backward(images, labels, number) for number, (images, labels) in enumerate(batches, self._num_batches_done)]
+        penalty = self.step.update(self.epoch, self._note_gradients)
+        if self.average is not None:
+            self.average.update(self.graph, self.num_steps_done)
+        self.tally.add_step(penalty)
+        self.watcher.step_done(self.epoch + 1, self.tally.num_steps, sum(losses) / len(losses))
+
+    def _backward(self, images: torch.Tensor, labels: torch.Tensor, number: int) -> float:
+        """Forward and backward of the run's batch of this number; its loss."""
+        images, labels = self._placed(images), labels.to(self.device, non_blocking=True)
+        loss, num_correct = self.step.backward(images, labels, number).read()
         if not math.isfinite(loss):
-            raise self._diverged(images)
-        self.tally.add(loss, num_correct, len(labels), self.step.update())
-        self.watcher.step_done(self.epoch + 1, self.tally.num_steps, loss)
+            raise self._diverged(images, number)
+        self.tally.add_batch(loss, num_correct, len(labels))
+        return loss
+
+    @property
+    def _num_batches_done(self) -> int:
+        return self.num_steps_done * self.options.accumulate
+
+    def _note_gradients(self) -> None:
+        if self.gradient_norms is not None:
+            self.tally.add_gradient_norms(self.gradient_norms())
 
     def _evaluate(self) -> Evaluation:
         self._require_finite_weights()
-        evaluation = evaluate(self.graph, self.data.test.batches(BATCH_SIZE), self.device, self._stop_if_asked)
+        evaluation = evaluate(self.deployed, self.data.test.batches(BATCH_SIZE), self.device, self._stop_if_asked)
         if not math.isfinite(evaluation.loss):
             raise self._error("the loss on the test split is not finite")
         return evaluation
 
     def _finish_epoch(self, evaluation: Evaluation) -> None:
-        record = self._record(evaluation)
+        record, layers = self._record(evaluation), self._diagnosis()
         is_best = all(record.test_accuracy > earlier.test_accuracy for earlier in self.records)
         self.records.append(record)
         self.epoch, self.tally = self.epoch + 1, Tally()
-        self.log.add(record)
+        self.log.add(record, layers)
         content = self._checkpoint_bytes()
         if is_best:
             write_checkpoint(self.settings.best_checkpoint, content)
         write_checkpoint(self.settings.last_checkpoint, content)
         self.watcher.epoch_done(record)
+
+    def _diagnosis(self) -> list[Figures]:
+        """The figures of the layers that were evaluated, and of the gradients on the way there."""
+        if self.gradient_norms is None:
+            return []
+        figures = layer_figures(self.layers, self.options.deflated_below)
+        return with_gradient_norms(figures, self.tally.gradient_norms)
 
     def _record(self, evaluation: Evaluation) -> EpochRecord:
         return EpochRecord(
@@ -195,7 +245,8 @@ class _Loop:
             "tally": self.tally.as_dict(),
             "records": [record.as_dict() for record in self.records],
         }
-        return checkpoint_bytes(self.graph, self.step.optimiser, position, self.settings.config)
+        average = None if self.average is None else self.average.graph
+        return checkpoint_bytes(self.graph, self.step.optimiser, position, self.settings.config, average)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         position: dict[str, Any] = checkpoint.position
@@ -207,6 +258,8 @@ class _Loop:
         self.graph.to(memory_format=self._memory_format)
         checkpoint.restore_graph(self.graph)
         checkpoint.restore_momentum(self.graph, self.step.optimiser)
+        if self.average is not None:
+            checkpoint.restore_average(self.average.graph)
         self.epoch, self.tally = position["epoch"], Tally.from_dict(position["tally"], self.device)
         self.records = [EpochRecord(**values) for values in position["records"]]
 
@@ -227,11 +280,10 @@ class _Loop:
         if not all_finite(self.graph):
             raise self._error(first_bad_weights(self.graph) or "the weights are not finite")
 
-    def _diverged(self, images: torch.Tensor) -> NotFiniteError:
-        """The failed step once more, under the same seed, watching every value."""
+    def _diverged(self, images: torch.Tensor, number: int) -> NotFiniteError:
+        """The failed batch once more, under the same seed, watching every value."""
         if (found := first_bad_weights(self.graph)) is None:
-            seed_step(self.options.seed, self.num_steps_done)
-            with self.step.autocast():
+            with self.step.as_in_training(number, len(images)):
                 found = first_bad_activation(self.graph, images)
         return self._error(found or "the loss is not finite")
 

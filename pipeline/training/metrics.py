@@ -5,14 +5,18 @@ Both outputs are rewritten from the given records at the start, so that a resume
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from export.errors import DamagedError
 from export.files import write_file
+
+_DRAWN = ("norms", "off_isocline", "scale", "deflated", "variance", "gradient_norm")
+"""What TensorBoard shows of each layer: the median over its filters, where there are several values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +47,24 @@ class Tally:
     num_samples: int = 0
     num_steps: int = 0
     loss_sum: float = 0.0
-    num_correct: int = 0
+    num_correct: float = 0.0
     seconds: float = 0.0
     penalty_sum: torch.Tensor | None = None
+    gradient_norm_sums: torch.Tensor | None = None
 
-    def add(self, loss: float, num_correct: int, num_samples: int, penalty: torch.Tensor | None) -> None:
-        self.num_steps += 1
+    def add_batch(self, loss: float, num_correct: float, num_samples: int) -> None:
         self.num_samples += num_samples
         self.loss_sum += loss * num_samples
         self.num_correct += num_correct
-        if penalty is not None:
-            self._add_penalty(penalty)
 
-    def _add_penalty(self, penalty: torch.Tensor) -> None:
-        """On the device, in float64: reading it at each step would wait for the device."""
-        if self.penalty_sum is None:
-            self.penalty_sum = torch.zeros((), dtype=torch.float64, device=penalty.device)
-        self.penalty_sum += penalty
+    def add_step(self, penalty: torch.Tensor | None) -> None:
+        self.num_steps += 1
+        if penalty is not None:
+            self.penalty_sum = _added(self.penalty_sum, penalty)
+
+    def add_gradient_norms(self, norms: torch.Tensor) -> None:
+        """One norm a layer, once a step."""
+        self.gradient_norm_sums = _added(self.gradient_norm_sums, norms)
 
     @property
     def loss(self) -> float:
@@ -73,39 +78,55 @@ class Tally:
     def penalty(self) -> float | None:
         return None if self.penalty_sum is None else self.penalty_sum.item() / self.num_steps
 
-    def as_dict(self) -> dict[str, float | None]:
+    @property
+    def gradient_norms(self) -> list[float]:
+        """Of each layer the mean over the steps; empty where none were added."""
+        return [] if self.gradient_norm_sums is None else (self.gradient_norm_sums / self.num_steps).tolist()
+
+    def as_dict(self) -> dict[str, Any]:
         """For a checkpoint; a float64 survives JSON unchanged."""
-        penalty = None if self.penalty_sum is None else self.penalty_sum.item()
-        return {**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, "penalty_sum": penalty}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], device: torch.device) -> "Tally":
         """The tally that `as_dict` described."""
-        penalty = values["penalty_sum"]
         sums = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        if penalty is not None:
-            sums["penalty_sum"] = torch.tensor(penalty, dtype=torch.float64, device=device)
+        for name in ("penalty_sum", "gradient_norm_sums"):
+            if sums[name] is not None:
+                sums[name] = torch.tensor(sums[name], dtype=torch.float64, device=device)
         return cls(**sums)
 
 
+def _added(total: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
+    """On the device, in float64: reading it at each step would wait for the device."""
+    return values.double() if total is None else total + values
+
+
 class MetricsLog:
-    """metrics.jsonl and tensorboard/ of a run folder."""
+    """metrics.jsonl, diagnosis.jsonl (where layers are diagnosed) and tensorboard/ of a run folder."""
 
     def __init__(self, folder: Path, records: Sequence[EpochRecord]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes long to import
 
-        self._path = folder / "metrics.jsonl"
-        write_file(self._path, "".join(_line(record) for record in records).encode())
+        self._path, self._diagnosis = folder / "metrics.jsonl", diagnosis_file(folder)
+        diagnosed = _diagnosed(self._diagnosis, len(records))
+        write_file(self._path, "".join(_line(record.as_dict()) for record in records).encode())
+        self._diagnosis.unlink(missing_ok=True)
         for events in (folder / "tensorboard").glob("events.out.tfevents*"):  # the user's own files stay
             events.unlink()
         self._board = SummaryWriter(str(folder / "tensorboard"))
         for record in records:
             self._draw(record)
+        for values in diagnosed:
+            self._add_diagnosis(values)
 
-    def add(self, record: EpochRecord) -> None:
-        with self._path.open("a") as file:
-            file.write(_line(record))
+    def add(self, record: EpochRecord, layers: Sequence[Mapping[str, Any]] = ()) -> None:
+        """An epoch's figures, and those of its layers where there are any."""
+        _append(self._path, _line(record.as_dict()))
         self._draw(record)
+        if layers:
+            self._add_diagnosis({"epoch": record.epoch, "layers": list(layers)})
 
     def close(self) -> None:
         self._board.close()
@@ -116,6 +137,40 @@ class MetricsLog:
                 self._board.add_scalar(_tag(key), value, record.epoch)
         self._board.flush()
 
+    def _add_diagnosis(self, values: Mapping[str, Any]) -> None:
+        _append(self._diagnosis, _line(values))
+        for layer in values["layers"]:
+            for key in _DRAWN:
+                if (value := _middle(layer[key])) is not None:
+                    self._board.add_scalar(f"{key}/{layer['name']}", value, values["epoch"])
+        self._board.flush()
+
+
+def diagnosis_file(folder: Path) -> Path:
+    """Where a run folder keeps the figures of its layers, a line an epoch."""
+    return folder / "diagnosis.jsonl"
+
+
+def _diagnosed(path: Path, num_epochs: int) -> list[dict[str, Any]]:
+    """What the file holds of the epochs that are kept; a kill may have left more, or half a line."""
+    if num_epochs == 0 or not path.is_file():
+        return []
+    try:
+        values = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        return [each for each in values if each["epoch"] <= num_epochs]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedError(f"{path} does not hold an epoch a line: {error}; take it away to go on without the figures of earlier epochs") from error
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(line)
+
+
+def _middle(value: float | Sequence[float] | None) -> float | None:
+    """A number, or the median of five quantiles."""
+    return value[2] if isinstance(value, Sequence) else value
+
 
 def _tag(key: str) -> str:
     """train_loss -> train/loss, so that TensorBoard shows training and test side by side."""
@@ -123,5 +178,5 @@ def _tag(key: str) -> str:
     return f"{part}/{rest}" if part in ("train", "test") else f"run/{key}"
 
 
-def _line(record: EpochRecord) -> str:
-    return json.dumps(record.as_dict(), allow_nan=False) + "\n"
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, allow_nan=False) + "\n"

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from pipeline.config.sections import Schedule
 
+_CYCLE_EPOCHS = 10.0
+_SHARE_OF_ONE_CYCLE = 0.9
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -20,6 +23,11 @@ class Moment:
     def epochs_done(self) -> int:
         """How many epochs lie behind this step."""
         return self.step // self.steps_per_epoch
+
+    @property
+    def epoch(self) -> float:
+        """The same, with the part of the running one."""
+        return self.step / self.steps_per_epoch
 
     @property
     def progress(self) -> float:
@@ -60,8 +68,34 @@ def _monotonic(moment: Moment, options: Schedule) -> float:
 
 
 def _cyclic(moment: Moment, options: Schedule) -> float:
-    place = moment.step / moment.steps_per_epoch / options.cycle_epochs % 1.0
-    return _between(options.last, 1.0, 1 - abs(2 * place - 1))
+    place = moment.epoch / (options.cycle_epochs or _CYCLE_EPOCHS) % 1.0
+    return _between(options.last, 1.0, _height(place))
+
+
+def _one_cycle(moment: Moment, options: Schedule) -> float:
+    """Up from the foot and down to it, then on to `last`, which is reached at the end of the run."""
+    length = _one_cycle_epochs(moment, options)
+    if moment.epoch <= length:
+        return _between(options.cycle_foot, 1.0, _height(moment.epoch / length))
+    return _between(options.cycle_foot, options.last, (moment.epoch - length) / (moment.epochs - length))
+
+
+def _momentum_of_one_cycle(moment: Moment, options: Schedule) -> float:
+    """The other way round: least where the rate is largest."""
+    foot, top = options.cycle_momentum
+    length = _one_cycle_epochs(moment, options)
+    if moment.epoch <= length:
+        return _between(foot, top, _height(moment.epoch / length))
+    return foot if options.momentum_after_cycle is None else options.momentum_after_cycle
+
+
+def _one_cycle_epochs(moment: Moment, options: Schedule) -> float:
+    return options.cycle_epochs or _SHARE_OF_ONE_CYCLE * moment.epochs
+
+
+def _height(place: float) -> float:
+    """Of a triangle, from 0 to 1 and back."""
+    return 1 - abs(2 * place - 1)
 
 
 def _points(moment: Moment, options: Schedule) -> float:
@@ -70,7 +104,9 @@ def _points(moment: Moment, options: Schedule) -> float:
 
 def momentum(moment: Moment, options: Schedule, constant: float) -> float:
     """The momentum of this step."""
-    return _on_the_line(moment, options.momentum_points) if options.momentum_points else constant
+    if options.momentum_points:
+        return _on_the_line(moment, options.momentum_points)
+    return _momentum_of_one_cycle(moment, options) if options.name == "one_cycle" else constant
 
 
 def _between(start: float, end: float, share: float) -> float:
@@ -78,7 +114,7 @@ def _between(start: float, end: float, share: float) -> float:
 
 
 def _on_the_line(moment: Moment, points: Sequence[tuple[float, float]]) -> float:
-    epoch = moment.step / moment.steps_per_epoch
+    epoch = moment.epoch
     if epoch <= points[0][0]:
         return points[0][1]
     for (left, low), (right, high) in itertools.pairwise(points):
@@ -94,5 +130,6 @@ SCHEDULES: dict[str, Callable[[Moment, Schedule], float]] = {
     "cosine": _cosine,
     "monotonic": _monotonic,
     "cyclic": _cyclic,
+    "one_cycle": _one_cycle,
     "points": _points,
 }

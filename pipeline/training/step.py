@@ -3,14 +3,16 @@
 The benchmarks time this very code. It waits for the device only to read the loss, and then only for the forward pass.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch.nn import functional as F
 
 from pipeline.config.sections import Training
+from pipeline.graph.mixup import Mixing
 from pipeline.methods.base import ParameterGroup, Rewritten
+from pipeline.training.clipping import clipping
+from pipeline.training.mixing import Mixer, mixed_loss, mixed_num_correct
 
 _MIXED = 0x9E3779B97F4A7C15
 _LARGEST_SEED = (1 << 63) - 1
@@ -39,24 +41,27 @@ class BatchFigures:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
-    def read(self) -> tuple[float, int]:
+    def read(self) -> tuple[float, float]:
         """Loss and number of right answers. Waits for the forward pass, not for what was launched after it."""
         if self._event is not None:
             self._event.synchronize()
         loss, num_correct = self._values.tolist()
-        return loss, int(num_correct)
+        return loss, num_correct
 
 
 class TrainingStep:
-    """The graph, its rules, its optimiser. `backward`, then `update`: between them a bad loss can be turned away."""
+    """The graph, its rules, its optimiser. `backward` for each batch of a step, then `update`: between them a bad loss can be turned away."""
 
     def __init__(self, network: Rewritten, options: Training, device: torch.device, autocast: torch.dtype | None) -> None:
         self.graph, self.rules = network.graph, network.rules
         self._groups = [group for group in self.rules.parameter_groups if group.parameters]
         self.optimiser = sgd(self._groups, options)
         self.device = device
-        self._label_smoothing = options.label_smoothing
+        self._options = options
+        self._mixer = Mixer(self.graph, options)
+        self._clip = clipping(self.graph, options.clip)
         self._autocast = autocast
+        self._num_batches = 0
 
     def set_momentum(self, momentum: float) -> None:
         """The same for every group."""
@@ -72,21 +77,36 @@ class TrainingStep:
         """The precision of the forward pass."""
         return torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None)
 
-    def backward(self, images: torch.Tensor, labels: torch.Tensor) -> BatchFigures:
-        """Forward and backward; the loss is computed in float32."""
-        self.optimiser.zero_grad(set_to_none=True)
-        with self.autocast():
+    @contextmanager
+    def as_in_training(self, batch: int, num_samples: int) -> Iterator[Mixing | None]:
+        """What the forward pass of the run's batch of this number draws and mixes, and its precision."""
+        seed_step(self._options.seed, batch)
+        with self._mixer.mixing(batch, num_samples, self.device) as mixing, self.autocast():
+            yield mixing
+
+    def backward(self, images: torch.Tensor, labels: torch.Tensor, batch: int = 0) -> BatchFigures:
+        """Forward and backward of the run's batch of this number; the loss is computed in float32.
+
+        Before an update it is called once for each of the batches that make a step; their mean gradient is what remains.
+        """
+        if self._num_batches == 0:
+            self.optimiser.zero_grad(set_to_none=True)
+        self._num_batches += 1
+        with self.as_in_training(batch, len(labels)) as mixing:
             logits = self.graph(images)
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
-        figures = BatchFigures(loss, (logits.detach().argmax(1) == labels).sum())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = mixed_loss(logits, labels, mixing, self._options.label_smoothing)
+        figures = BatchFigures(loss, mixed_num_correct(logits.detach(), labels, mixing))
+        (loss / self._options.accumulate).backward()  # type: ignore[no-untyped-call]
         return figures
 
-    def update(self) -> torch.Tensor | None:
-        """The rules and the optimiser, in the order that `TrainingRules` states; returns the penalty, on the device."""
+    def update(self, epoch: int = 0, before_clipping: Callable[[], None] = lambda: None) -> torch.Tensor | None:
+        """The rules, clipping and the optimiser, in the order that `TrainingRules` states; returns the penalty, on the device."""
+        self._num_batches = 0
         penalty = self.rules.add_penalty_gradient()
         self.rules.correct_gradients()
+        before_clipping()
+        self._clip(epoch)
         self.optimiser.step()
         self.rules.project()
         return penalty

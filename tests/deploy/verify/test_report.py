@@ -341,6 +341,40 @@ def test_hundred_layers_stay_a_small_file_with_a_row_each() -> None:
     assert "110 layers in the order of the graph" in html
 
 
+def diagnosed(number: int, **changes: Any) -> dict[str, Any]:
+    """The figures of two layers after an epoch."""
+    more = {"deflated": 0.25, "variance": None, "gradient_norm": 0.1 * number, **changes}
+    return {"epoch": number, "layers": [{**layer("one"), **more}, {**layer("two"), **more, "variance": [1.0, 2.0, 3.0, 4.0, 5.0]}]}
+
+
+def test_layers_are_drawn_from_epoch_to_epoch() -> None:
+    html = report_html(whole(), metrics=[epoch(1), epoch(2), epoch(3)], filters=[layer()], diagnosed=[diagnosed(1), diagnosed(3)])
+    drawn = html.split("The layers from epoch to epoch")[1]
+    titles = re.findall(r"<h3>(.*?)</h3>", drawn.split("</section>")[0])
+    assert titles == [
+        "Norm of each filter",
+        "Mean of each slice",
+        "Distance from zero mean",
+        "Scale of each filter",
+        "Share of deflated filters",
+        "Variance in front of a norm",
+        "Norm of the gradient",
+    ]
+    gradients = drawn.split("<h3>Norm of the gradient</h3>")[1].split("</div>")[0]
+    assert re.findall(r"<title>(\d)</title>", gradients) == ["1", "2", "3"] * 2  # the wide and the narrow picture
+    assert [path.count("M") for path in re.findall(r'class="median" d="(.*?)"', gradients)] == [2, 2]  # the second epoch has no box
+
+
+def test_zeros_throughout_are_no_picture() -> None:
+    html = report_html(whole(), metrics=[epoch(1)], filters=[layer()], diagnosed=[diagnosed(1, deflated=0.0)])
+    assert "Share of deflated filters" not in html
+    assert "Norm of the gradient" in html
+
+
+def test_nothing_is_said_of_epochs_that_were_not_diagnosed() -> None:
+    assert "from epoch to epoch" not in report_html(whole(), metrics=[epoch(1)], filters=[layer()])
+
+
 def test_figures_come_back_from_json_unchanged() -> None:
     metrics, filters = [epoch(1), epoch(2)], [layer()]
     again = json.loads(json.dumps([whole(), metrics, filters]))
@@ -410,7 +444,8 @@ def test_hostile_words_stay_words() -> None:
         **{hostile: hostile},
     )
     facts = {"network": hostile, "classes": [hostile, hostile], hostile: hostile, "files": {hostile: hostile}}
-    html = report_html(data, metrics=[epoch(1, lr=hostile)], filters=[layer(hostile, hostile)], facts=facts)
+    wild = [diagnosed(1, gradient_norm=hostile, deflated=[hostile] * 5), {"epoch": hostile}, {}]
+    html = report_html(data, metrics=[epoch(1, lr=hostile)], filters=[layer(hostile, hostile)], facts=facts, diagnosed=wild)
     html.encode()
     tags = {tag for tag, _ in Page(html).tags}
     assert not tags & {"script", "img", "iframe", "object", "embed", "link", "a", "form", "base"}

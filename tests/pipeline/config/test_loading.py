@@ -174,6 +174,43 @@ MISTAKES = [
         METHOD + "training: {schedule: {milestones: [2, 1]}}",
         "a.yaml:2: training.schedule: milestones must rise, got [2, 1]",
     ),
+    (
+        METHOD + "training: {epochs: 3, schedule: {name: points, rate_points: [[0, 1], [4, 0]]}}",
+        "a.yaml:2: training: rate_points at epochs [4.0] are never reached in 3 epochs",
+    ),
+    (
+        METHOD + "training: {epochs: 3, schedule: {momentum_points: [[0, 0.9], [3.5, 0.8]]}}",
+        "a.yaml:2: training: momentum_points at epochs [3.5] are never reached in 3 epochs",
+    ),
+    (
+        METHOD + "training: {schedule: {momentum_points: [[0, 1]]}}",
+        "a.yaml:2: training.schedule.momentum_points[0][1]: got 1, expected a number, at least 0 and below 1",
+    ),
+    (
+        METHOD + "training: {epochs: 3, schedule: {name: one_cycle, cycle_epochs: 4}}",
+        "a.yaml:2: training: cycle_epochs 4.0 is more than epochs 3",
+    ),
+    (METHOD + "training: {mixup: {alpha: -1}}", "a.yaml:2: training.mixup.alpha: got -1, expected a number, at least 0 and at most 1000"),
+    (METHOD + "training: {mixup: {alpha: .nan}}", "a.yaml:2: training.mixup.alpha: got NaN, expected a number, at least 0 and at most 1000"),
+    (
+        METHOD + "training: {mixup: {alpha: 1e-9}}",
+        "a.yaml:2: training.mixup: alpha 1e-09 mixes nothing; give 0 to switch mixup off, or at least 0.001",
+    ),
+    (METHOD + "training: {mixup: {where: output}}", 'a.yaml:2: training.mixup.where: got "output", expected one of input, hidden'),
+    (
+        METHOD + "data: {batch_size: 1}\ntraining: {mixup: {alpha: 1}}",
+        "a.yaml: training.mixup mixes the images of a batch with each other and data.batch_size is 1; set it to 2 or more",
+    ),
+    (METHOD + "training: {clip: {name: norm, threshold: 0}}", "a.yaml:2: training.clip.threshold: got 0, expected a number, above 0"),
+    (METHOD + "training: {clip: {name: agc, threshold: 0}}", "a.yaml:2: training.clip.threshold: got 0, expected a number, above 0"),
+    (METHOD + "training: {clip: {name: value}}", 'a.yaml:2: training.clip.name: got "value", expected one of none, norm, agc'),
+    (METHOD + "training: {clip: {threshold: 5}}", "a.yaml:2: training.clip.name: missing, expected one of none, norm, agc"),
+    (
+        "method: {name: scaledws}\ntraining: {clip: {name: agc}}",
+        "a.yaml: method scaledws clips adaptively by itself, at 0.01; set method.clip: 0, or leave training.clip out",
+    ),
+    (METHOD + "training: {accumulate: 0}", "a.yaml:2: training.accumulate: got 0, expected a whole number, at least 1"),
+    (METHOD + "training: {model_ema: {decay: 1}}", "a.yaml:2: training.model_ema.decay: got 1, expected a number, at least 0 and below 1"),
     (METHOD + "data: {root: ''}", 'a.yaml:2: data.root: got "", expected text that is not empty'),
     (METHOD + "data: {name: mnist}", f'a.yaml:2: data.name: got "mnist", expected one of {DATA_NAMES}'),
     (

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +13,12 @@ import torch
 
 from export.errors import UsageError
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, NonormOptions
-from pipeline.config.sections import Schedule, Training
+from pipeline.config.sections import AdaptiveClipping, Mixup, ModelEma, NormClipping, Schedule, Training
+from pipeline.graph.mixup import Mixup as MixupPart
+from pipeline.graph.mixup import insert_mixup
 from pipeline.methods.base import Rewritten
 from pipeline.training import (
+    Checkpoint,
     EpochRecord,
     NotFiniteError,
     Settings,
@@ -25,8 +28,11 @@ from pipeline.training import (
     read_checkpoint,
     train,
 )
+from pipeline.training.batches import Batch
+from pipeline.training.mixing import draw
 
 Build = Callable[[MethodOptions], Rewritten]
+BATCH_SIZE = 8
 METHODS: list[MethodOptions] = [
     CzmigOptions(name="czmig"),
     BatchnormOptions(name="batchnorm"),
@@ -86,6 +92,149 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
     end, expected_end = (read_checkpoint(folder / "checkpoints" / "last.safetensors") for folder in (settings.folder, tmp_path / "whole"))
     _assert_same(end.weights, expected_end.weights)
     _assert_same(end.momentum, expected_end.momentum)
+
+
+EXTRAS: dict[str, dict[str, object]] = {
+    "mixup of images": {"mixup": Mixup(alpha=1.0)},
+    "manifold mixup": {"mixup": Mixup(alpha=6.0, where="hidden")},
+    "clipping": {"clip": NormClipping(name="norm", threshold=0.5, growth="times_log")},
+    "adaptive clipping": {"clip": AdaptiveClipping(name="agc")},
+    "average": {"model_ema": ModelEma(decay=0.8, warmup=True)},
+    "accumulation": {"accumulate": 2},
+    "one cycle": {"schedule": Schedule(name="one_cycle", last=0.1)},
+    "diagnosis": {"diagnosis": "epoch"},
+}
+EXTRAS["everything"] = {name: value for extra in EXTRAS.values() for name, value in extra.items()}
+PLAIN = {name: Training.model_fields[name].get_default() for name in EXTRAS["everything"]}
+
+
+def _parts(checkpoint: Checkpoint) -> tuple[dict[str, torch.Tensor], ...]:
+    return checkpoint.weights, checkpoint.momentum, checkpoint.average
+
+
+@pytest.mark.parametrize("method", METHODS[:2], ids=lambda options: options.name)
+@pytest.mark.parametrize("place", [(1, 1), (2, 2)], ids=["in epoch 1", "in epoch 2"])
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_with_whatever_training_adds_an_interrupted_run_ends_with_the_same_bits(
+    build: Build, data: TrainingData, settings: Settings, tmp_path: Path, method: MethodOptions, place: tuple[int, int], extra: str
+) -> None:
+    settings = _with(settings, **EXTRAS[extra])
+    whole_settings = replace(settings, folder=tmp_path / "whole")
+
+    def mixed() -> Rewritten:
+        network = build(method)
+        insert_mixup(network.graph, settings.training.mixup)
+        return network
+
+    whole, resumed = mixed(), mixed()
+    expected = train(whole, data, whole_settings)
+    with pytest.raises(KeyboardInterrupt):
+        train(mixed(), data, settings, _SignalAt(*place))
+    history = train(resumed, data, settings, resume=load_checkpoint(settings.last_checkpoint, settings.config))
+
+    _assert_same(_state(resumed), _state(whole))
+    assert _figures(history.records) == _figures(expected.records)
+    for one, other in zip(*(_parts(read_checkpoint(each.last_checkpoint)) for each in (settings, whole_settings)), strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    diagnoses = [each.folder / "diagnosis.jsonl" for each in (settings, whole_settings)]
+    assert [path.exists() for path in diagnoses] == [settings.training.diagnosis == "epoch"] * 2
+    assert not diagnoses[0].exists() or diagnoses[0].read_bytes() == diagnoses[1].read_bytes()
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_whatever_training_adds_changes_the_weights_but_diagnosis(
+    build: Build, data: TrainingData, settings: Settings, tmp_path: Path, extra: str
+) -> None:
+    settings = _with(settings, **EXTRAS[extra])
+    plain, other = build(METHODS[0]), build(METHODS[0])
+    insert_mixup(other.graph, settings.training.mixup)
+    train(plain, data, replace(_with(settings, **PLAIN), folder=tmp_path / "plain"))
+    train(other, data, settings)
+    same = all(torch.equal(value, _state(other)[name]) for name, value in _state(plain).items())
+    assert same == (extra == "diagnosis")
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(build: Build, data: TrainingData, settings: Settings, tmp_path: Path) -> None:
+    """Without batch statistics; float32 sums in another order."""
+
+    class Joined:
+        steps_per_epoch = 2
+
+        def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+            batches = list(data.training.epoch(epoch))
+            for first in range(2 * first_step, 4, 2):
+                images, labels = zip(*batches[first : first + 2], strict=True)
+                yield torch.cat(images), torch.cat(labels)
+
+    accumulated, joined = build(METHODS[2]), build(METHODS[2])
+    records = train(accumulated, data, _with(settings, accumulate=2)).records
+    expected = train(joined, replace(data, training=Joined()), replace(settings, folder=tmp_path / "joined")).records
+    assert [record.step for record in records] == [record.step for record in expected] == [2, 4]
+    for (name, value), other in zip(_state(accumulated).items(), _state(joined).values(), strict=True):
+        torch.testing.assert_close(value, other, rtol=0, atol=1e-6, msg=name)
+    assert records[-1].train_loss == pytest.approx(expected[-1].train_loss, rel=1e-6)
+    assert records[-1].train_accuracy == expected[-1].train_accuracy
+
+
+def test_batches_that_fill_no_step_are_left_out_and_a_schedule_counts_steps(build: Build, data: TrainingData, settings: Settings) -> None:
+    seen: list[int] = []
+
+    class Counted:
+        steps_per_epoch = 7
+
+        def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+            for step in range(first_step, 7):
+                seen.append(step)
+                yield next(data.training.epoch(epoch, step % 4))
+
+    settings = _with(settings, accumulate=3, schedule=Schedule(name="constant", warmup_epochs=1.0))
+    records = train(build(METHODS[2]), replace(data, training=Counted()), settings).records
+    assert [record.step for record in records] == [2, 4]
+    assert seen == [0, 1, 2, 3, 4, 5] * 2
+    assert [record.lr for record in records] == [0.01, 0.01]
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_threshold_of_clipping_is_that_of_the_epoch(build: Build, data: TrainingData, settings: Settings, tmp_path: Path, epochs: int) -> None:
+    constant, growing = build(METHODS[2]), build(METHODS[2])
+    for network, growth in ((constant, "constant"), (growing, "times_log")):
+        clip = NormClipping.model_validate({"name": "norm", "threshold": 0.01, "growth": growth})
+        train(network, data, replace(_with(settings, clip=clip, epochs=epochs), folder=tmp_path / growth))
+    same = all(torch.equal(value, _state(growing)[name]) for name, value in _state(constant).items())
+    assert same == (epochs == 1)
+
+
+@pytest.fixture
+def mixings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, list[int]] | None]:
+    """What was mixed in each forward pass of a graph with one place for it."""
+    found: list[tuple[float, list[int]] | None] = []
+    forward = MixupPart.forward
+
+    def noting(self: MixupPart, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            found.append((self.mixing.share, self.mixing.partners.tolist()) if self.mixing else None)
+        return forward(self, x)
+
+    monkeypatch.setattr(MixupPart, "forward", noting)
+    return found
+
+
+def test_every_batch_of_a_step_draws_for_itself(
+    build: Build, data: TrainingData, settings: Settings, mixings: list[tuple[float, list[int]] | None]
+) -> None:
+    settings = _with(settings, mixup=Mixup(alpha=6.0), accumulate=2, seed=3)
+    network = build(METHODS[2])
+    insert_mixup(network.graph, settings.training.mixup)
+    train(network, data, settings)
+    drawn = [draw(3, batch, 6.0, 1, BATCH_SIZE) for batch in range(8)]
+    assert mixings == [(share, partners.tolist()) for share, _, partners in drawn]
+
+
+def test_more_batches_to_a_step_than_an_epoch_has_are_refused(build: Build, data: TrainingData, settings: Settings) -> None:
+    with pytest.raises(UsageError, match=r"^training\.accumulate 5 is more than the 4 batches of an epoch; set it to 4 or less$"):
+        train(build(METHODS[2]), data, _with(settings, accumulate=5))
+    assert not settings.folder.exists()
 
 
 def test_the_precision_and_layout_do_not_disturb_resuming(build: Build, data: TrainingData, settings: Settings, tmp_path: Path) -> None:
@@ -245,6 +394,19 @@ def test_activations_that_are_not_finite_are_traced_to_their_layer_and_the_weigh
     with pytest.raises(NotFiniteError, match=r"step 3, .*: the output of layer network\.stages\.1\.0\.conv1 is not finite; no check"):
         train(network, data, settings, watcher)
     assert all(value.isfinite().all() for value in network.graph.state_dict().values())
+
+
+def test_a_mixed_batch_that_is_not_finite_is_traced_under_the_same_mixing(
+    build: Build, data: TrainingData, settings: Settings, mixings: list[tuple[float, list[int]] | None]
+) -> None:
+    settings = _with(settings, mixup=Mixup(alpha=6.0))
+    network = build(METHODS[2])
+    insert_mixup(network.graph, settings.training.mixup)
+    with pytest.raises(NotFiniteError, match=r"step 3, .*: the output of layer network\.stages\.1\.0\.conv1 is not finite"):
+        train(network, data, settings, _Poison(network, "network.stages.1.0.conv1.weight", 1, 2, 3e38))
+    assert len(mixings) == 4
+    assert None not in mixings
+    assert mixings[3] == mixings[2] != mixings[1]
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
 
-from pipeline.training.metrics import EpochRecord, MetricsLog, Tally
+from export.errors import DamagedError
+from pipeline.training.metrics import EpochRecord, MetricsLog, Tally, diagnosis_file
 
 
 def _record(epoch: int, penalty: float | None = None) -> EpochRecord:
@@ -35,6 +37,12 @@ def _steps(folder: Path, tag: str) -> list[int]:
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
     return [event.step for event in board.Scalars(tag)]
+
+
+def _values(folder: Path, tag: str) -> list[float]:
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    return [event.value for event in board.Scalars(tag)]
 
 
 def test_a_line_has_exactly_the_promised_keys(tmp_path: Path) -> None:
@@ -64,6 +72,38 @@ def test_no_epoch_is_there_twice_after_going_back(tmp_path: Path) -> None:
     assert _steps(tmp_path, "run/lr") == [1, 2]
 
 
+def _layers(epoch: int) -> list[dict[str, object]]:
+    figures = {"norms": [0.0, 1.0, 2.0 * epoch, 3.0, 4.0], "off_isocline": None, "scale": None, "variance": None}
+    return [{"name": "conv", **figures, "deflated": 0.5, "gradient_norm": 0.25 * epoch}]
+
+
+def test_the_figures_of_layers_are_kept_as_far_as_the_records_go(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, [])
+    for epoch in (1, 2, 3):
+        log.add(_record(epoch), _layers(epoch))
+    log.close()
+    path = diagnosis_file(tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines) + lines[0][:40])  # what a kill leaves
+    resumed = MetricsLog(tmp_path, [_record(1), _record(2)])
+    assert path.read_text() == "".join(lines[:2])
+    resumed.add(_record(3), _layers(3))
+    resumed.close()
+    assert path.read_text() == "".join(lines)
+    assert _steps(tmp_path, "norms/conv") == _steps(tmp_path, "gradient_norm/conv") == [1, 2, 3]
+    assert _values(tmp_path, "norms/conv") == [2.0, 4.0, 6.0]
+    assert _values(tmp_path, "deflated/conv") == [0.5] * 3
+
+
+@pytest.mark.parametrize("line", ["[1]\n", '"}\n', '{"epoch": "x"}\n', "{}\n"])
+def test_figures_that_somebody_changed_are_not_gone_on_with(tmp_path: Path, line: str) -> None:
+    diagnosis_file(tmp_path).write_text('{"epoch": 1, "layers": []}\n' + line.replace("[1]", "[1}"))
+    with pytest.raises(DamagedError, match=r"diagnosis\.jsonl does not hold an epoch a line: .*; take it away"):
+        MetricsLog(tmp_path, [_record(1)])
+    MetricsLog(tmp_path, []).close()
+    assert not diagnosis_file(tmp_path).exists()
+
+
 def test_only_our_events_are_removed(tmp_path: Path) -> None:
     (board := tmp_path / "tensorboard").mkdir()
     (board / "events.out.tfevents.1.host.2.0").touch()
@@ -75,23 +115,30 @@ def test_only_our_events_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_tally_goes_on_from_its_description_with_the_same_bits() -> None:
-    batches = [(0.1 * number, number, 7, torch.tensor(0.3 / number)) for number in range(1, 6)]
+    def add(tally: Tally, number: int) -> None:
+        tally.add_batch(0.1 * number, number, 7)
+        tally.add_gradient_norms(torch.tensor([0.1 / number, 0.7 * number], dtype=torch.float64))
+        tally.add_step(torch.tensor(0.3 / number))
+
     whole, half = Tally(), Tally()
-    for batch in batches:
-        whole.add(*batch)
-    for batch in batches[:2]:
-        half.add(*batch)
+    for number in range(1, 6):
+        add(whole, number)
+    for number in range(1, 3):
+        add(half, number)
     half = Tally.from_dict(json.loads(json.dumps(half.as_dict())), torch.device("cpu"))
-    for batch in batches[2:]:
-        half.add(*batch)
+    for number in range(3, 6):
+        add(half, number)
     assert half.as_dict() == whole.as_dict()
     assert whole.accuracy == 15 / 35
     assert whole.loss == sum(0.1 * number * 7 for number in range(1, 6)) / 35
-    assert whole.penalty is not None
+    assert whole.penalty == sum(torch.tensor(0.3 / number).double() for number in range(1, 6)) / 5
+    assert whole.gradient_norms == [sum(0.1 / number for number in range(1, 6)) / 5, sum(0.7 * number for number in range(1, 6)) / 5]
 
 
 def test_a_tally_without_a_penalty_has_none() -> None:
     tally = Tally()
-    tally.add(1.0, 2, 4, None)
+    tally.add_batch(1.0, 2, 4)
+    tally.add_step(None)
     assert tally.penalty is None
+    assert tally.gradient_norms == []
     assert Tally.from_dict(tally.as_dict(), torch.device("cpu")) == tally

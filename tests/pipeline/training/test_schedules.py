@@ -38,6 +38,7 @@ def test_linear_cosine_and_monotonic_fall_to_the_last_share() -> None:
 
 def test_cyclic_goes_up_and_down() -> None:
     assert _shares(Schedule(name="cyclic", cycle_epochs=2.0, last=0.5), 4, 2) == [0.5, 0.75, 1.0, 0.75] * 2
+    assert _shares(Schedule(name="cyclic"), 10, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 0.8, 0.6, 0.4, 0.2], abs=1e-15)
 
 
 def test_points_are_joined_by_straight_lines() -> None:
@@ -53,6 +54,37 @@ def test_points_are_joined_by_straight_lines() -> None:
     momenta = [momentum(Moment(2 * epoch, 2, 31), options, 0.9) for epoch in (0, 7, 13, 26, 30)]
     assert momenta == pytest.approx([0.95, 0.9, 0.85, 0.95, 0.85], abs=1e-15)
     assert momentum(Moment(0, 2, 31), Schedule(name="constant"), 0.9) == 0.9
+
+
+THIRTY_EPOCHS = Schedule(name="one_cycle", cycle_epochs=26.0, cycle_foot=0.2, last=0.002, momentum_after_cycle=0.85)
+"""EquiNorm's, of a rate of 0.5: five-fold up to epoch 13, five-fold down to 26, a hundred-fold down over the rest."""
+
+
+def test_one_cycle_is_the_thirty_epochs_of_equinorm() -> None:
+    steps_per_epoch = 390
+    steps = np.arange(30 * steps_per_epoch)
+    epochs = steps / steps_per_epoch
+    rates = np.interp(epochs, [0, 13, 26, 30], [0.1, 0.5, 0.1, 0.001])
+    assert np.abs(0.5 * np.array(_shares(THIRTY_EPOCHS, 30, steps_per_epoch)) - rates).max() < 1e-15
+    momenta = np.where(epochs <= 26, np.interp(epochs, [0, 13, 26], [0.95, 0.85, 0.95]), 0.85)
+    found = [momentum(Moment(int(step), steps_per_epoch, 30), THIRTY_EPOCHS, 0.9) for step in steps]
+    assert np.abs(np.array(found) - momenta).max() < 1e-15
+
+
+def test_one_cycle_by_default_takes_nine_tenths_of_the_run_and_ends_at_the_momentum_of_its_feet() -> None:
+    options = Schedule(name="one_cycle", cycle_foot=0.5)
+    assert _shares(options, 10, 1) == pytest.approx(np.interp(range(10), [0, 4.5, 9], [0.5, 1, 0.5]))
+    momenta = [momentum(Moment(step, 2, 10), options, 0.9) for step in (0, 9, 18, 19)]
+    assert momenta == pytest.approx([0.95, 0.85, 0.95, 0.95], abs=1e-15)
+
+
+def test_points_of_the_momentum_come_before_the_cycles_own() -> None:
+    options = Schedule(name="one_cycle", momentum_points=((0, 0.5),))
+    assert momentum(Moment(5, 1, 10), options, 0.9) == 0.5
+
+
+def test_a_cycle_as_long_as_the_run_has_nothing_behind_it() -> None:
+    assert _shares(Schedule(name="one_cycle", cycle_epochs=4.0, cycle_foot=0.0), 4, 1) == [0.0, 0.5, 1.0, 0.5]
 
 
 def test_every_schedule_of_the_config_has_a_row() -> None:

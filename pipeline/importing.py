@@ -65,7 +65,7 @@ def import_run(config: Config, data: DataSet, origin: Origin, folder: Path) -> f
     position: dict[str, object] = {
         "epoch": 0,
         "step": 0,
-        "steps_per_epoch": data.train.num_samples // config.data.batch_size,
+        "steps_per_epoch": data.train.num_samples // config.data.batch_size // config.training.accumulate,
         "tally": Tally().as_dict(),
         "records": [],
     }

@@ -8,15 +8,15 @@ from pipeline.config.base import Section
 from pipeline.config.methods import MethodOptions, NonNegative, Positive, ScaledwsOptions, Share
 
 Count = Annotated[int, Field(ge=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
 Area = Annotated[float, Field(gt=0, le=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
 CudaDevice = Annotated[str, Field(pattern=r"^cuda:\d+$", examples=["cuda:0"])]
 
 _LEAST_ALPHA = 0.001
-"""Below, a draw from Beta(alpha, alpha) is 0 or 1 as far as a float can tell, or no number at all."""
+"""Below, nearly every draw from Beta(alpha, alpha) is 0 or 1: nothing is mixed."""
 
 
 class Augment(Section):

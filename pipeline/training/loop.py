@@ -258,10 +258,10 @@ class _Loop:
         self.graph.to(memory_format=self._memory_format)
         checkpoint.restore_graph(self.graph)
         checkpoint.restore_momentum(self.graph, self.step.optimiser)
-        if self.average is not None:
-            checkpoint.restore_average(self.average.graph)
         self.epoch, self.tally = position["epoch"], Tally.from_dict(position["tally"], self.device)
         self.records = [EpochRecord(**values) for values in position["records"]]
+        if self.average is not None and self.num_steps_done:  # before the first step there is none
+            checkpoint.restore_average(self.average.graph)
 
     def _rate(self, step: int) -> float:
         return self.options.learning_rate * rate_share(self._moment(step), self.options.schedule)

@@ -17,7 +17,10 @@ from pipeline.methods.base import Rewritten
 from pipeline.staging import TRAINING_WEIGHTS as WEIGHTS
 from pipeline.training import Settings, TrainingData, read_checkpoint, train
 from pipeline.training.averaging import WeightAverage, decay_after
+from pipeline.training.checkpoint import checkpoint_bytes, write_checkpoint
 from pipeline.training.evaluation import evaluate
+from pipeline.training.metrics import Tally
+from pipeline.training.step import sgd
 
 Build = Callable[[MethodOptions], Rewritten]
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
@@ -122,6 +125,18 @@ def test_training_itself_goes_on_with_the_weights(build: Build, data: TrainingDa
     kept = read_checkpoint(settings.last_checkpoint)
     assert all(torch.equal(value, kept.weights[name]) for name, value in plain.graph.state_dict().items())
     assert read_checkpoint(tmp_path / "plain" / "checkpoints" / "last.safetensors").average == {}
+
+
+def test_a_run_that_begins_with_given_weights_has_no_average_yet(build: Build, data: TrainingData, settings: Settings, tmp_path: Path) -> None:
+    """As a network of any origin becomes a run: a checkpoint before the first step."""
+    settings = with_average(settings)
+    fresh, given, resumed = (build(NonormOptions(name="nonorm")) for _ in range(3))
+    train(fresh, data, replace(settings, folder=tmp_path / "fresh"))
+    position = {"epoch": 0, "step": 0, "steps_per_epoch": 4, "tally": Tally().as_dict(), "records": []}
+    optimiser = sgd(given.rules.parameter_groups, settings.training)
+    write_checkpoint(settings.last_checkpoint, checkpoint_bytes(given.graph, optimiser, position, settings.config))
+    train(resumed, data, settings, resume=read_checkpoint(settings.last_checkpoint))
+    assert all(torch.equal(value, resumed.graph.state_dict()[name]) for name, value in fresh.graph.state_dict().items())
 
 
 def test_exporting_a_run_exports_the_average(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from pipeline.config.sections import Data
 from pipeline.data import Split
 from pipeline.data.images import MemoryImages
 from pipeline.methods import METHODS
+from pipeline.networks import FAMILIES, NETWORKS
 from pipeline.staging import Trained, _model_card
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +132,12 @@ def test_the_readme_of_a_bundle_says_what_to_feed_and_how_to_verify(
     trained = Trained(config, GraphModule(nn.Identity(), Graph()), ("a", "b"), shape, test, {}, b"", "cpu", "float32", "not asked for")
     card = _model_card(trained)
     assert all(each in card for each in words)
+
+
+def test_the_networks_are_those_of_the_table() -> None:
+    listed = README.split("\n## Networks\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ((?:`[^`]+` ?)+) \|", listed, flags=re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} == {*NETWORKS, *(family.form for family in FAMILIES)}
 
 
 def test_the_data_sets_are_those_of_the_config() -> None:

@@ -46,9 +46,13 @@ DEFAULTS: dict[str, MethodOptions] = {
     "batchnorm": BatchnormOptions(name="batchnorm"),
     "nonorm": NonormOptions(name="nonorm"),
 }
+_SHUFFLENETS = frozenset({"shufflenetv2_x0_5", "shufflenetv2_x1_0", "torchvision:shufflenet_v2_x0_5", "torchvision:shufflenet_v2_x1_0"})
+_MOBILENETS = frozenset({"mobilenetv2", "torchvision:mobilenet_v2"})
+_SQUEEZENETS = frozenset({"squeezenet", "torchvision:squeezenet1_0", "torchvision:squeezenet1_1"})
+_VGGS = frozenset({"vgg11", "vgg16"})
 REFUSED: dict[str, frozenset[str]] = {
-    "equinorm": frozenset({"torchvision:mobilenet_v2", "torchvision:shufflenet_v2_x0_5"}),
-    "skipinit": frozenset({"torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1"}),
+    "equinorm": _SHUFFLENETS | _MOBILENETS,
+    "skipinit": _SHUFFLENETS | _SQUEEZENETS | _VGGS,
 }
 """The networks that a method refuses with its default options, because the pair makes no sense."""
 NUM_CLASSES = 10
@@ -62,7 +66,11 @@ def traced(network: str, image_shape: tuple[int, int, int]) -> torch.fx.GraphMod
 
 
 def rewritten(network: str, image_shape: tuple[int, int, int], options: MethodOptions) -> Rewritten:
-    return method_from_options(options).rewrite(traced(network, image_shape), torch.Generator().manual_seed(0))
+    return rewrite(traced(network, image_shape), options)
+
+
+def rewrite(graph: torch.fx.GraphModule, options: MethodOptions) -> Rewritten:
+    return method_from_options(options).rewrite(graph, torch.Generator().manual_seed(0))
 
 
 def images(number: int, image_shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from export.errors import UsageError
 from pipeline.graph import Normalise, Parts, find_parts, trace
+from pipeline.methods.branches import last_convolutions
 
 
 def kinds(parts: Parts) -> dict[str, int]:
@@ -20,11 +21,26 @@ def kinds(parts: Parts) -> dict[str, int]:
     [
         ("resnet20", 32, {"first": 1, "spatial": 18, "classifier": 1}, 19, 9),
         ("resnet110", 32, {"first": 1, "spatial": 108, "classifier": 1}, 109, 54),
+        ("resnet18", 16, {"first": 1, "spatial": 16, "pointwise": 3, "classifier": 1}, 20, 8),
+        ("resnet101", 16, {"first": 1, "spatial": 33, "pointwise": 70, "classifier": 1}, 104, 33),
+        ("vgg11", 32, {"first": 1, "spatial": 7, "linear": 2, "classifier": 1}, 8, 0),
+        ("vgg16", 32, {"first": 1, "spatial": 12, "linear": 2, "classifier": 1}, 13, 0),
+        ("squeezenet", 32, {"first": 1, "pointwise": 16, "spatial": 8, "classifier": 1}, 25, 3),
+        ("shufflenetv2_x1_0", 32, {"first": 1, "pointwise": 36, "depthwise": 19, "classifier": 1}, 56, 0),
+        ("mobilenetv2", 32, {"first": 1, "pointwise": 34, "depthwise": 17, "classifier": 1}, 52, 10),
         ("torchvision:resnet18", 64, {"first": 1, "spatial": 16, "pointwise": 3, "classifier": 1}, 20, 8),
+        ("torchvision:resnet34", 64, {"first": 1, "spatial": 32, "pointwise": 3, "classifier": 1}, 36, 16),
         ("torchvision:resnet50", 64, {"first": 1, "spatial": 16, "pointwise": 36, "classifier": 1}, 53, 16),
+        ("torchvision:resnet101", 64, {"first": 1, "spatial": 33, "pointwise": 70, "classifier": 1}, 104, 33),
+        ("torchvision:vgg11", 224, {"first": 1, "spatial": 7, "linear": 2, "classifier": 1}, 0, 0),
+        ("torchvision:vgg11_bn", 224, {"first": 1, "spatial": 7, "linear": 2, "classifier": 1}, 8, 0),
+        ("torchvision:vgg16", 224, {"first": 1, "spatial": 12, "linear": 2, "classifier": 1}, 0, 0),
+        ("torchvision:vgg16_bn", 224, {"first": 1, "spatial": 12, "linear": 2, "classifier": 1}, 13, 0),
         ("torchvision:mobilenet_v2", 64, {"first": 1, "pointwise": 34, "depthwise": 17, "classifier": 1}, 52, 10),
+        ("torchvision:squeezenet1_0", 64, {"first": 1, "pointwise": 16, "spatial": 8, "classifier": 1}, 0, 0),
         ("torchvision:squeezenet1_1", 64, {"first": 1, "pointwise": 16, "spatial": 8, "classifier": 1}, 0, 0),
         ("torchvision:shufflenet_v2_x0_5", 64, {"first": 1, "pointwise": 36, "depthwise": 19, "classifier": 1}, 56, 0),
+        ("torchvision:shufflenet_v2_x1_0", 64, {"first": 1, "pointwise": 36, "depthwise": 19, "classifier": 1}, 56, 0),
     ],
 )
 def test_the_parts_of_known_networks(network: str, size: int, expected: dict[str, int], num_norms: int, num_units: int) -> None:
@@ -33,6 +49,32 @@ def test_the_parts_of_known_networks(network: str, size: int, expected: dict[str
     assert len(parts.norms) == num_norms
     assert len(parts.units) == num_units
     assert all(norm.follows is not None for norm in parts.norms)
+
+
+@pytest.mark.parametrize(
+    ("network", "expected", "num_norms", "num_alone", "num_units"),
+    [
+        ("preactresnet18", {"first": 1, "spatial": 16, "pointwise": 3, "classifier": 1}, 16, 8, 8),
+        ("preactresnet152", {"first": 1, "spatial": 50, "pointwise": 104, "classifier": 1}, 150, 49, 50),
+        ("wrn20", {"first": 1, "spatial": 18, "pointwise": 2, "classifier": 1}, 19, 10, 9),
+        ("wrn-16-4", {"first": 1, "spatial": 12, "pointwise": 3, "classifier": 1}, 13, 6, 6),
+    ],
+)
+def test_the_parts_of_pre_activation_networks(network: str, expected: dict[str, int], num_norms: int, num_alone: int, num_units: int) -> None:
+    """A norm in front of a unit reads a sum, or a stem that the shortcut reads too: it stands alone. Each branch ends in a convolution."""
+    parts = find_parts(traced(network, (3, 16, 16)))
+    assert kinds(parts) == expected
+    assert (len(parts.norms), sum(norm.follows is None for norm in parts.norms), len(parts.units)) == (num_norms, num_alone, num_units)
+    assert list(last_convolutions(parts.units)) == [unit.branch[-1].node for unit in parts.units]
+    assert [norm.follows for norm in parts.norms if norm.follows] == [layer.node for layer in parts.convolutions if layer.norm]
+
+
+def test_a_pre_activation_unit_with_a_projection_begins_behind_its_first_norm() -> None:
+    first, second, *_ = find_parts(traced("wrn-16-4", (3, 16, 16))).units
+    assert first.start.name == "relu"
+    assert [layer.name for layer in first.branch] == ["network.stages.0.0.conv1", "network.stages.0.0.conv2"]
+    assert [layer.name for layer in first.shortcut] == ["network.stages.0.0.projection"]
+    assert second.start is first.add is second.shortcut_end
 
 
 def test_a_residual_unit_knows_its_start_its_branch_and_its_shortcut() -> None:

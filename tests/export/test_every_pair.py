@@ -1,0 +1,248 @@
+"""Every method on every network: converted, trained for a step, folded, exported and run. Bits in PyTorch, the derived budget in ONNX Runtime.
+
+Bits are compared for every pair. Exporting takes seconds, so it is done once per network and form of its graph: pairs whose folded graphs differ in nothing
+but weights, and in which layers have biases, share a file, each with its own weights in it; `test_a_shared_file_has_the_bits_of_the_pairs_own` shows that
+nothing is lost by that. Of networks that are more of the same blocks as another (`DEEPER`), the file is run with one method only.
+"""
+
+import copy
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from graphs import DEFAULTS, NUM_CLASSES, REFUSED, images, rewrite, step, traced
+from onnx import numpy_helper
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from deploy.runners.base import Runner, TensorSpec
+from deploy.runners.table import RunOptions, open_file
+from deploy.runners.torch import TorchPrecision, TorchRunner
+from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
+from export.derived import training_only_parts_off
+from export.errors import UsageError
+from export.fold import fold
+from export.layers import Normalise
+from export.onnx import onnx_from_graph
+from pipeline.graph.vocabulary import CONVOLUTIONS_AND_LINEAR, is_rectifier
+from pipeline.methods import METHODS, Rewritten
+from pipeline.networks import FAMILIES, NETWORKS
+
+Shape = tuple[int, int, int]
+TORCHVISION = {
+    "resnet18": 32,
+    "resnet34": 32,
+    "resnet50": 32,
+    "resnet101": 32,
+    "squeezenet1_0": 48,
+    "squeezenet1_1": 48,
+    "shufflenet_v2_x0_5": 32,
+    "shufflenet_v2_x1_0": 32,
+    "mobilenet_v2": 32,
+}
+"""With the size of the images. Its VGGs take 224 and have 133 million parameters: `tests/pipeline/graph/test_parts.py` traces them, and ours, of the
+same layers in front of a smaller classifier, stand for them here."""
+OF_A_FAMILY = {"wrn-DEPTH-WIDTH": "wrn-10-2"}
+DEEPER = frozenset(
+    {
+        *("resnet32", "resnet44", "resnet56", "resnet110", "resnet34", "resnet101", "vgg16", "shufflenetv2_x1_0"),
+        *("preactresnet34", "preactresnet101", "preactresnet152"),
+        *("torchvision:resnet34", "torchvision:resnet101", "torchvision:shufflenet_v2_x1_0"),
+    }
+)
+"""Or wider. Their blocks are those of a network whose file is run with every method."""
+SLOW = frozenset({"preactresnet152", "torchvision:resnet101"})
+NUM_IMAGES = 2
+
+
+def _shapes() -> dict[str, Shape]:
+    own = {name: (3, 32, 32) if name.startswith("vgg") else (3, 16, 16) for name in [*NETWORKS, *OF_A_FAMILY.values()]}
+    return {**own, "small": (1, 8, 8), **{f"torchvision:{name}": (3, size, size) for name, size in TORCHVISION.items()}}
+
+
+SHAPES: dict[str, Shape] = _shapes()
+PAIRS = [
+    pytest.param(method, network, marks=pytest.mark.slow if network in SLOW else ())
+    for network in SHAPES
+    for method in METHODS
+    if network not in REFUSED.get(method, ())
+]
+REFUSED_PAIRS = [(method, network) for method, networks in REFUSED.items() for network in sorted(networks)]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A traced network, and the files of the forms that its folded graphs have had."""
+
+    shape: Shape
+    graph: GraphModule
+    files: dict[object, bytes] = field(default_factory=dict)
+
+    def with_method(self, method: str) -> Rewritten:
+        return rewrite(copy.deepcopy(self.graph), DEFAULTS[method])
+
+    def file_of(self, folded: GraphModule) -> bytes:
+        """The folded graph as an ONNX file."""
+        form = form_of(folded)
+        if form not in self.files:
+            self.files[form] = onnx_from_graph(with_all_biases(folded), self.shape, {})
+        return with_weights(self.files[form], folded)
+
+
+@lru_cache(maxsize=1)  # one after the other: the largest take a gigabyte
+def network_of(name: str) -> Network:
+    return Network(SHAPES[name], traced(name, SHAPES[name]))
+
+
+def form_of(folded: GraphModule) -> object:
+    """What of a folded graph decides on the nodes of its file: layers in order, what they read, sizes and constants; not weights and biases."""
+    position = {node: number for number, node in enumerate(folded.graph.nodes)}
+    return tuple((_kind(folded, node), tuple(position[each] for each in node.all_input_nodes), _constants(node)) for node in folded.graph.nodes)
+
+
+def _kind(folded: GraphModule, node: Node) -> str:
+    if is_rectifier(folded, node):
+        return "ReLU6" if "relu6" in _layer(folded, node).lower() else "ReLU"
+    return f"{node.target} {_layer(folded, node)}" if node.op == "call_module" else str(node.target)
+
+
+def _layer(folded: GraphModule, node: Node) -> str:
+    return repr(folded.get_submodule(str(node.target))).replace(", bias=False", "") if node.op == "call_module" else str(node.target)
+
+
+def _constants(node: Node) -> str:
+    return str(map_arg((node.args, node.kwargs), lambda _: None))
+
+
+def with_all_biases(folded: GraphModule) -> GraphModule:
+    """A copy in which every layer has a bias, and nothing is zero or twice there, so that the exporter leaves nothing out and merges nothing."""
+    whole, generator = copy.deepcopy(folded), torch.Generator().manual_seed(0)
+    for layer in whole.modules():
+        if isinstance(layer, CONVOLUTIONS_AND_LINEAR):
+            layer.bias = nn.Parameter(torch.randn(layer.weight.shape[0], generator=generator), requires_grad=False)
+        elif isinstance(layer, Normalise):
+            layer.mean.copy_(torch.rand(layer.mean.shape, generator=generator))
+    return whole
+
+
+def with_weights(file: bytes, folded: GraphModule) -> bytes:
+    """The file with the weights of this folded graph, and zeros for the biases that it has not."""
+    model, weights = onnx.load_model_from_string(file), folded.state_dict()
+    missing = set(weights) - {tensor.name for tensor in model.graph.initializer}
+    assert not missing, f"the file has no place for {missing}"
+    layers = {name for name, layer in folded.named_modules() if isinstance(layer, CONVOLUTIONS_AND_LINEAR)}
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name].numpy(), tensor.name))
+        elif tensor.name.removesuffix(".bias") in layers:
+            tensor.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(tensor), tensor.name))
+    return model.SerializeToString(deterministic=True)
+
+
+class InMode(nn.Module):
+    """A graph that runs in training mode, with what only training has switched off, or in evaluation mode."""
+
+    def __init__(self, graph: GraphModule, *, training: bool) -> None:
+        super().__init__()
+        self.graph, self.in_training = graph, training
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.graph.train(self.in_training)
+        with training_only_parts_off(self.graph):
+            logits: torch.Tensor = self.graph(image)
+        return logits
+
+
+def links_in_bits(training: Rewritten, folded: GraphModule, shape: Shape) -> Chain:
+    """Training graph = evaluation graph = folded graph."""
+    specs = (TensorSpec("image", "uint8", (None, *shape)),), (TensorSpec("logits", "float32", (None, NUM_CLASSES)),)
+
+    def stage(name: str, module: nn.Module, *, gradients: bool = False, precision: TorchPrecision = "float32") -> Stage:
+        def opened() -> Runner:
+            return TorchRunner(module, *specs, name=name, gradients=gradients, precision=precision)
+
+        return Stage(name=name, runtime="torch", device="cpu", precision=precision, open=opened, invariance_required=None)
+
+    return Chain(
+        stages=(
+            stage("training", InMode(training.graph, training=True), gradients=True),
+            stage("evaluation", InMode(training.graph, training=False)),
+            stage("folded", folded),
+        ),
+        links=(Link("training", "evaluation", "bitwise"), Link("evaluation", "folded", "bitwise")),
+        reference=stage("float64", folded, precision="float64"),
+        training="training",
+    )
+
+
+def with_file(chain: Chain, file: Path) -> Chain:
+    """And the file within the budget."""
+
+    def opened() -> Runner:
+        return open_file("onnxruntime-cpu", file, RunOptions(threads=1))
+
+    stage = Stage(name="file", runtime="onnxruntime-cpu", device="cpu", precision="float32", open=opened, invariance_required=None)
+    return replace(chain, stages=(*chain.stages, stage), links=(*chain.links, Link("folded", "file", "budget")))
+
+
+def runs_the_file(method: str, network: str) -> bool:
+    return network not in DEEPER or method == next(each for each in METHODS if network not in REFUSED.get(each, ()))
+
+
+@pytest.mark.parametrize(("method", "network"), PAIRS)
+def test_a_pair_is_converted_trained_folded_exported_and_run(method: str, network: str, tmp_path: Path) -> None:
+    found, file = network_of(network), tmp_path / "model.onnx"
+    training = found.with_method(method)
+    step(training, images(NUM_IMAGES, found.shape), rate=1e-3)
+    folded = fold(training.graph)
+    chain = links_in_bits(training, folded, found.shape)
+    if runs_the_file(method, network):
+        file.write_bytes(found.file_of(folded))
+        chain = with_file(chain, file)
+    batch = images(NUM_IMAGES, found.shape, seed=1)
+    verdict = run_chain(chain, lambda: [{"image": batch.numpy()}], Record())
+    file.unlink(missing_ok=True)
+    assert [(link.from_, link.to, link.status, link.reason) for link in verdict.links] == [
+        (each.from_, each.to, "passed", "") for each in chain.links
+    ]
+    assert folded(batch).std() > 0
+
+
+@pytest.mark.parametrize(("method", "network"), REFUSED_PAIRS)
+def test_a_pair_that_makes_no_sense_is_refused_in_one_line(method: str, network: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        network_of(network).with_method(method)
+    assert f"method {method} " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_method_and_network_is_here() -> None:
+    assert set(DEFAULTS) == set(METHODS)
+    assert set(OF_A_FAMILY) == {family.form for family in FAMILIES}
+    assert DEEPER | SLOW | {network for _, network in REFUSED_PAIRS} <= set(SHAPES)
+
+
+@cache
+def _small_in_one_file() -> Network:
+    return Network(SHAPES["small"], traced("small", SHAPES["small"]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_shared_file_has_the_bits_of_the_pairs_own(method: str, tmp_path: Path) -> None:
+    """The pair's own weights are in it, and no others: what ONNX Runtime computes is what it computes on the exporter's file of this very pair."""
+    network = _small_in_one_file()
+    training = network.with_method(method)
+    step(training, images(NUM_IMAGES, network.shape))
+    folded = fold(training.graph)
+    batch = {"image": images(16, network.shape, seed=1).numpy()}
+    outputs = []
+    for data in (network.file_of(folded), onnx_from_graph(folded, network.shape, {})):
+        path = tmp_path / "model.onnx"
+        path.write_bytes(data)
+        with open_file("onnxruntime-cpu", path, RunOptions(optimisation="none", threads=1)) as runner:
+            outputs.append(runner.run(batch)["logits"])
+    assert outputs[0].tobytes() == outputs[1].tobytes()

@@ -13,7 +13,6 @@ EXACT_BELOW = 2**24
 """Every integer below is a float32, and so is each sum of them that stays below."""
 TF32_BITS = 11
 INT16_PAIRS = 2**15 - 1
-ACCUMULATOR_BITS = 32
 
 Operation = Literal["Conv", "Gemm", "ReduceMean", "ReduceSum"]
 Ties = Literal["impossible", "possible"]
@@ -37,7 +36,7 @@ class LayerRow:
     plain_bound: int
     """The same if only the weights' absolute values were looked at; the two differ where inputs are never negative."""
     accumulator_bits: int
-    """What integer kernels need, whatever they make of a zero point."""
+    """What integer kernels need, whatever they make of a zero point; where sums are exact in float32, 32 are always enough."""
     int16_pairs_safe: bool | None
     """Whether kernels may add pairs of products in saturating 16 bits; None where no such kernel can serve the layer."""
     tf32_safe: bool

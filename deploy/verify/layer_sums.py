@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from deploy.verify.certificate import ACCUMULATOR_BITS, EXACT_BELOW, INT16_PAIRS, TF32_BITS, LayerRow, Operation
+from deploy.verify.certificate import EXACT_BELOW, INT16_PAIRS, TF32_BITS, LayerRow, Operation
 from deploy.verify.grid_values import Array, Floats, Terms, are_normal, terms_of_floats
 from deploy.verify.refused import ANOTHER_FORM, ANOTHER_STEP, FEWER_BITS, RefusedError
 
@@ -154,8 +154,6 @@ def _faults(row: LayerRow, x: Floats, terms: Terms) -> list[RefusedError]:
     if row.largest_sum >= EXACT_BELOW:
         worst = int(terms.largest_sums(*_range_of(x)).argmax())
         faults.append(RefusedError(f"can have partial sums of {row.largest_sum} in filter {worst}, {EXACT_BELOW} is the limit", FEWER_BITS))
-    if row.accumulator_bits > ACCUMULATOR_BITS:
-        faults.append(RefusedError(f"needs accumulators of {row.accumulator_bits} bits, {ACCUMULATOR_BITS} is the limit", FEWER_BITS))
     if row.int16_pairs_safe is False and x.codes is not None and not x.codes.signed:
         pair = f"{x.codes.seen_up_to} times {terms.largest_pairs()}"
         remedy = f"{FEWER_BITS}; a Clip at 127 behind the quantiser leaves room for 8 bits"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -221,12 +221,144 @@ def test_the_edge_itself_is_certified_and_the_next_odd_number_is_not(tmp_path: P
         sketch = Sketch()
         sums = sketch.layer(sketch.pixels(), "first", np.full((1, 1, 4, 4), 64, np.int8), [bias], PIXEL_STEP)
         rounded = sketch.quantised(sums, 2.0, 0, 127)
-        return sketch.content(sketch.flattened(rounded, 1), 1)
+        return sketch.content(sketch.flattened(rounded, 1))
 
     terms = 16 * 64 * 128
     assert certified(tmp_path, file(EXACT_BELOW - 1 - terms)).holds
     (refusal,) = certified(tmp_path, file(EXACT_BELOW + 1 - terms)).refusals
     assert refusal.node == "first"
+
+
+def _bytes(sketch: Sketch) -> str:
+    """The pixels, quantised."""
+    sketch.quantised(sketch.pixels(), PIXEL_STEP, 128)
+    return sketch.nodes.pop().input[0]
+
+
+def _scaled_reading(sketch: Sketch) -> str:
+    return sketch.dequantised(_bytes(sketch), 2 * PIXEL_STEP, 128)
+
+
+def _mixed_bytes(sketch: Sketch) -> str:
+    x = sketch.pixels()
+    points = [sketch.constant(f"byte_{number}", np.uint8(number)) for number in (0, 128)]
+    parts = [sketch.node("QuantizeLinear", [x, f"step_{PIXEL_STEP!r}", point], f"part_{point}") for point in points]
+    return sketch.dequantised(sketch.node("Concat", parts, "joined", axis=1), PIXEL_STEP, 0)
+
+
+def _two_units(sketch: Sketch, name: str = "layer") -> str:
+    sums = sketch.layer(sketch.pixels(), name, np.array([2, 2], np.int8).reshape(2, 1, 1, 1), [1, 1], PIXEL_STEP)
+    for part, steps in (("step", [1, 2]), ("unit", [PIXEL_STEP, 2 * PIXEL_STEP])):
+        sketch.constant(f"{name}.{part}", np.array(steps, np.float32))
+    return sums
+
+
+def _clipped_pixels(sketch: Sketch, bound: float) -> str:
+    return sketch.node("Clip", [sketch.pixels(), "", sketch.constant("bound", np.float32(bound))], "clipped")
+
+
+def _pooled(sketch: Sketch, x: str, operation: str = "ReduceSum", axes: Sequence[int] = (2, 3)) -> str:
+    return sketch.node(operation, [x, sketch.constant("axes", np.array(axes, np.int64))], "pool", keepdims=1)
+
+
+def _cast(sketch: Sketch) -> str:
+    return sketch.node("Cast", [_bytes(sketch)], "cast", to=onnx.TensorProto.FLOAT)
+
+
+def _padded_bytes(sketch: Sketch) -> str:
+    sketch.quantised(sketch.layer(sketch.pixels(), "stem", np.full((1, 1, 1, 1), 64, np.int8), [1], PIXEL_STEP), PIXEL_STEP, 0, 127)
+    pads = sketch.constant("pads", np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
+    padded = sketch.node("Pad", ["stem_clip", pads, sketch.constant("byte_255", np.uint8(255))], "padded")
+    return sketch.layer(sketch.dequantised(padded, PIXEL_STEP, 0), "layer", np.full((1, 1, 2, 2), 126, np.int8), [1], PIXEL_STEP)
+
+
+def _padded(sketch: Sketch) -> str:
+    pads = sketch.constant("pads", np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
+    return sketch.node("Pad", [sketch.pixels(), pads, sketch.constant("value", np.float32(0.01))], "padded")
+
+
+def _steps_of_inputs(sketch: Sketch) -> str:
+    sums = sketch.layer(sketch.pixels(), "layer", np.full((1, 1, 4, 4), 2, np.int8), [1], PIXEL_STEP)
+    sketch.constant("layer.step", np.array([1, 1, 1, 1], np.float32))
+    return sums
+
+
+def _unsigned_weights(sketch: Sketch) -> str:
+    sums = sketch.layer(sketch.pixels(), "layer", np.full((1, 1, 4, 4), 2, np.int8), [1], PIXEL_STEP)
+    sketch.constant("layer.weight", np.full((1, 1, 4, 4), 2, np.uint8))
+    return sums
+
+
+def _subtracted(sketch: Sketch) -> str:
+    return sketch.node("Sub", [sketch.pixels(), sketch.constant("offset", np.float32(0.01))], "centred")
+
+
+def _layer_of(sketch: Sketch, step: float) -> str:
+    return sketch.layer(sketch.pixels(), "layer", np.full((1, 1, 4, 4), 2, np.int8), [1], PIXEL_STEP, step)
+
+
+def _two_sums_side_by_side(sketch: Sketch) -> str:
+    return sketch.node("Concat", [_two_units(sketch, "one"), _two_units(sketch, "other")], "joined", axis=1)
+
+
+REFUSED: dict[str, tuple[Callable[[Sketch], str], str, str]] = {
+    "bytes read with another step": (
+        _scaled_reading,
+        "image_float_byte_float",
+        "reads bytes with scale 0.03125 .* that have 0.015625",
+    ),
+    "bytes of different zero points side by side": (_mixed_bytes, "joined", "joins bytes of different steps or zero points"),
+    "sums side by side": (_two_sums_side_by_side, "joined", "joins sums that are not rounded"),
+    "channels of different steps, added up": (lambda s: _pooled(s, _two_units(s)), "pool", "whose channels have different steps"),
+    "values clipped beside their step, added up": (lambda s: _pooled(s, _clipped_pixels(s, 0.3)), "pool", "is clipped beside its step"),
+    "a clip half-way between two steps": (
+        lambda s: s.quantised(_clipped_pixels(s, 1.5 * PIXEL_STEP), PIXEL_STEP, 128),
+        "clipped_byte",
+        "half-way between two steps of 0.015625: it is clipped there",
+    ),
+    "a sum over channels": (lambda s: _pooled(s, s.pixels(), axes=(1, 2)), "pool", r"reduces the axes \[1, 2\]"),
+    "an offset beside the step": (_subtracted, "centred", "subtracts 0.0099.*, which is not a multiple of the step"),
+    "a cast of other bytes than the image": (_cast, "cast", "casts something else than the image"),
+    "padding beside the step": (_padded, "padded", "pads with 0.0099.*, which is not a multiple of the step"),
+    "padding with more than the values reach": (_padded_bytes, "layer", "pairs of products up to 255 times 252"),
+    "steps per input": (_steps_of_inputs, "layer_weight", "has steps in 'layer.step' that are not one a filter"),
+    "unsigned weights": (_unsigned_weights, "layer", "has weights in uint8, expected int8"),
+    "steps that are flushed to zero": (lambda s: _layer_of(s, 2.0**-122), "layer", "steps so small or so large that float32 loses them"),
+    "weights that are computed": (lambda s: s.node("Conv", [s.pixels(), s.pixels()], "layer"), "layer", "multiplies or adds 'image_float'"),
+    "an addition of a constant": (
+        lambda s: s.node("Add", [s.pixels(), s.constant("one", np.float32(1))], "sum"),
+        "sum",
+        "reads 'one', which is not float32 values that depend on the image",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_form_that_is_not_exact_is_refused_by_name(tmp_path: Path, what: str) -> None:
+    build, node, message = REFUSED[what]
+    sketch = Sketch()
+    certificate = certified(tmp_path, sketch.content(build(sketch)))
+    assert [refusal.node for refusal in certificate.refusals] == [node], certificate.refusals
+    assert re.search(message, certificate.refusals[0].reason)
+
+
+def test_a_sum_over_a_large_image(tmp_path: Path) -> None:
+    for size, holds in ((362, True), (363, False)):
+        sketch = Sketch(1, size)
+        certificate = certified(tmp_path, sketch.content(_pooled(sketch, sketch.pixels())))
+        assert certificate.holds == holds == (size * size * 128 < EXACT_BELOW)
+
+
+def test_a_size_that_only_the_file_claims_is_not_believed(tmp_path: Path) -> None:
+    def claim(graph: onnx.GraphProto) -> None:
+        graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+        graph.value_info.append(helper.make_tensor_value_info("image_float", onnx.TensorProto.FLOAT, ["batch", 1, 4, 4]))
+
+    sketch = Sketch()
+    content = sketch.content(_pooled(sketch, sketch.pixels(), "ReduceMean"))
+    assert certified(tmp_path, content).holds
+    (refusal,) = certified(tmp_path, changed(content, claim)).refusals
+    assert refusal.reason == "reads 'image_float', whose size 2 the file does not say"
 
 
 BOTH_WAYS = np.array([[126, -126], [-126, 126]], np.int8).reshape(2, 2, 1, 1)
@@ -242,7 +374,7 @@ def _join_file(clipped_at_0: bool, other: str) -> bytes:
     if other == "projection":
         joined[1] = sketch.quantised(sketch.layer(x, "projection", BOTH_WAYS, [1, 1], step), step, 128)
     result = sketch.quantised(sketch.node("Add", joined, "join"), step, *((0, 127) if clipped_at_0 else (128,)))
-    return sketch.content(sketch.flattened(result, 2 * 16), 2 * 16)
+    return sketch.content(sketch.flattened(result, 2 * 16))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ Takes graphs and files that were rebuilt or checked; how a link is compared is d
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -19,6 +19,7 @@ from deploy.verify.chain import Chain, Link, Stage
 from deploy.verify.variants import file_variants, torch_variants
 from deploy.verify.verdict import Requirement
 from export.derived import training_only_parts
+from export.errors import NotHereError
 from export.exact.rewrite import GridGraph
 from export.fold import fold
 from export.onnx import require_folded_form
@@ -123,18 +124,32 @@ def float_chain(place: Place, graph: GraphModule, folded: GraphModule, model: Pa
     )
 
 
-def exact_chain(place: Place, grid: GridGraph, folded: GraphModule, model: Path, tensorrt_model: Path) -> Chain:
+@dataclass(frozen=True)
+class ExactForms:
+    """The exact forms of a model: the training graph, the plain graph of the stored integers, and the two files."""
+
+    grid: GridGraph
+    folded: GraphModule
+    model: Path
+    tensorrt_model: Path
+    rounded_on: str | None
+    """The device on which the integers were rounded, where that is not of the kind that is here."""
+
+
+def exact_chain(place: Place, forms: ExactForms) -> Chain:
     """The same bits from the training graph to every runtime; there is no budget in it."""
-    training, evaluation = copy.deepcopy(grid.graph).train(), copy.deepcopy(grid.graph).eval()
-    file, other_file = FileForm(model, folded_form=False), FileForm(tensorrt_model, folded_form=False)
+    training, evaluation = copy.deepcopy(forms.grid.graph).train(), copy.deepcopy(forms.grid.graph).eval()
+    file, other_file = FileForm(forms.model, folded_form=False), FileForm(forms.tensorrt_model, folded_form=False)
     names = [f"{EXACT} {name}" for name in (TRAINING, EVALUATION, FOLDED, FILE)]
     runtimes = [file.stage(f"{EXACT} {runtime}, all optimisations", runtime, RunOptions(), "bitwise") for runtime in place.runtimes]
     first, second, third, fourth = names
+    graphs = [place.torch_stage(first, training, "bitwise", gradients=True), place.torch_stage(second, evaluation, "bitwise")]
+    if forms.rounded_on is not None:
+        graphs = [_not_here(stage, forms.rounded_on) for stage in graphs]
     return Chain(
         stages=(
-            place.torch_stage(first, training, "bitwise", gradients=True),
-            place.torch_stage(second, evaluation, "bitwise"),
-            place.torch_stage(third, folded, "bitwise"),
+            *graphs,
+            place.torch_stage(third, forms.folded, "bitwise"),
             file.stage(fourth, "onnxruntime-cpu", RunOptions(optimisation="none"), "bitwise"),
             *runtimes,
             other_file.stage(TENSORRT_FILE, "onnxruntime-cpu", RunOptions(optimisation="none"), "bitwise"),
@@ -146,6 +161,15 @@ def exact_chain(place: Place, grid: GridGraph, folded: GraphModule, model: Path,
             *(Link(fourth, stage.name, "bitwise") for stage in runtimes),
             Link(fourth, TENSORRT_FILE, "bitwise"),
         ),
-        reference=place.reference(f"{EXACT} {REFERENCE}", fold(grid.graph)),
-        training=first,
+        reference=place.reference(f"{EXACT} {REFERENCE}", forms.folded),
+        training=third,
     )
+
+
+def _not_here(stage: Stage, device: str) -> Stage:
+    """Weights such as e^g have other bits on another kind of device, and the nearest integer may then be another."""
+
+    def opened() -> Runner:
+        raise NotHereError(f"its integers were rounded on {device}, and another kind of device may round to others; verify it there")
+
+    return replace(stage, open=opened)

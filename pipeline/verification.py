@@ -35,7 +35,7 @@ from export.files import write_file
 from export.fold import fold
 from export.onnx import class_metadata
 from pipeline.assemble import ImageFacts, training_graph
-from pipeline.chains import Place, exact_chain, float_chain
+from pipeline.chains import ExactForms, Place, exact_chain, float_chain
 from pipeline.config import Config, parse_config
 from pipeline.diagnosis import layer_figures
 from pipeline.exact_stage import grid_of
@@ -188,7 +188,8 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
         certificate = None
         if (grid := _rebuilt_grid(bundle, config)) is not None:
             exact = folded_from_integers(grid, _tensors(bundle, EXACT_WEIGHTS))
-            chains.append(exact_chain(place, grid, exact, models[EXACT_MODEL], models[EXACT_TENSORRT_MODEL]))
+            rounded_on = None if _folded_here(bundle, place.device) else bundle.manifest.device
+            chains.append(exact_chain(place, ExactForms(grid, exact, models[EXACT_MODEL], models[EXACT_TENSORRT_MODEL], rounded_on)))
             certificate = certificate_of(models[EXACT_MODEL])
             _require_the_stored_certificate(bundle, certificate)
         verdict = together([run_chain(chain, batches, record, require={*asked.required, "onnxruntime-cpu"}) for chain in chains])

@@ -1,8 +1,9 @@
 """Every method on every network: converted, trained for a step, folded, exported and run. Bits in PyTorch, the derived budget in ONNX Runtime.
 
-Bits are compared for every pair. Exporting takes seconds, so it is done once per network and form of its graph: pairs whose folded graphs differ in nothing
-but weights, and in which layers have biases, share a file, each with its own weights in it; `test_a_shared_file_has_the_bits_of_the_pairs_own` shows that
-nothing is lost by that. Of networks that are more of the same blocks as another (`DEEPER`), the file is run with one method only.
+Bits are compared for every pair. Exporting takes seconds, so it is done once per network and form of its graph: pairs whose folded graphs differ
+in nothing but weights, and in which layers have biases, share a file, each with its own weights in it;
+`test_a_shared_file_has_the_bits_of_the_pairs_own` shows that nothing is lost by that. Of networks that are more of the same blocks as another
+(`DEEPER`), the file is run with one method only.
 """
 
 import copy

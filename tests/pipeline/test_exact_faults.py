@@ -1,0 +1,122 @@
+"""Faults planted into the exact part of a bundle: each is found, with the exit code and the link that a user would see."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+import torch
+from commands import Done, pipeline
+from onnx import numpy_helper
+
+from export.bundle import Facts, Manifest, write_manifest
+
+Run = Callable[..., Done]
+EXACT = "model.exact.onnx"
+
+
+@pytest.fixture
+def verify(capfd: pytest.CaptureFixture[str], bundle: Path) -> Run:
+    return lambda *options: pipeline(capfd, "verify", bundle, *options)
+
+
+def rehash(bundle: Path) -> None:
+    manifest = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
+    write_manifest(bundle, Facts.model_validate(manifest.model_dump(exclude={"files", "format_version"})))
+
+
+def change_integers(path: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
+    model = onnx.load(path)
+    tensor = next(each for each in model.graph.initializer if each.name == name)
+    values = numpy_helper.to_array(tensor).copy()
+    change(values)
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+    onnx.save(model, path)
+
+
+def add_two(values: np.ndarray) -> None:
+    values.reshape(-1)[np.abs(values.reshape(-1)).argmin()] += 2
+
+
+@pytest.mark.parametrize("name", ["network.stages.1.0.conv1.weight", "network.stages.1.0.conv1.bias", "network.conv1.weight"])
+def test_one_integer_of_the_exact_file(verify: Run, bundle: Path, name: str) -> None:
+    (bundle / "certificate.json").unlink()  # as somebody would who changes the file
+    change_integers(bundle / EXACT, name, add_two)
+    rehash(bundle)
+    done = verify()
+    assert done.code == 3
+    assert "exact folded graph -> exact ONNX file failed: required bitwise" in done.error
+
+
+def test_one_integer_of_the_file_for_tensorrt(verify: Run, bundle: Path) -> None:
+    change_integers(bundle / "model.exact.trt.onnx", "network.stages.0.0.conv2.weight", add_two)
+    rehash(bundle)
+    done = verify()
+    assert done.code == 3
+    assert "exact ONNX file -> exact ONNX file for TensorRT failed" in done.error
+
+
+def test_an_odd_weight_has_no_certificate(verify: Run, bundle: Path) -> None:
+    def add_one(values: np.ndarray) -> None:
+        values.reshape(-1)[0] += 1
+
+    (bundle / "certificate.json").unlink()
+    change_integers(bundle / EXACT, "network.stages.1.0.conv1.weight", add_one)
+    rehash(bundle)
+    done = verify()
+    assert done.code == 3
+    assert "no certificate" in done.error
+
+
+@pytest.mark.parametrize(
+    ("file", "link"),
+    [
+        ("weights.exact.safetensors", "exact evaluation graph -> exact folded graph failed"),
+        ("training/exact.safetensors", "exact evaluation graph -> exact folded graph failed"),
+    ],
+)
+def test_stored_weights_that_are_not_those_of_the_other_files(verify: Run, bundle: Path, file: str, link: str) -> None:
+    tensors = safetensors.torch.load((bundle / file).read_bytes())
+    name = next(name for name in tensors if "conv2" in name and name.endswith(("conv2.weight", "direction")))
+    changed = tensors[name].flatten()
+    changed[: len(changed) // 2] *= -1 if changed.dtype == torch.int8 else -1.0
+    tensors[name] = changed.view_as(tensors[name])
+    (bundle / file).write_bytes(safetensors.torch.save(tensors))
+    rehash(bundle)
+    done = verify()
+    assert done.code == 3
+    assert link in done.error
+
+
+def test_a_certificate_of_another_file(verify: Run, bundle: Path) -> None:
+    path = bundle / "certificate.json"
+    content = json.loads(path.read_bytes())
+    content["least_headroom_bits"] = 9.0
+    path.write_text(json.dumps(content))
+    rehash(bundle)
+    done = verify()
+    assert done.code == 5
+    assert "is not the certificate of model.exact.onnx" in done.error
+
+
+def test_a_part_of_the_exact_files_is_missing(verify: Run, bundle: Path) -> None:
+    (bundle / "weights.exact.safetensors").unlink()
+    rehash(bundle)
+    done = verify()
+    assert done.code == 5
+    assert "lacks weights.exact.safetensors" in done.error
+
+
+def test_integers_that_were_rounded_on_another_kind_of_device_are_said_not_to_have_run(verify: Run, bundle: Path, tmp_path: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    manifest["device"] = "cuda:0"
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    done = verify("--report", tmp_path / "report")
+    assert done.code == 0, done.err
+    links = json.loads((tmp_path / "report" / "verification.json").read_bytes())["links"]
+    told = {f"{link['from']} -> {link['to']}": (link["status"], link["reason"]) for link in links if link["from"].startswith("exact")}
+    assert [status for status, _ in told.values()] == ["not run", "not run", "passed", "passed", "passed"]
+    assert "rounded on cuda:0" in told["exact evaluation graph -> exact folded graph"][1]

@@ -115,6 +115,10 @@ def _quantise(rounding: Rounding, _node: NodeProto, inputs: Inputs) -> Integers:
     return np.clip(rounded(x, _exponent(step), rounding) + int(zero_point), limits.min, limits.max)
 
 
+def _round(rounding: Rounding, _node: NodeProto, inputs: Inputs) -> Scaled:
+    return Scaled(rounded(inputs[0], np.array(0), rounding), np.array(0))
+
+
 def _dequantise(_rounding: Rounding, _node: NodeProto, inputs: Inputs) -> Scaled:
     codes, step, zero_point = [*inputs, None][:3]
     per_filter = (-1, *[1] * (codes.ndim - 1)) if np.size(step) > 1 else ()
@@ -278,6 +282,7 @@ OPERATIONS: dict[str, Callable[[Rounding, NodeProto, Inputs], Any]] = {
     "ReduceSum": _reduce,
     "Relu": lambda _rounding, _node, inputs: Scaled(np.maximum(inputs[0].integers, 0), inputs[0].exponents),
     "Reshape": _reshape,
+    "Round": _round,
     "Split": _split,
     "Sub": _subtract,
     "Transpose": _transpose,

@@ -169,6 +169,11 @@ class _Walk:
             return replace(value, branch=None)
         return replace(self.floats(node, place), branch=None)
 
+    def clip_join(self, name: str, limits: tuple[float, float]) -> None:
+        """The rounded result of a join is clipped, at so many of its steps."""
+        if name in self.joins:
+            self.joins[name].clips_at = _narrowed(self.joins[name].clips_at, limits)
+
     def exact(self, value: Floats) -> Floats:
         """Refuse what float32 does not hold in full."""
         if value.extent >= EXACT_BELOW:
@@ -238,6 +243,7 @@ _FORMS: dict[str, dict[str, object]] = {
     "ReduceMean": {"keepdims": ANY, "noop_with_empty_axes": 0},
     "ReduceSum": {"keepdims": ANY, "noop_with_empty_axes": 0},
     "Relu": {},
+    "Round": {},
     "Reshape": {"allowzero": ANY},
     "Split": {"axis": ANY, "num_outputs": ANY},
     "Sub": {},
@@ -288,25 +294,38 @@ def _quantise(walk: _Walk, node: NodeProto) -> Values:
     zero_point, (least, largest) = int(zero_points.reshape(())), LIMITS[zero_points.dtype]
     low, high = least - zero_point, largest - zero_point
     _note_rounding(walk, node, x, step, (low, high))
-    reach = float((x.low * x.unit).min() / step), float((x.high * x.unit).max() / step)
+    reach = _reach(x, step)
     lowest, highest = (int(min(max(bound, low), high)) + zero_point for bound in (np.floor(reach[0]), np.ceil(reach[1])))
-    # One that rectifies is part of the function; nobody can leave it out.
-    branch = Branch(*reach, clips_at=(low, high)) if x.maker in walk.layers and reach[0] < 0 and low < 0 else None
+    branch = _clipped_branch(Branch(*reach) if x.maker in walk.layers and reach[0] < 0 else None, (low, high))
     return [Bytes(zero_points.dtype == np.int8, lowest, highest, step, zero_point, x.maker, branch)]
 
 
-def _note_rounding(walk: _Walk, node: NodeProto, x: Floats, step: float, limits: tuple[int, int]) -> None:
+def _round(walk: _Walk, node: NodeProto) -> Values:
+    """A quantiser to whole numbers that keeps them in float32; the sum was multiplied by one over the step before."""
+    x = walk.floats(node)
+    _note_rounding(walk, node, x, 1.0, (-np.inf, np.inf))
+    reach = _reach(x, 1.0)
+    branch = Branch(*reach) if x.maker in walk.layers and reach[0] < 0 else None
+    return [replace(walk.exact(floats(1.0, np.floor(reach[0]), np.ceil(reach[1]))), result_of=x.maker, branch=branch)]
+
+
+def _reach(x: Floats, step: float) -> tuple[float, float]:
+    """Between what a value lies, in steps."""
+    return float((x.low * x.unit).min() / step), float((x.high * x.unit).max() / step)
+
+
+def _note_rounding(walk: _Walk, node: NodeProto, x: Floats, step: float, limits: tuple[float, float]) -> None:
     """A quantiser's step and clip belong to the layer or join whose sum it rounds; a tie is refused in that one's name."""
     if not are_normal(x.unit / step):
         raise RefusedError(f"has a step of {step}, too far from that of what it reads", ANOTHER_STEP)
     tie = _tie(x, step, walk.parities.get(x.maker))
     if x.maker in walk.layers:
-        walk.layers[x.maker] = replace(walk.layers[x.maker], output_step=step, ties="possible" if tie else "impossible")
+        walk.layers[x.maker] = replace(walk.layers[x.maker], output_step=step / x.factor, ties="possible" if tie else "impossible")
     elif x.maker in walk.joins:
-        walk.joins[x.maker].output_step = step
+        walk.joins[x.maker].output_step = step / x.factor
         walk.joins[x.maker].clips_at = max(x.clip[0] / step, limits[0]), min(x.clip[1] / step, limits[1])
     if tie:
-        walk.refuse(x.maker or node, RefusedError(f"can be half-way between two steps of {step}: {tie}", ANOTHER_STEP))
+        walk.refuse(x.maker or node, RefusedError(f"can be half-way between two steps of {step / x.factor}: {tie}", ANOTHER_STEP))
 
 
 def _tie(x: Floats, step: float, parity: tuple[Array, Array] | None) -> str | None:
@@ -372,22 +391,27 @@ def _join(walk: _Walk, node: NodeProto) -> Values:
 def _clip(walk: _Walk, node: NodeProto) -> Values:
     low, high = walk.scalar(node, 1, -np.inf), walk.scalar(node, 2, np.inf)
     value = walk.values.get(node.input[0])
-    return [_clipped_bytes(walk, value, low, high) if isinstance(value, Bytes) else _clipped(walk.floats(node), low, high)]
+    return [_clipped_bytes(walk, value, low, high) if isinstance(value, Bytes) else _clipped(walk, walk.floats(node), low, high)]
 
 
 def _clipped_bytes(walk: _Walk, x: Bytes, low: float, high: float) -> Bytes:
     offset = x.zero_point or 0
     limits = low - offset, high - offset
-    if x.maker in walk.joins:
-        walk.joins[x.maker].clips_at = _narrowed(walk.joins[x.maker].clips_at, limits)
-    branch = x.branch and replace(x.branch, clips_at=_narrowed(x.branch.clips_at, limits))
-    return replace(x, low=int(min(max(x.low, low), high)), high=int(max(min(x.high, high), low)), branch=branch)
+    walk.clip_join(x.result_of, limits)
+    return replace(x, low=int(min(max(x.low, low), high)), high=int(max(min(x.high, high), low)), branch=_clipped_branch(x.branch, limits))
 
 
-def _clipped(x: Floats, low: float, high: float) -> Floats:
+def _clipped(walk: _Walk, x: Floats, low: float, high: float) -> Floats:
+    limits = low / float(x.unit[0]), high / float(x.unit[0])
+    walk.clip_join(x.result_of, limits)
     lowest = np.clip(x.low, np.floor(low / x.unit), np.ceil(high / x.unit))
     highest = np.clip(x.high, np.floor(low / x.unit), np.ceil(high / x.unit))
-    return replace(x, low=lowest, high=highest, clip=_narrowed(x.clip, (low, high)), codes=None, branch=None)
+    return replace(x, low=lowest, high=highest, clip=_narrowed(x.clip, (low, high)), codes=None, branch=_clipped_branch(x.branch, limits))
+
+
+def _clipped_branch(branch: Branch | None, limits: tuple[float, float]) -> Branch | None:
+    """What rectifies is part of the function, and nobody can leave it out."""
+    return None if branch is None or limits[0] >= 0 else replace(branch, clips_at=_narrowed(branch.clips_at, limits))
 
 
 def _narrowed(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
@@ -395,7 +419,7 @@ def _narrowed(one: tuple[float, float], other: tuple[float, float]) -> tuple[flo
 
 
 def _relu(walk: _Walk, node: NodeProto) -> Values:
-    return [_clipped(walk.floats(node), 0.0, np.inf)]
+    return [_clipped(walk, walk.floats(node), 0.0, np.inf)]
 
 
 def _cast(walk: _Walk, node: NodeProto) -> Values:
@@ -416,7 +440,7 @@ def _subtract(walk: _Walk, node: NodeProto) -> Values:
 def _scale(walk: _Walk, node: NodeProto) -> Values:
     x, factor = walk.floats(node), walk.step(node, 1)
     clip = x.clip[0] * factor, x.clip[1] * factor
-    return [walk.exact(replace(x, unit=x.unit * factor, clip=clip, codes=None, branch=None))]
+    return [walk.exact(replace(x, unit=x.unit * factor, clip=clip, factor=x.factor * factor, codes=None))]
 
 
 def _pad(walk: _Walk, node: NodeProto) -> Values:
@@ -438,7 +462,7 @@ def _concatenate(walk: _Walk, node: NodeProto) -> Values:
     if len(bytes_) < len(values) or len(forms) > 1:
         raise RefusedError("joins bytes of different steps or zero points", "give them one step and one zero point")
     low, high = min(each.low for each in bytes_), max(each.high for each in bytes_)
-    return [replace(bytes_[0], low=low, high=high, maker="")]
+    return [replace(bytes_[0], low=low, high=high, result_of="")]
 
 
 def _side_by_side(values: Sequence[Floats]) -> Floats:
@@ -467,6 +491,7 @@ OPERATIONS: dict[str, Callable[[_Walk, NodeProto], Values]] = {
     "ReduceMean": _pool,
     "ReduceSum": _pool,
     "Relu": _relu,
+    "Round": _round,
     "Pad": _pad,
     "Sub": _subtract,
     **dict.fromkeys(("Flatten", "Identity", "MaxPool", "Reshape", "Split", "Transpose"), _move),

@@ -21,7 +21,7 @@ class Branch:
 
     low: float
     high: float
-    clips_at: tuple[float, float]
+    clips_at: tuple[float, float] = (-np.inf, np.inf)
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Bytes:
     high: int
     scale: float | None = None
     zero_point: int | None = None
-    maker: str = ""
-    """The join whose result this is."""
+    result_of: str = ""
+    """The join whose rounded result this is."""
     branch: Branch | None = None
 
     @property
@@ -55,6 +55,10 @@ class Floats:
     """Whether they are odd multiples, or 0 behind a rectifier."""
     maker: str = ""
     """The layer or join whose sum this is, as long as it is not rounded."""
+    factor: float = 1.0
+    """What that sum was multiplied by since."""
+    result_of: str = ""
+    """The join whose rounded result this is."""
     clip: tuple[float, float] = (-np.inf, np.inf)
     """Where it was clipped since; a bound may be off the unit."""
     codes: Bytes | None = None

@@ -112,3 +112,19 @@ class Sketch:
 
     def _byte(self, value: int) -> str:
         return self.constant(f"byte_{value}", np.uint8(value))
+
+
+BOTH_WAYS = np.array([[126, -126], [-126, 126]], np.int8).reshape(2, 2, 1, 1)
+"""Sums that reach far beyond 8 bits, up and down."""
+
+
+def joined(clipped_at_0: bool, other: str) -> bytes:
+    """A branch straight from a layer, joined with what it reads ("identity") or with another layer's branch ("projection")."""
+    step, sketch = 2.0**-5, Sketch(2)
+    stem = sketch.layer(sketch.pixels(), "stem", np.array([[64, 0], [0, 64]], np.int8).reshape(2, 2, 1, 1), [1, 1], PIXEL_STEP, step)
+    x = sketch.quantised(stem, step, 0, 127)
+    terms = [sketch.quantised(sketch.layer(x, "branch", BOTH_WAYS, [1, 1], step), step, 128), x]
+    if other == "projection":
+        terms[1] = sketch.quantised(sketch.layer(x, "projection", -BOTH_WAYS, [1, 1], step), step, 128)
+    result = sketch.quantised(sketch.node("Add", terms, "join"), step, *((0, 127) if clipped_at_0 else (128,)))
+    return sketch.content(sketch.flattened(result, 2 * 16))

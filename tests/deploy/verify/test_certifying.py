@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from exact_files import DIALECTS, PIXEL_STEP, Sketch, add_constant, calibrated, changed, constant_of, set_constant
+from exact_files import DIALECTS, PIXEL_STEP, Sketch, add_constant, calibrated, changed, constant_of, joined, set_constant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -361,28 +361,12 @@ def test_a_size_that_only_the_file_claims_is_not_believed(tmp_path: Path) -> Non
     assert refusal.reason == "reads 'image_float', whose size 2 the file does not say"
 
 
-BOTH_WAYS = np.array([[126, -126], [-126, 126]], np.int8).reshape(2, 2, 1, 1)
-"""Sums that reach far beyond 8 bits, up and down."""
-
-
-def _join_file(clipped_at_0: bool, other: str) -> bytes:
-    """A branch straight from a layer, joined with what it reads or with another layer's branch."""
-    step, sketch = 2.0**-5, Sketch(2)
-    stem = sketch.layer(sketch.pixels(), "stem", np.full((2, 2, 1, 1), 64, np.int8), [1, 1], PIXEL_STEP)
-    x = sketch.quantised(stem, step, 0, 127)
-    joined = [sketch.quantised(sketch.layer(x, "branch", BOTH_WAYS, [1, 1], step), step, 128), x]
-    if other == "projection":
-        joined[1] = sketch.quantised(sketch.layer(x, "projection", BOTH_WAYS, [1, 1], step), step, 128)
-    result = sketch.quantised(sketch.node("Add", joined, "join"), step, *((0, 127) if clipped_at_0 else (128,)))
-    return sketch.content(sketch.flattened(result, 2 * 16))
-
-
 @pytest.mark.parametrize(
     ("clipped_at_0", "other", "expected"),
     [(True, "identity", "the same"), (False, "identity", "may differ"), (True, "projection", "may differ"), (False, "projection", "may differ")],
 )
 def test_whether_a_branch_may_go_unclipped_into_a_join(tmp_path: Path, clipped_at_0: bool, other: str, expected: str) -> None:
-    certificate = certified(tmp_path, _join_file(clipped_at_0, other))
+    certificate = certified(tmp_path, joined(clipped_at_0, other))
     assert certificate.refusals == ()
     (join,) = certificate.joins
     assert (join.name, join.step, join.rounds, join.without_branch_quantiser) == ("join", 2.0**-5, False, expected)

@@ -204,6 +204,18 @@ def test_a_fixed_batch_is_said_and_not_passed() -> None:
     assert {found[name].reason for name in OF_BATCHES} == {"the size of the batch is fixed"}
 
 
+def test_first_axes_that_mean_different_things_are_no_batch() -> None:
+    runner = Runs(doubled)
+    runner.outputs = (TensorSpec("y", "float32", ("pairs", 2)),)
+    for name, status in (("batch", "not run"), ("pairs", "passed")):
+        runner.inputs = (TensorSpec("x", "float32", (name, 2)),)
+        meter = InvarianceMeter()
+        meter.update(runner, numbered(4), doubled(numbered(4)), None)
+        found = {verdict.check: verdict for verdict in meter.verdicts("stage", "bitwise", None)}
+        assert {found[check].status for check in OF_BATCHES} == {status}
+    assert found["rerun"].status == "passed"
+
+
 def test_one_sample_has_no_smaller_batch() -> None:
     found = checked(doubled, size=1)
     assert statuses(found) == all_but(alone="not run", batches="not run", partial="not run")

@@ -186,7 +186,8 @@ MISTAKES = [
     ),
     (
         METHOD + "data: {normalisation: [[1]]}",
-        "a.yaml:2: data.normalisation: got [[1]], expected one of centred, dataset, unit, imagenet, cifar100 or a list of 2 items, each a list, each item a number",
+        "a.yaml:2: data.normalisation: got [[1]], expected one of centred, dataset, unit, imagenet, cifar100 or a list of 2 items, "
+        "each a list, each item a number",
     ),
     (
         METHOD + "data: {normalisation: [[0, 0], [1, 1]]}",

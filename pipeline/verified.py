@@ -38,6 +38,11 @@ class Verification:
         return self.verdict.word if self.certificate is None or self.certificate.holds else "fail"
 
     @property
+    def other_failures(self) -> tuple[tuple[str, str], ...]:
+        """What failed and is no part of the verdict on outputs, with the reason."""
+        return () if self.certificate is None or self.certificate.holds else (("certificate", self.certificate.failure),)
+
+    @property
     def failure(self) -> str | None:
         """The sentence that names what failed."""
         if self.certificate is not None and not self.certificate.holds:

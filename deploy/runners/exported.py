@@ -4,6 +4,7 @@ Takes a path. The file is looked through before torch loads it (`pt2_file`); its
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,7 +74,28 @@ def from_exported(program: ExportedProgram) -> Program:
     signature = program.graph_signature
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     inputs = tuple(_spec(str(name), values.get(str(name))) for name in signature.user_inputs)
+    ranges = {str(symbol): (_bound(limits.lower, 0), _bound(limits.upper, math.inf)) for symbol, limits in program.range_constraints.items()}
+    _check_sizes_alone(module, inputs, ranges)
     return Program(module, inputs, tuple(_spec(str(name), values.get(str(name))) for name in signature.user_outputs))
+
+
+def _check_sizes_alone(module: fx.GraphModule, inputs: tuple[TensorSpec, ...], ranges: dict[str, tuple[float, float]]) -> None:
+    """In place of the exporter's own check, which wants arguments in the form in which they once came."""
+
+    def check(called: object, arguments: tuple[torch.Tensor, ...]) -> None:
+        for spec, tensor in zip(inputs, arguments, strict=True):
+            for size, got in zip(spec.shape, tensor.shape, strict=True):
+                low, high = ranges.get(str(size), (0, math.inf))
+                if not low <= got <= high:
+                    raise UsageError(f"{spec}: the program was exported for a {size} of {low:g} to {high:g}, got {got}")
+
+    module._forward_pre_hooks.clear()
+    module._forward_pre_hooks_with_kwargs.clear()
+    module.register_forward_pre_hook(check)
+
+
+def _bound(value: Any, otherwise: float) -> float:
+    return float(value) if value.is_Integer else otherwise
 
 
 def cut_at(program: Program, name: str) -> Program:

@@ -13,7 +13,7 @@ from deploy.verify.budget import Budget, ErrorMeter
 from deploy.verify.compare import Arrays, Comparator
 from deploy.verify.tolerance import Tolerance, ToleranceMeter
 from deploy.verify.verdict import InvarianceVerdict, Observed, Requirement, Status, figures, one_line
-from export.errors import NotHereError
+from export.errors import NotHereError, UsageError
 
 Run = Callable[[Arrays], Arrays]
 
@@ -122,13 +122,16 @@ class InvarianceMeter:
 
     def _compare(self, trial: _Trial, run: Run, seen: "_Seen") -> None:
         check = self._checks[trial.check]
-        if trial.setting not in check.settings:
-            check.settings.append(trial.setting)
         try:
             found = run(seen.input(trial.rows))
+        except UsageError as error:  # it is not for such batches, and says so
+            check.absent = str(error)
+            return
         except Exception as error:  # whatever a runtime raises, it is a finding
             check.raised = check.raised or f"{trial.setting}: {one_line(error)}"
             return
+        if trial.setting not in check.settings:
+            check.settings.append(trial.setting)
         check.take_in(seen.rows(seen.outputs, trial.rows), found)
         if trial.check == DUPLICATED:
             check.take_in(_rows(found, np.zeros_like(trial.rows), len(trial.rows)), found)

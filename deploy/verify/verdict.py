@@ -15,6 +15,8 @@ from deploy.verify.tolerance import Tolerance
 Requirement = Literal["bitwise", "budget", "tolerance"]
 Observed = Literal["bitwise", "budget", "tolerance", "outside"]
 Status = Literal["passed", "failed", "not run"]
+FORMAT_VERSION = 1
+"""Of verification.json; another number says that a reader of this one would misunderstand the file."""
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 
@@ -126,7 +128,7 @@ class Verdict:
         """The content of `verification.json`. What JSON lacks is written "NaN", "Infinity", "-Infinity"."""
         content = _json(self)
         assert isinstance(content, dict)
-        return {"verdict": self.word, **content}
+        return {"verdict": self.word, "format_version": FORMAT_VERSION, **content}
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:

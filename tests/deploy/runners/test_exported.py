@@ -78,6 +78,16 @@ def test_an_input_that_a_prefix_does_not_need_is_still_taken() -> None:
     assert TorchRunner(prefix.module, prefix.inputs, prefix.outputs).run(batch)["embedding"].shape == (2, 4, 4)
 
 
+def test_sizes_that_it_was_not_exported_for_are_refused() -> None:
+    free = {"x": {0: torch.export.Dim("batch", min=2, max=4)}}
+    program = from_exported(torch.export.export(small_net(), (), {"x": torch.zeros(3, 3, 8, 8)}, dynamic_shapes=free))
+    runner = TorchRunner(program.module, program.inputs, program.outputs)
+    assert runner.run({"x": X[:2]})["linear"].shape == (2, 5)
+    for number in (1, 5):
+        with pytest.raises(UsageError, match=f"was exported for a s.* of 2 to 4, got {number}"):
+            runner.run({"x": np.resize(X, (number, 3, 8, 8))})
+
+
 def test_half_of_a_file_is_damaged(tmp_path: Path) -> None:
     whole = write_program(tmp_path / "net.pt2", exported(small_net())).read_bytes()
     (tmp_path / "half.pt2").write_bytes(whole[: len(whole) // 2])

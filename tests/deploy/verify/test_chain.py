@@ -415,7 +415,7 @@ def test_json_has_the_fields_of_the_design(tmp_path: Path) -> None:
     content = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
     assert content["verdict"] == "pass"
     fields = {"links", "errors", "invariance", "environment", "stages", "files", "samples", "training_only", "interrupted"}
-    assert set(content) == {"verdict", *fields}
+    assert set(content) == {"verdict", "format_version", *fields}
     assert set(content["links"][1]) == {
         *("from", "to", "runtime", "device", "required", "observed", "status", "reason", "samples", "outputs"),
         *("max_ulp", "max_abs", "budget", "tolerance", "top1_changes", "ties", "changes", "first_difference"),

@@ -11,7 +11,7 @@ from deploy.verify.budget import Budget
 from deploy.verify.compare import Arrays
 from deploy.verify.invariance import OF_BATCHES, OF_EVERY_STAGE, InvarianceMeter, Variant, not_run
 from deploy.verify.verdict import InvarianceVerdict, Requirement
-from export.errors import NotHereError
+from export.errors import NotHereError, UsageError
 
 WIDE = Budget(100.0, 100.0)
 Function = Callable[[Arrays], dict[str, Array]]
@@ -244,6 +244,17 @@ def test_what_is_raised_is_a_finding() -> None:
     found = checked(wants_several)
     assert statuses(found) == all_but(alone="failed", batches="failed")
     assert found["alone"].reason == "a sample alone: ValueError: batch of 1"
+
+
+def test_a_batch_that_a_stage_is_not_for_is_not_run() -> None:
+    def for_two_or_more(batch: Arrays) -> dict[str, Array]:
+        if len(batch["x"]) == 1:
+            raise UsageError("exported for 2 or more")
+        return doubled(batch)
+
+    found = checked(for_two_or_more)
+    assert statuses(found) == all_but(alone="not run")
+    assert found["alone"].reason == "exported for 2 or more"
 
 
 def test_without_a_budget_only_bits_pass() -> None:

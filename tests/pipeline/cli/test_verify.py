@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -104,6 +105,28 @@ class TestBundle:
         float_link = verify(bundle, "--only", "folded graph -> ONNX file", "--require", "bitwise")
         assert float_link.code == 3
         assert "folded graph -> ONNX file failed: required bitwise" in float_link.error
+
+
+def test_what_is_written_for_others(verify: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    link = ("--only", "folded graph -> ONNX file")
+    first = verify(bundle, *link, "--report", tmp_path / "there", "--junit", tmp_path / "new" / "junit.xml")
+    assert (first.code, "::error" in first.err) == (0, False)
+    assert ElementTree.parse(tmp_path / "new" / "junit.xml").getroot().attrib["failures"] == "0"
+    assert summary.read_text().startswith("### samegraph: ✅ the outputs are the same")
+    old = tmp_path / "there" / "verification.json"
+    again = verify(bundle, *link, "--against", old)
+    assert again.out.splitlines()[-1] == f"since {old}: nothing has changed"
+    changed = verify(bundle, *link, "--against", old, "--require", "bitwise")
+    assert changed.code == 3
+    assert "  verdict: pass -> fail" in changed.out.splitlines()
+    assert "  folded graph -> ONNX file: required: budget -> bitwise" in changed.out.splitlines()
+    assert "::error title=folded graph → ONNX file::required bitwise, but" in changed.err
+    assert summary.read_text().count("### samegraph: ") == 3
+    missing = verify(bundle, *link, "--against", tmp_path / "none.json")
+    assert (missing.code, "is not a file; give the verification.json of an earlier run" in missing.error) == (2, True)
 
 
 def test_the_files_of_the_examples_are_models(files: Path) -> None:

@@ -27,8 +27,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Writes configs/schema.json anew; needed after a change of pipeline/config.
+# Writes the schemas anew: of the config, needed after a change of pipeline/config, and of verification.json.
 schema: $(INSTALLED)
+	$(VENV)/bin/python -m deploy.verify.schema > docs/verification.schema.json
 	$(VENV)/bin/python -m pipeline.config > configs/schema.json
 
 clean:

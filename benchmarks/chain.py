@@ -22,7 +22,8 @@ from pipeline.methods import Rewritten
 from pipeline.staging import Trained, write_bundle_files
 from pipeline.training import device_by_name
 from pipeline.training.step import TrainingStep, seed_step
-from pipeline.verification import Asked, Verification, test_set, verify_bundle
+from pipeline.verification import Asked, test_set, verify_bundle
+from pipeline.verified import Verification
 
 NUM_CLASSES, NUM_IMAGES, NUM_STEPS, BATCH = 10, 256, 20, 64
 CASES = [

@@ -130,6 +130,9 @@ def require_folded_form(proto: onnx.ModelProto) -> None:
     domains = sorted({each.domain for each in proto.opset_import} - {""})
     if foreign or domains or proto.functions:
         raise NotFoldedError(f"the graph holds more than plain layers: operations {foreign}, domains {domains}")
+    ends = [*proto.graph.input, *proto.graph.output]
+    if free := [each.name for each in ends if not all(size.dim_value for size in each.type.tensor_type.shape.dim[1:])]:
+        raise NotFoldedError(f"the shape of {', '.join(free)} has a free size behind the batch")
     found = (
         [each.name for each in proto.graph.input],
         [each.name for each in proto.graph.output],

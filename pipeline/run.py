@@ -6,15 +6,14 @@ Takes typed configs and folders; speaks only through the console it is given.
 import functools
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from deploy.runners.table import require_runtimes
+from deploy.verify.selection import BITWISE
 from export.bundle import MANIFEST, open_bundle, write_manifest
-from export.errors import NotTheSameError, UsageError
+from export.errors import UsageError
 from export.files import folder_in_work, publish_folder, sole_use, write_file
 from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import Config, dump_config, load_config
@@ -23,6 +22,7 @@ from pipeline.exact_stage import FOLDER as EXACT_FOLDER
 from pipeline.exact_stage import Exact, Place, exact_stage, why_not_exact
 from pipeline.importing import Origin, import_run, training_part
 from pipeline.methods import Rewritten
+from pipeline.outcome import Outcome
 from pipeline.staging import Trained, write_bundle_files
 from pipeline.training import (
     Checkpoint,
@@ -36,22 +36,9 @@ from pipeline.training import (
     steps_per_epoch,
 )
 from pipeline.training import train as train_graph
-from pipeline.verification import Asked, Verification, stored_samples, test_set, verify_bundle
+from pipeline.verification import Asked, test_set, verify_bundle
+from pipeline.verified import Verification
 from pipeline.watching import Console, EpochLines, shown
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command found, as data and as text; `failure` is the sentence that makes it fail."""
-
-    facts: Mapping[str, JsonValue]
-    text: str
-    failure: str | None = None
-
-    def raise_failure(self) -> None:
-        """To be called once the result has been given out."""
-        if self.failure is not None:
-            raise NotTheSameError(self.failure)
 
 
 def train(config: Config, folder: Path, resume: bool | None, console: Console) -> Outcome:
@@ -68,7 +55,7 @@ def train(config: Config, folder: Path, resume: bool | None, console: Console) -
 def train_export(config: Config, folder: Path, resume: bool | None, required: tuple[str, ...], console: Console) -> Outcome:
     """Train, fold, export, verify, publish. What the config or the command asks for and is not here is said before training."""
     required = (*required, *config.verify.runtimes)
-    require_runtimes(required)
+    require_runtimes(name for name in required if name != BITWISE)
     with sole_use(folder):
         _require_ours(folder)
         return _published(_trained(config, folder, resume, console), folder, required, console)
@@ -87,7 +74,7 @@ def export(folder: Path, required: tuple[str, ...], console: Console) -> Outcome
 def import_network(config: Config, weights: Path, folder: Path, required: tuple[str, ...], console: Console) -> Outcome:
     """A float network of any origin: fold its norms, put it onto the grid, certify, export, verify, publish."""
     required = (*required, *config.verify.runtimes)
-    require_runtimes(required)
+    require_runtimes(name for name in required if name != BITWISE)
     with sole_use(folder):
         _require_ours(folder)
         _require_no_other_run(folder, config)
@@ -102,16 +89,6 @@ def _require_no_other_run(folder: Path, config: Config) -> None:
     path = folder / "config.yaml"
     if path.exists() and load_config(path).method != config.method:
         raise UsageError(f"{folder} holds another run; choose another --out")
-
-
-def verify(folder: Path, asked: Asked, report: Path | None, console: Console) -> Outcome:
-    """Verify a bundle from its files alone. The bundle stays as it is; the verdict is written to `report` where that is named."""
-    bundle = open_bundle(folder)
-    found = verify_bundle(bundle, stored_samples(bundle), asked, console)
-    if report is not None:
-        report.mkdir(parents=True, exist_ok=True)
-        found.write(report)
-    return _outcome(found, folder)
 
 
 def _trained(config: Config, folder: Path, resume: bool | None, console: Console) -> Trained:
@@ -200,6 +177,8 @@ def _published(trained: Trained, folder: Path, required: tuple[str, ...], consol
         write_manifest(staged, trained.facts)
         asked = Asked(required=required, network=trained.config.network.name)
         found = verify_bundle(open_bundle(staged), test_set(trained), asked, console)
+        if found.verdict.interrupted:
+            raise KeyboardInterrupt
         found.write(staged)
         write_manifest(staged, trained.facts)
         target = folder / ("bundle" if found.passed else "bundle-failed")

@@ -25,15 +25,25 @@ from pipeline.config import Config, dump_config
 from pipeline.config.sections import Data
 from pipeline.data import Split
 from pipeline.exact_stage import Exact
+from pipeline.layout import (
+    CARD,
+    CONFIG,
+    DIAGNOSIS,
+    EXACT_METRICS,
+    EXACT_MODEL,
+    EXACT_TENSORRT_MODEL,
+    EXACT_TRAINING_WEIGHTS,
+    EXACT_WEIGHTS,
+    LABELS,
+    METRICS,
+    MODEL,
+    PREPROCESSING,
+    SAMPLES,
+    TRAINING_WEIGHTS,
+    WEIGHTS,
+)
 from pipeline.networks import is_of_the_user
 
-MODEL, WEIGHTS, LABELS, CARD = "model.onnx", "weights.safetensors", "labels.txt", "README.md"
-CONFIG, TRAINING_WEIGHTS, SAMPLES = "training/config.yaml", "training/weights.safetensors", "training/samples.safetensors"
-METRICS, DIAGNOSIS = "training/metrics.jsonl", "training/diagnosis.jsonl"
-EXACT_MODEL, EXACT_TENSORRT_MODEL, EXACT_WEIGHTS = "model.exact.onnx", "model.exact.trt.onnx", "weights.exact.safetensors"
-CERTIFICATE = "certificate.json"
-EXACT_TRAINING_WEIGHTS, EXACT_METRICS = "training/exact.safetensors", "training/exact.metrics.jsonl"
-PREPROCESSING = "none: raw pixels, uint8, N x C x H x W; normalisation is the first part of the graph"
 _PACKAGES = ("samegraph", "torch", "torchvision", "onnx", "onnxscript", "numpy")
 _LARGEST_SAMPLES = 8 * 2**20
 

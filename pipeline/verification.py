@@ -5,7 +5,7 @@ Takes an opened bundle and samples; what the links are and what each must hold i
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +23,15 @@ from deploy.runners.base import TensorSpec
 from deploy.verify.certificate import Certificate
 from deploy.verify.certifying import certificate_of
 from deploy.verify.chain import Record, run_chain
-from deploy.verify.report import report_html
+from deploy.verify.given import samples_for
 from deploy.verify.samples import hostile_images
-from deploy.verify.verdict import LinkVerdict, StageErrors, TrainingOnlyPart, Verdict, failure_sentence, together
+from deploy.verify.selection import required_runtimes, selected
+from deploy.verify.verdict import TrainingOnlyPart, together
 from export.bundle import Bundle, TensorEntry, json_bytes
 from export.derived import training_only_parts
 from export.errors import DamagedError, UsageError
 from export.exact.fold import folded_from_integers
 from export.exact.rewrite import GridGraph
-from export.files import write_file
 from export.fold import fold
 from export.onnx import class_metadata
 from pipeline.assemble import ImageFacts, training_graph
@@ -40,8 +40,7 @@ from pipeline.config import Config, parse_config
 from pipeline.diagnosis import layer_figures
 from pipeline.exact_stage import grid_of
 from pipeline.graph.trained import trained_layers
-from pipeline.networks import is_of_the_user
-from pipeline.staging import (
+from pipeline.layout import (
     CERTIFICATE,
     CONFIG,
     DIAGNOSIS,
@@ -56,8 +55,10 @@ from pipeline.staging import (
     SAMPLES,
     TRAINING_WEIGHTS,
     WEIGHTS,
-    Trained,
 )
+from pipeline.networks import is_of_the_user
+from pipeline.staging import Trained
+from pipeline.verified import Verification
 from pipeline.watching import Console, shown
 
 EXACT_FILES = (EXACT_MODEL, EXACT_TENSORRT_MODEL, EXACT_WEIGHTS, EXACT_TRAINING_WEIGHTS)
@@ -79,57 +80,11 @@ class Asked:
     """What the user wants of a verification beyond the chain itself."""
 
     required: tuple[str, ...] = ()
-    """Runtimes without which there is no verdict."""
+    """Runtimes without which there is no verdict; and "bitwise": see `selected`."""
+    only: str | None = None
+    """The one link that is checked."""
     network: str | None = None
     """Code of the user's own that may build the network."""
-
-
-@dataclass(frozen=True)
-class Verification:
-    """A verdict and what belongs beside it in the report."""
-
-    verdict: Verdict
-    metrics: tuple[dict[str, JsonValue], ...]
-    filters: tuple[Mapping[str, object], ...]
-    facts: Mapping[str, object]
-    diagnosed: tuple[Mapping[str, object], ...]
-    certificate: Certificate | None
-    """Of the exact file, where there is one; recomputed from that file alone."""
-
-    @property
-    def passed(self) -> bool:
-        return self.verdict.passed and (self.certificate is None or self.certificate.holds)
-
-    @property
-    def failure(self) -> str | None:
-        """The sentence that names what failed."""
-        if self.certificate is not None and not self.certificate.holds:
-            return f"{EXACT_MODEL}: {self.certificate.failure}"
-        return None if self.passed else failure_sentence(self.verdict)
-
-    @property
-    def as_json(self) -> dict[str, JsonValue]:
-        """The content of verification.json."""
-        return {**self.verdict.to_json(), "verdict": "pass" if self.passed else "fail"}
-
-    @property
-    def text(self) -> str:
-        """A line a link, for the terminal."""
-        counted = self.verdict.samples
-        errors = {each.stage: each for each in self.verdict.errors}
-        lines = [_link_line(link, errors.get(link.to)) for link in self.verdict.links]
-        lines += [] if self.certificate is None else [_certificate_line(self.certificate)]
-        verdict = "the outputs are the same" if self.passed else "the outputs are NOT the same"
-        return "\n".join([*lines, f"{verdict}, on {counted.count:,} samples: {', '.join(how.partition(':')[0] for how in counted.how)}"])
-
-    def write(self, folder: Path) -> None:
-        """verification.json and report.html."""
-        content = self.as_json
-        write_file(folder / "verification.json", json_bytes(content))
-        if self.certificate is not None:
-            write_file(folder / CERTIFICATE, json_bytes(self.certificate.to_json()))
-        page = report_html(content, metrics=self.metrics, filters=self.filters, facts=self.facts, diagnosed=self.diagnosed)
-        write_file(folder / "report.html", page.encode())
 
 
 def test_set(trained: Trained) -> Samples:
@@ -162,6 +117,15 @@ def stored_samples(bundle: Bundle) -> Samples:
     return Samples(batches, -(-len(images) // size), f"{len(images)} test images stored in the bundle")
 
 
+def samples_of(bundle: Bundle, asked: str | None) -> Samples:
+    """The samples that the bundle carries, or those that the user gives."""
+    if asked is None:
+        return stored_samples(bundle)
+    name = bundle.manifest.input.name
+    given = samples_for([_spec(bundle.manifest.input)], asked, bundle_config(bundle).verify.batch_size, {})
+    return Samples(lambda: (batch[name] for batch in given.batches()), given.num_batches, given.description)
+
+
 def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Console) -> Verification:
     """Run the chain of an opened bundle on the samples and on hostile images."""
     graph = rebuilt_training_graph(bundle, asked.network)
@@ -192,9 +156,15 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
             chains.append(exact_chain(place, ExactForms(grid, exact, models[EXACT_MODEL], models[EXACT_TENSORRT_MODEL], rounded_on)))
             certificate = certificate_of(models[EXACT_MODEL])
             _require_the_stored_certificate(bundle, certificate)
-        verdict = together([run_chain(chain, batches, record, require={*asked.required, "onnxruntime-cpu"}) for chain in chains])
+        verdicts = []
+        for chain in selected(chains, asked.only, asked.required):
+            require = required_runtimes(chain, (*asked.required, "onnxruntime-cpu"), asked.only)
+            verdicts.append(run_chain(chain, batches, record, require=require))
+            if verdicts[-1].interrupted:
+                break
+    proved = certificate if asked.only is None else None
     filters = tuple(layer_figures(trained_layers(graph), config.training.deflated_below))
-    return Verification(verdict, _records(bundle, METRICS), filters, _facts(bundle, graph), _diagnosed(bundle), certificate)
+    return Verification(together(verdicts), _records(bundle, METRICS), filters, _facts(bundle, graph), _diagnosed(bundle), proved)
 
 
 def _require_the_stored_certificate(bundle: Bundle, found: Certificate) -> None:
@@ -347,28 +317,6 @@ def _tensors(bundle: Bundle, name: str) -> dict[str, torch.Tensor]:
         return safetensors.torch.load(bundle.read(name))
     except safetensors.SafetensorError as error:
         raise DamagedError(f"{bundle.folder / name} is not a safetensors file: {error}; export the bundle again") from error
-
-
-def _link_line(link: LinkVerdict, errors: StageErrors | None) -> str:
-    ties = f"; {link.top1_changes} top-1 changes, {link.ties} of them ties" if link.top1_changes else ""
-    return f"{link.from_} -> {link.to}: {_how_it_went(link, errors)}{ties}"
-
-
-def _how_it_went(link: LinkVerdict, errors: StageErrors | None) -> str:
-    if link.status != "passed":
-        return f"{link.status.upper() if link.status == 'failed' else link.status}: {link.reason}"
-    if link.observed == "bitwise":
-        return "passed, the same bits"
-    if errors is None or errors.budget is None:
-        return "passed"
-    return f"passed, error against float64 {errors.max:.3g} of {errors.budget.max:.3g} allowed"
-
-
-def _certificate_line(certificate: Certificate) -> str:
-    if not certificate.holds or certificate.tightest is None:
-        return certificate.failure
-    room = certificate.tightest.headroom_bits
-    return f"certificate: no sum depends on its order, {room:.2f} bits to spare in the tightest of {len(certificate.layers)} layers"
 
 
 def _load(graph: nn.Module, bundle: Bundle, name: str) -> None:

@@ -1,10 +1,13 @@
 """How a run is shown: a bar with the latest figures on a terminal, a line an epoch elsewhere. The terminal itself is the command line's."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pipeline.training import EpochRecord
+if TYPE_CHECKING:
+    from pipeline.training import EpochRecord  # brings torch, which whoever compares two files need not wait for
 
 Item = TypeVar("Item")
 

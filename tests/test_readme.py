@@ -60,7 +60,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert write_named_files(tmp_path) == ["my_net.py", "my.yaml"]
     write_pets(tmp_path)
     commands = [line for block in blocks("sh") for line in block.splitlines() if line]
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "pipeline"

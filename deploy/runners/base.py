@@ -20,27 +20,29 @@ Error = TypeVar("Error", bound=SamegraphError)
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output. `shape` holds None where the size is free; only the first axis, the batch, may be."""
+    """An input or output."""
 
     name: str
     dtype: str
     """NumPy's name for it."""
-    shape: tuple[int | None, ...]
-
-    def __post_init__(self) -> None:
-        if None in self.shape[1:]:
-            raise UsageError(f"{self} has a free size behind the batch; export it with the batch as the only one")
+    shape: tuple[int | str | None, ...]
+    """A name stands for a free size that is the same wherever it occurs, None for one that has no name."""
 
     def __str__(self) -> str:
         sizes = " x ".join("N" if size is None else str(size) for size in self.shape)
         return f"{self.name} ({self.dtype}, {sizes or 'a single value'})"
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first axis is free: as a rule it counts samples."""
+        return bool(self.shape) and not isinstance(self.shape[0], int)
 
     def allows(self, array: Array) -> bool:
         """Whether an array is one of these."""
         return (
             array.dtype.name == self.dtype
             and array.ndim == len(self.shape)
-            and all(size in (None, got) for size, got in zip(self.shape, array.shape, strict=True))
+            and all(size == got or not isinstance(size, int) for size, got in zip(self.shape, array.shape, strict=True))
         )
 
 
@@ -82,11 +84,23 @@ class Runner(ABC):
 
     def _check_input(self, batch: Mapping[str, Array]) -> None:
         _check(self.name, "input", self.inputs, batch, UsageError)
-        sizes = {spec.name: len(batch[spec.name]) for spec in self.inputs if spec.shape and spec.shape[0] is None}
-        if len(set(sizes.values())) > 1:
-            raise UsageError(f"{self.name}: inputs differ in their number of samples, {sizes}; give all the same")
-        if 0 in sizes.values():
-            raise UsageError(f"{self.name}: got a batch of 0 samples, expected at least 1")
+        for what, sizes in _free_sizes(self.inputs, batch).items():
+            if len(set(sizes.values())) > 1:
+                raise UsageError(f"{self.name}: inputs differ in their {what}, {sizes}; give all the same")
+            if 0 in sizes.values():
+                raise UsageError(f"{self.name}: got 0 as the {what}, expected at least 1")
+
+
+def _free_sizes(specs: Sequence[TensorSpec], batch: Mapping[str, Array]) -> dict[str, dict[str, int]]:
+    """The sizes that must agree, by what they are of, and by input."""
+    found: dict[str, dict[str, int]] = {}
+    for spec in specs:
+        for axis, size in enumerate(spec.shape):
+            if isinstance(size, str):
+                found.setdefault(f"size {size!r}", {})[f"{spec.name}[{axis}]"] = batch[spec.name].shape[axis]
+            elif size is None and axis == 0:
+                found.setdefault("number of samples", {})[spec.name] = len(batch[spec.name])
+    return found
 
 
 def _check(runner: str, what: str, specs: Sequence[TensorSpec], arrays: Mapping[str, Array], error: type[Error]) -> None:

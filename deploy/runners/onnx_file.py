@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploy.runners.base import TensorSpec
 from export.errors import DamagedError, UsageError
 
 if TYPE_CHECKING:
@@ -21,10 +22,7 @@ LARGEST_FILE = 2**31 - 1
 
 def checked_bytes(path: Path) -> bytes:
     """The content of a model file that stands for itself."""
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file; give the path of an ONNX model")
-    if path.stat().st_size > LARGEST_FILE:
-        raise DamagedError(f"{path} has {path.stat().st_size} bytes, an ONNX file has at most {LARGEST_FILE}; export it again")
+    require_size(path)
     content = path.read_bytes()
     model = _parsed(path, content)
     for tensor in _tensors(model.graph):
@@ -35,6 +33,34 @@ def checked_bytes(path: Path) -> bytes:
         found = f"operations of {', '.join(map(repr, foreign))}" if foreign else f"functions of its own ({model.functions[0].name!r})"
         raise DamagedError(f"{path} holds {found}; expected ONNX's own operations only; export it again without them")
     return content
+
+
+def require_size(path: Path) -> None:
+    """Raise where there is no file, or one that is larger than such a model can be."""
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file; give the path of an ONNX model")
+    if path.stat().st_size > LARGEST_FILE:
+        raise DamagedError(f"{path} has {path.stat().st_size} bytes, an ONNX file has at most {LARGEST_FILE}; export it again")
+
+
+def shapes_of(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and outputs of a model; weights that are listed among the inputs are none."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return tuple(_spec(value) for value in model.graph.input if value.name not in weights), tuple(map(_spec, model.graph.output))
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    import onnx
+
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+        raise UsageError(f"{value.name} is no tensor with a known number of axes; export the model with shapes")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    return TensorSpec(value.name, dtype, tuple(_size(dimension) for dimension in kind.shape.dim))
+
+
+def _size(dimension: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    return int(dimension.dim_value) if dimension.HasField("dim_value") else dimension.dim_param or None
 
 
 def _parsed(path: Path, content: bytes) -> onnx.ModelProto:

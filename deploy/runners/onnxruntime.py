@@ -6,6 +6,7 @@ Takes a path; the file must stand for itself (`onnx_file`). Knows no bundle.
 import contextlib
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,15 @@ _DTYPES = {
     **{f"tensor({name})": name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
     "tensor(bool)": "bool",
 }
+
+
+OF_SHAPES = frozenset(
+    {
+        *("Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Greater", "Identity", "Less", "Max"),
+        *("Min", "Mod", "Mul", "Not", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
+    }
+)
+"""What ONNX Runtime computes on the CPU beside any other provider, because it is of sizes and not of values."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,8 @@ class OnnxRuntimeRunner(Runner):
         self._version: str = runtime.__version__
         self._session = self._opened(runtime, path)
         self._present: list[str] = self._session.get_providers()
+        self._nodes = _operations_by_provider(self._session)
+        self._refuse_fallback()
         self.inputs = tuple(_spec(node, path) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, path) for node in self._session.get_outputs())
 
@@ -81,6 +93,7 @@ class OnnxRuntimeRunner(Runner):
             "version": self._version,
             "device": self._provider.device,
             "providers": self._present,
+            "nodes": self._nodes,
             "flags": {
                 "graph_optimization_level": _LEVELS[self._optimisation],
                 "use_deterministic_compute": True,
@@ -108,6 +121,13 @@ class OnnxRuntimeRunner(Runner):
         session.disable_fallback()
         return session
 
+    def _refuse_fallback(self) -> None:
+        """A GPU session may compute shapes on the CPU, and nothing else."""
+        for provider, operations in self._nodes.items():
+            fell_back = sorted(set(operations) - OF_SHAPES)
+            if provider != self._provider.name and fell_back:
+                raise NotHereError(f"{self.name} was asked for, but {', '.join(fell_back)} would run on {provider}; {self._provider.remedy}")
+
     def _session_options(self, runtime: Any) -> Any:
         options = runtime.SessionOptions()
         options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[self._optimisation])
@@ -116,6 +136,7 @@ class OnnxRuntimeRunner(Runner):
         options.use_deterministic_compute = True
         options.log_severity_level = 4  # what fails is raised; the log would say it again
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
 
     def _refuse_unless_in(self, present: list[str]) -> None:
@@ -144,6 +165,14 @@ def _session(runtime: Any, path: Path, options: Any, provider: tuple[str, dict[s
         raise DamagedError(f"{path} is no model for ONNX Runtime {runtime.__version__}: {_line(error)}") from error
 
 
+def _operations_by_provider(session: Any) -> dict[str, dict[str, int]]:
+    """Which provider every node was given to, as counts of operations."""
+    found: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        found.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
+    return {provider: dict(sorted(counts.items())) for provider, counts in sorted(found.items())}
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -151,4 +180,4 @@ def _line(error: Exception) -> str:
 def _spec(node: Any, path: Path) -> TensorSpec:
     if node.type not in _DTYPES:
         raise UsageError(f"{path}: {node.name} is a {node.type}, expected one of {', '.join(_DTYPES)}")
-    return TensorSpec(node.name, _DTYPES[node.type], tuple(d if isinstance(d, int) else None for d in node.shape))
+    return TensorSpec(node.name, _DTYPES[node.type], tuple(d if isinstance(d, int | str) else None for d in node.shape))

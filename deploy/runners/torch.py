@@ -73,13 +73,16 @@ class TorchRunner(Runner):
             raise RuntimeError(f"{self.name} is closed")
         tensors = [self._tensor(batch[spec.name]) for spec in self.inputs]
         autocast_off = torch.autocast(self._device.type, enabled=False)
-        with _true_float32(), autocast_off, _num_threads(self._threads), self._gradient_mode():
+        kept = _default_type(torch.float64 if self._precision == "float64" else torch.float32)
+        with _true_float32(), kept, autocast_off, _num_threads(self._threads), self._gradient_mode():
             results = self._module(*tensors)
         values = (results,) if isinstance(results, torch.Tensor) else tuple(results)
         return {spec.name: _array(value) for spec, value in zip(self.outputs, values, strict=True)}
 
     def _tensor(self, array: Array) -> torch.Tensor:
         tensor = torch.tensor(np.ascontiguousarray(array)).to(self._device)  # a copy: torch would warn about memory that is read-only
+        if self._precision == "float64" and tensor.is_floating_point():
+            tensor = tensor.double()
         return tensor.contiguous(memory_format=self._format) if tensor.ndim == 4 else tensor
 
     def _gradient_mode(self) -> AbstractContextManager[object]:
@@ -97,7 +100,7 @@ def available_device(name: str) -> torch.device:
 
 
 def _in_precision(spec: TensorSpec, precision: TorchPrecision) -> TensorSpec:
-    return replace(spec, dtype=precision) if spec.dtype == "float32" else spec
+    return replace(spec, dtype=precision) if precision == "float64" and spec.dtype in ("float16", "bfloat16", "float32") else spec
 
 
 def _placed(module: nn.Module, device: torch.device, precision: TorchPrecision) -> nn.Module:
@@ -116,6 +119,17 @@ def _array(tensor: torch.Tensor) -> Array:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def _default_type(dtype: torch.dtype) -> Iterator[None]:
+    """What integers become when they are divided, while it lasts."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

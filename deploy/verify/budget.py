@@ -70,12 +70,14 @@ class Budget:
         return errors.valid and errors.max <= self.max and errors.rms <= self.rms
 
 
-def budget(training: Errors, training_precision: Precision, precision: Precision) -> Budget | None:
+def budget(training: Errors, training_precision: Precision, precision: Precision, *, doubtful: bool = False) -> Budget | None:
     """4 * e_train * (u / u_train), at least one ulp of the largest output; None where training has no valid errors.
 
-    The ulp is that of the precision that was asked for: whoever computes in it cannot come closer.
+    The ulp is that of the precision that was asked for: whoever computes in it cannot come closer. A float64 evaluation is
+    doubtful that other code than the training graph's made: where the two share less than half of their digits, either may
+    compute another function, and there is no budget.
     """
-    if not training.valid:
+    if not training.valid or (doubtful and training.max > math.sqrt(UNIT_ROUNDOFF[training_precision]) * training.largest_output):
         return None
     factor = ROOM * UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF[training_precision]
     floor = ulp(training.largest_output, precision)

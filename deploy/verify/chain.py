@@ -8,22 +8,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from deploy.runners.base import Runner
-from deploy.verify.budget import Budget, ErrorMeter, Precision, TopOne, TopOneMeter, budget
-from deploy.verify.compare import Arrays, Comparator, Comparison
+from deploy.verify.budget import Budget, ErrorMeter, Precision, TopOneMeter, budget
+from deploy.verify.compare import Arrays, Comparator
 from deploy.verify.environment import environment
+from deploy.verify.interruption import noted_interruption
 from deploy.verify.invariance import InvarianceMeter, Variant, not_run
+from deploy.verify.judging import Evidence, Side, judged
 from deploy.verify.samples import SampleHash
+from deploy.verify.tolerance import Tolerance, ToleranceMeter
 from deploy.verify.verdict import (
     InvarianceVerdict,
     LinkVerdict,
-    Observed,
     Requirement,
     Samples,
     StageErrors,
-    Status,
     TrainingOnlyPart,
     Verdict,
-    figures,
     one_line,
 )
 from export.errors import NotHereError, SamegraphError
@@ -43,6 +43,10 @@ class Stage:
     open: Callable[[], Runner]
     invariance_required: Requirement | None = "budget"
     """What must hold when it runs again, in other batches, or as one of its variants; None where that is not checked."""
+    invariance_tolerance: Tolerance | None = None
+    """Stated exactly where a tolerance is what must hold."""
+    batched: bool = True
+    """Whether the first axis of everything counts samples, so that other batches must give the same."""
     variants: tuple[Variant, ...] = ()
     """The same stage under the other settings that its runtime has: threads, memory layout, optimisation."""
 
@@ -54,6 +58,12 @@ class Link:
     from_: str
     to: str
     required: Requirement
+    tolerance: Tolerance | None = None
+    """Stated exactly where a tolerance is required."""
+
+    def __post_init__(self) -> None:
+        if (self.required == "tolerance") != (self.tolerance is not None):
+            raise ValueError(f"a tolerance goes with the requirement of one, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +72,28 @@ class Chain:
 
     stages: tuple[Stage, ...]
     links: tuple[Link, ...]
-    reference: Stage
-    """The float64 evaluation of the folded weights."""
+    reference: Stage | None
+    """The float64 evaluation of the function; None where there is none, and then no link can be within a budget."""
     training: str
     """The stage whose error sets the budgets."""
+    doubtful: bool = False
+    """Whether the float64 evaluation is other code than that stage's; see `budget`."""
 
     def __post_init__(self) -> None:
-        names = [stage.name for stage in (*self.stages, self.reference)]
+        names = [stage.name for stage in self.everything]
         if len(set(names)) != len(names):
             raise ValueError(f"two stages have one name: {names}")
-        unknown = {self.training, *(end for link in self.links for end in (link.from_, link.to))} - set(names[:-1])
+        ends = [stage.name for stage in self.stages]
+        unknown = {self.training, *(end for link in self.links for end in (link.from_, link.to))} - set(ends)
         if unknown or any(link.from_ == link.to for link in self.links):
-            raise ValueError(f"links must join two different stages of {names[:-1]}, got {self.links}")
+            raise ValueError(f"links must join two different stages of {ends}, got {self.links}")
+        if self.reference is None and any(link.required == "budget" for link in self.links):
+            raise ValueError(f"without a float64 evaluation no budget can be derived, got {self.links}")
+
+    @property
+    def everything(self) -> tuple[Stage, ...]:
+        """The stages, and the float64 evaluation where there is one."""
+        return (*self.stages, *([self.reference] if self.reference else []))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +107,20 @@ class Record:
 
 
 def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collection[str] = ()) -> Verdict:
-    """Run every stage once per batch and judge every link. What is in `require` and not here raises NotHereError."""
+    """Run every stage once per batch and judge every link. What is in `require` and not here raises NotHereError.
+
+    Ctrl-C ends the pass: the verdict is on what was compared until then, says so, and is no pass.
+    """
     _refuse_unknown(require, chain)
     with ExitStack() as stack:
-        running = {s.name: _RunningStage(s, stack, require) for s in (*chain.stages, chain.reference)}
+        running = {stage.name: _RunningStage(stage, stack, require) for stage in chain.everything}
         course = _Course(chain, running)
-        for batch in batches():
-            course.step(batch)
-        return course.verdict(record)
+        with noted_interruption() as interruption:
+            for batch in batches():
+                course.step(batch)
+                if interruption.asked:
+                    break
+        return course.verdict(record, interrupted=interruption.asked)
 
 
 class _RunningStage:
@@ -135,7 +161,7 @@ class _RunningStage:
         if reference is not None:
             self.errors.update(reference, outputs)
         if self.invariance is None and self._runner is not None and self.stage.invariance_required is not None:
-            self.invariance = InvarianceMeter(self.stage.variants)
+            self.invariance = InvarianceMeter(self.stage.variants, self.stage.invariance_tolerance, batched=self.stage.batched)
             self.invariance.update(self._runner, batch, outputs, reference)
 
 
@@ -146,14 +172,18 @@ class _RunningLink:
         self.link = link
         self.comparator = Comparator()
         self.top_one = TopOneMeter()
+        self.beyond = ToleranceMeter(link.tolerance) if link.tolerance else None
 
-    def update(self, outputs: Mapping[str, Arrays | None], reference: Arrays | None) -> None:
+    def update(self, outputs: Mapping[str, Arrays | None], scores: Arrays | None) -> None:
+        """`scores` say how far apart two classes are: those in float64, or the link's own first stage's."""
         a, b = outputs[self.link.from_], outputs[self.link.to]
         if a is None or b is None:
             return
         self.comparator.update(a, b)
-        if reference is not None:
-            self.top_one.update(reference, a, b)
+        if scores is not None:
+            self.top_one.update(scores, a, b)
+        if self.beyond is not None:
+            self.beyond.update(a, b)
 
 
 class _Course:
@@ -162,7 +192,7 @@ class _Course:
     def __init__(self, chain: Chain, running: dict[str, _RunningStage]) -> None:
         self._chain = chain
         self._running = running
-        self._reference = running[chain.reference.name]
+        self._reference = running[chain.reference.name] if chain.reference else None
         self._training = running[chain.training]
         self._links = [_RunningLink(link) for link in chain.links]
         self._samples = SampleHash()
@@ -170,15 +200,15 @@ class _Course:
     def step(self, batch: Arrays) -> None:
         self._samples.update(batch)
         outputs = {name: stage.run(batch) for name, stage in self._running.items()}
-        reference = outputs[self._chain.reference.name]
+        reference = outputs[self._reference.stage.name] if self._reference else None
         for stage in self._chain.stages:
             found = outputs[stage.name]
             if found is not None:
                 self._running[stage.name].measure(batch, found, reference)
         for link in self._links:
-            link.update(outputs, reference)
+            link.update(outputs, reference if self._reference else outputs[link.link.from_])
 
-    def verdict(self, record: Record) -> Verdict:
+    def verdict(self, record: Record, *, interrupted: bool) -> Verdict:
         stages = [self._running[stage.name] for stage in self._chain.stages]
         return Verdict(
             links=tuple(self._link_verdict(link) for link in self._links),
@@ -189,12 +219,13 @@ class _Course:
             files=dict(record.files),
             samples=Samples(sha256=self._samples.hexdigest, count=self._samples.num_samples, how=record.samples_made),
             training_only=record.training_only,
+            interrupted=interrupted,
         )
 
     def _budget(self, stage: Stage) -> Budget | None:
-        if self._training.broken or self._reference.broken:
+        if self._reference is None or self._training.broken or self._reference.broken:
             return None
-        return budget(self._training.errors.result, self._training.stage.precision, stage.precision)
+        return budget(self._training.errors.result, self._training.stage.precision, stage.precision, doubtful=self._chain.doubtful)
 
     def _stage_errors(self, running: _RunningStage) -> StageErrors:
         errors = running.errors.result
@@ -211,10 +242,9 @@ class _Course:
 
     def _link_verdict(self, running: _RunningLink) -> LinkVerdict:
         link, target = running.link, self._running[running.link.to]
-        comparison = running.comparator.result
-        top_one = running.top_one.result(max(self._excused(link.from_), self._excused(link.to)))
-        observed = self._observed(target, comparison, top_one)
-        status, reason = self._judge(link, observed, comparison, top_one)
+        evidence = self._evidence(running)
+        status, observed, reason = judged(evidence)
+        comparison, top_one = evidence.comparison, evidence.top_one
         return LinkVerdict(
             from_=link.from_,
             to=link.to,
@@ -228,57 +258,41 @@ class _Course:
             outputs=comparison.outputs,
             max_ulp=comparison.max_ulp,
             max_abs=comparison.max_abs,
-            budget=self._budget(target.stage),
+            budget=evidence.target.budget,
+            tolerance=link.tolerance,
             top1_changes=top_one.num_changes,
             ties=top_one.num_ties,
             changes=top_one.changes,
             first_difference=comparison.first_difference,
         )
 
+    def _evidence(self, running: _RunningLink) -> Evidence:
+        link = running.link
+        comparison = running.comparator.result
+        excused = max(self._excused(link.from_), self._excused(link.to)) if self._reference else comparison.max_abs
+        return Evidence(
+            required=link.required,
+            sides=(self._side(self._running[link.from_]), self._side(self._running[link.to])),
+            source=(self._side(self._training), self._side(self._reference)) if self._reference else None,
+            comparison=comparison,
+            top_one=running.top_one.result(excused),
+            tolerance=link.tolerance,
+            beyond=running.beyond.result if running.beyond else None,
+        )
+
+    def _side(self, running: _RunningStage) -> Side:
+        return Side(
+            name=running.stage.name,
+            absent=running.absent,
+            broken=running.broken,
+            errors=running.errors.result,
+            budget=self._budget(running.stage),
+        )
+
     def _excused(self, name: str) -> float:
         """The stage's largest error, as far as its budget allows it: a stage outside its budget excuses no change."""
         allowed = self._budget(self._running[name].stage)
         return min(self._running[name].errors.result.max, allowed.max) if allowed else 0.0
-
-    def _observed(self, target: _RunningStage, comparison: Comparison, top_one: TopOne) -> Observed | None:
-        if not comparison.num_values:
-            return None
-        if comparison.bitwise:
-            return "bitwise"
-        allowed = self._budget(target.stage)
-        inside = allowed is not None and allowed.covers(target.errors.result)
-        return "budget" if inside and top_one.all_ties and not comparison.failures else "outside"
-
-    def _judge(self, link: Link, observed: Observed | None, comparison: Comparison, top_one: TopOne) -> tuple[Status, str]:
-        needed = self._needed(link)
-        absent = [stage.absent for stage in needed if stage.absent]
-        broken = [stage.broken for stage in needed if stage.broken]
-        if absent:
-            return "not run", absent[0]
-        if broken or comparison.failures:
-            return "failed", "; ".join(broken or [failure.message for failure in comparison.failures])
-        for end in (link.from_, link.to):
-            if nonfinite := self._running[end].errors.result.nonfinite:
-                apart = self._running[end].errors.result.nonfinite_apart
-                return "failed", f"{end}: {nonfinite} output values are NaN or infinite, {apart} of them only there and not in float64"
-        if observed in ("bitwise", link.required):
-            return "passed", ""
-        if link.required == "bitwise":
-            return "failed", f"required bitwise, but {figures(comparison)}"
-        return "failed", f"{self._outside(link, top_one)}; {figures(comparison)}"
-
-    def _needed(self, link: Link) -> list[_RunningStage]:
-        ends = [self._running[link.from_], self._running[link.to]]
-        return ends if link.required == "bitwise" else [*ends, self._training, self._reference]
-
-    def _outside(self, link: Link, top_one: TopOne) -> str:
-        target = self._running[link.to]
-        allowed, errors = self._budget(target.stage), target.errors.result
-        if allowed is None:
-            return f"no budget: the error of {self._chain.training} against float64 is {self._training.errors.result}"
-        if not allowed.covers(errors):
-            return f"the error against float64 is {errors}, the budget is {allowed}"
-        return f"{top_one.num_changes - top_one.num_ties} of {top_one.num_changes} changes of the first class are no ties"
 
 
 def _refuse_unknown(require: Collection[str], chain: Chain) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 from deploy.runners.base import Runner
 from deploy.verify.budget import Budget, ErrorMeter
 from deploy.verify.compare import Arrays, Comparator
+from deploy.verify.tolerance import Tolerance, ToleranceMeter
 from deploy.verify.verdict import InvarianceVerdict, Observed, Requirement, Status, figures, one_line
-from export.errors import NotHereError
+from export.errors import NotHereError, UsageError
 
 Run = Callable[[Arrays], Arrays]
 
@@ -45,12 +46,19 @@ class _Check:
 
     comparator: Comparator = field(default_factory=Comparator)
     errors: ErrorMeter = field(default_factory=ErrorMeter)
+    beyond: ToleranceMeter | None = None
     settings: list[str] = field(default_factory=list)
     samples: set[int] = field(default_factory=set)
     apart: str | None = None
     """The first setting under which other bits came out."""
     raised: str | None = None
     absent: str | None = None
+
+    def take_in(self, expected: Arrays, found: Arrays) -> None:
+        """Compare two sets of outputs that must be alike."""
+        self.comparator.update(expected, found)
+        if self.beyond is not None:
+            self.beyond.update(expected, found)
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,11 @@ class _Trial:
 class InvarianceMeter:
     """Runs the variants of one batch. Each row of a variant is a row of the batch, so its outputs are known."""
 
-    def __init__(self, variants: Sequence[Variant] = ()) -> None:
+    def __init__(self, variants: Sequence[Variant] = (), tolerance: Tolerance | None = None, *, batched: bool = True) -> None:
         self._variants = tuple(variants)
-        self._checks = {name: _Check() for name in checks_of(variants)}
+        self._batched = batched
+        self._tolerance = tolerance
+        self._checks = {name: _Check(beyond=ToleranceMeter(tolerance) if tolerance else None) for name in checks_of(variants)}
 
     def update(self, runner: Runner, batch: Arrays, outputs: Arrays, reference: Arrays | None) -> None:
         """Compare every variant's outputs with those in the batch, and measure them against float64."""
@@ -86,8 +96,8 @@ class InvarianceMeter:
 
     def _trials(self, runner: Runner, size: int) -> Iterator[_Trial]:
         yield _Trial(RERUN, "the batch again", np.arange(size))
-        if not all(spec.shape and spec.shape[0] is None for spec in (*runner.inputs, *runner.outputs)):
-            self._absent(OF_BATCHES, "the size of the batch is fixed")
+        if reason := _why_not_in_other_batches(runner) if self._batched else "the first axis does not count samples":
+            self._absent(OF_BATCHES, reason)
             return
         if size == 1:
             self._absent((ALONE, BATCHES, PARTIAL), "there is one sample")
@@ -112,16 +122,19 @@ class InvarianceMeter:
 
     def _compare(self, trial: _Trial, run: Run, seen: "_Seen") -> None:
         check = self._checks[trial.check]
-        if trial.setting not in check.settings:
-            check.settings.append(trial.setting)
         try:
             found = run(seen.input(trial.rows))
+        except UsageError as error:  # it is not for such batches, and says so
+            check.absent = str(error)
+            return
         except Exception as error:  # whatever a runtime raises, it is a finding
             check.raised = check.raised or f"{trial.setting}: {one_line(error)}"
             return
-        check.comparator.update(seen.rows(seen.outputs, trial.rows), found)
+        if trial.setting not in check.settings:
+            check.settings.append(trial.setting)
+        check.take_in(seen.rows(seen.outputs, trial.rows), found)
         if trial.check == DUPLICATED:
-            check.comparator.update(_rows(found, np.zeros_like(trial.rows), len(trial.rows)), found)
+            check.take_in(_rows(found, np.zeros_like(trial.rows), len(trial.rows)), found)
         if seen.reference is not None:
             check.errors.update(seen.rows(seen.reference, trial.rows), found)
         check.samples.update(trial.rows.tolist())
@@ -160,6 +173,14 @@ def not_run(stage: str, variants: Sequence[Variant], required: Requirement, reas
     return tuple(_judged(stage, name, _Check(), required, None, "not run", reason) for name in checks_of(variants))
 
 
+def _why_not_in_other_batches(runner: Runner) -> str | None:
+    specs = (*runner.inputs, *runner.outputs)
+    if not all(spec.batched for spec in specs):
+        return "the size of the batch is fixed"
+    names = sorted({str(spec.shape[0]) for spec in specs if spec.shape[0] is not None})
+    return f"first axes of several meanings: {', '.join(names)}" if len(names) > 1 else None
+
+
 def _smaller_batches(size: int) -> Iterator[_Trial]:
     for row in range(min(size, NUM_ALONE)):
         yield _Trial(ALONE, "a sample alone", np.array([row]))
@@ -187,11 +208,19 @@ def _verdict(stage: str, name: str, check: _Check, required: Requirement, budget
         return _judged(stage, name, check, required, None, "failed", check.raised)
     if check.absent is not None and not comparison.num_values:
         return _judged(stage, name, check, required, None, "not run", check.absent)
-    inside = not comparison.failures and budget is not None and budget.covers(check.errors.result)
-    observed: Observed = "bitwise" if comparison.bitwise else "budget" if inside else "outside"
-    if observed == "bitwise" or observed == required:
+    observed = _observed(check, budget)
+    if observed in ("bitwise", required):
         return _judged(stage, name, check, required, observed, "passed", "")
     return _judged(stage, name, check, required, observed, "failed", _reason(check, required, budget))
+
+
+def _observed(check: _Check, budget: Budget | None) -> Observed:
+    comparison = check.comparator.result
+    if comparison.bitwise or comparison.failures:
+        return "bitwise" if comparison.bitwise else "outside"
+    if check.beyond is not None:
+        return "outside" if check.beyond.result.count else "tolerance"
+    return "budget" if budget is not None and budget.covers(check.errors.result) else "outside"
 
 
 def _reason(check: _Check, required: Requirement, budget: Budget | None) -> str:
@@ -201,6 +230,8 @@ def _reason(check: _Check, required: Requirement, budget: Budget | None) -> str:
     place = f"{figures(comparison)} (with {check.apart})"
     if required == "bitwise":
         return f"required bitwise, but {place}"
+    if check.beyond is not None:
+        return f"{check.beyond.result.count} values are beyond the tolerance; {place}"
     allowed = "no budget could be derived" if budget is None else f"the budget is {budget}"
     return f"the error against float64 is {check.errors.result}, {allowed}; {place}"
 

@@ -10,10 +10,13 @@ from typing import Literal
 
 from deploy.verify.budget import Budget, TopOneChange
 from deploy.verify.compare import Comparison, FirstDifference, OutputComparison
+from deploy.verify.tolerance import Tolerance
 
-Requirement = Literal["bitwise", "budget"]
-Observed = Literal["bitwise", "budget", "outside"]
+Requirement = Literal["bitwise", "budget", "tolerance"]
+Observed = Literal["bitwise", "budget", "tolerance", "outside"]
 Status = Literal["passed", "failed", "not run"]
+FORMAT_VERSION = 1
+"""Of verification.json; another number says that a reader of this one would misunderstand the file."""
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 
@@ -37,6 +40,8 @@ class LinkVerdict:
     max_abs: float
     budget: Budget | None
     """What the second stage's distance from float64 may be; see `errors` of the verdict for what it is."""
+    tolerance: Tolerance | None
+    """What a human chose to allow, where no budget could be derived or where they wanted another."""
     top1_changes: int
     ties: int
     changes: tuple[TopOneChange, ...]
@@ -101,11 +106,18 @@ class Verdict:
     files: Mapping[str, str]
     samples: Samples
     training_only: tuple[TrainingOnlyPart, ...]
+    interrupted: bool = False
+    """Whether samples were left that nobody compared."""
 
     @property
     def passed(self) -> bool:
-        """At least one link passed, and nothing that was checked failed."""
-        return any(link.status == "passed" for link in self.links) and not self.failed
+        """At least one link passed, nothing that was checked failed, and all samples were compared."""
+        return any(link.status == "passed" for link in self.links) and not self.failed and not self.interrupted
+
+    @property
+    def word(self) -> Literal["pass", "fail", "incomplete"]:
+        """The verdict in a word; what failed before the interruption has failed."""
+        return "fail" if self.failed else "incomplete" if self.interrupted else "pass" if self.passed else "fail"
 
     @property
     def failed(self) -> tuple[LinkVerdict | InvarianceVerdict, ...]:
@@ -116,7 +128,7 @@ class Verdict:
         """The content of `verification.json`. What JSON lacks is written "NaN", "Infinity", "-Infinity"."""
         content = _json(self)
         assert isinstance(content, dict)
-        return {"verdict": "pass" if self.passed else "fail", **content}
+        return {"verdict": self.word, "format_version": FORMAT_VERSION, **content}
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:
@@ -128,6 +140,7 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
         errors=tuple(error for each in verdicts for error in each.errors),
         invariance=tuple(check for each in verdicts for check in each.invariance),
         stages={name: facts for each in verdicts for name, facts in each.stages.items()},
+        interrupted=any(each.interrupted for each in verdicts),
     )
 
 

@@ -18,7 +18,7 @@ COMMANDS = {
     "train-export": ("pipeline.cli.train_export", "Train, fold, export and verify: from a config to a bundle."),
     "train": ("pipeline.cli.train", "Train and keep checkpoints; export comes later."),
     "export": ("pipeline.cli.export", "Fold, export and verify a training run's last checkpoint, or a network trained elsewhere."),
-    "verify": ("pipeline.cli.verify", "Check, link by link, that a bundle's models give the same outputs."),
+    "verify": ("pipeline.cli.verify", "Check that a bundle's models, or any two forms of a model, give the same outputs."),
     "doctor": ("pipeline.cli.doctor", "Say what this machine can run."),
 }
 """Name -> module, and the line that `pipeline --help` shows; a test holds it equal to the command's own."""

@@ -18,6 +18,14 @@ required = click.option(
     "--require", "required", multiple=True, metavar="RUNTIME", help="Fail with exit code 4 where this runtime cannot run. Repeatable."
 )
 
+required_or_bitwise = click.option(
+    "--require",
+    "required",
+    multiple=True,
+    metavar="RUNTIME|bitwise",
+    help="Fail with exit code 4 where this runtime cannot run; 'bitwise': with 3 where a bit differs. Repeatable.",
+)
+
 resume = click.option("--resume/--fresh", default=None, help="Continue the run that is in the folder, or replace it.")
 
 

@@ -9,7 +9,7 @@ import torch
 from graphs import DEFAULTS, images, rewritten, step
 
 from export.fold import fold
-from export.onnx import PLAIN_OPERATIONS, NotFoldedError, class_metadata, onnx_from_graph
+from export.onnx import PLAIN_OPERATIONS, NotFoldedError, class_metadata, onnx_from_graph, require_folded_form
 from pipeline.methods import METHODS
 
 SMALL = (1, 8, 8)
@@ -44,6 +44,13 @@ def test_a_graph_that_was_not_folded_is_refused() -> None:
     training = rewritten("small", SMALL, DEFAULTS["czmig"]).graph.eval()
     with pytest.raises(NotFoldedError, match="more than plain layers: operations \\['Mul'\\]"):
         onnx_from_graph(training, SMALL, {})
+
+
+def test_a_free_size_behind_the_batch_is_refused() -> None:
+    model = onnx.load_from_string(small_file())
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    with pytest.raises(NotFoldedError, match="the shape of image has a free size behind the batch"):
+        require_folded_form(model)
 
 
 def test_exporting_twice_gives_the_same_bytes() -> None:

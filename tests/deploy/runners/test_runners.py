@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from onnx_files import IMAGE, LOGITS, Perceptron, pixels, random_weights, write_onnx
@@ -17,6 +19,16 @@ from deploy.runners.onnxruntime import OnnxRuntimeRunner
 from deploy.runners.table import FILE_RUNTIMES, RunOptions, open_file, other_runs
 from deploy.runners.torch import TorchRunner
 from export.errors import DamagedError, NotHereError, UsageError
+
+
+class _Part:
+    """Nodes of a session that one provider got."""
+
+    def __init__(self, provider: str, operation: str) -> None:
+        self.ep_name, self.op_type = provider, operation
+
+    def get_nodes(self) -> list["_Part"]:
+        return [self]
 
 
 class Given(Runner):
@@ -55,7 +67,7 @@ IMAGES = pixels(2)
         ),
         ({"image": IMAGES[0]}, "image is uint8, 1 x 4 x 4; expected"),
         ({"image": IMAGES[:, :, :3]}, "image is uint8, 2 x 1 x 3 x 4; expected"),
-        ({"image": IMAGES[:0]}, "got a batch of 0 samples, expected at least 1"),
+        ({"image": IMAGES[:0]}, "got 0 as the number of samples, expected at least 1"),
         ({"image": IMAGES.tolist()}, "image is a list, expected a NumPy array"),
     ],
 )
@@ -86,9 +98,14 @@ def test_inputs_must_agree_on_the_batch() -> None:
         runner.run({"image": IMAGES, "weight": np.ones(3, np.float32)})
 
 
-def test_only_the_batch_may_be_free() -> None:
-    with pytest.raises(UsageError, match="free size behind the batch"):
-        TensorSpec("image", "uint8", (None, 1, None, 4))
+def test_free_sizes_of_one_name_must_agree() -> None:
+    runner = Given({"logits": GOOD})
+    runner.inputs = (TensorSpec("tokens", "float32", ("batch", "length")), TensorSpec("mask", "float32", ("length",)))
+    runner.run({"tokens": np.ones((2, 3), np.float32), "mask": np.ones(3, np.float32)})
+    with pytest.raises(UsageError, match=r"inputs differ in their size 'length', \{'tokens\[1\]': 3, 'mask\[0\]': 2\}; give all the same"):
+        runner.run({"tokens": np.ones((2, 3), np.float32), "mask": np.ones(2, np.float32)})
+    with pytest.raises(UsageError, match="got 0 as the size 'length', expected at least 1"):
+        runner.run({"tokens": np.ones((2, 0), np.float32), "mask": np.ones(0, np.float32)})
 
 
 class TestTorch:
@@ -223,11 +240,26 @@ class TestOnnxRuntime:
         options = RunOptions(optimisation=optimisation, threads=1)  # type: ignore[arg-type]
         with open_file("onnxruntime-cpu", path, options) as runner:
             found = runner.run({"image": IMAGES})["logits"]
-            assert (runner.inputs, runner.outputs) == ((IMAGE,), (LOGITS,))
+            assert runner.inputs == (replace(IMAGE, shape=("N", *IMAGE.shape[1:])),)
+            assert runner.outputs == (replace(LOGITS, shape=("N", *LOGITS.shape[1:])),)
             facts = runner.facts
         expected = TorchRunner(Perceptron(random_weights()), [IMAGE], [LOGITS]).run({"image": IMAGES})["logits"]
         assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
         assert (facts["providers"], facts["threads"], facts["device"]) == (["CPUExecutionProvider"], 1, "cpu")
+        assert facts["nodes"] == {"CPUExecutionProvider": {"Cast": 1, "Div": 1, "Flatten": 1, "Gemm": 2, "Relu": 1, "Sub": 1}}
+
+    def test_a_session_that_fell_back_is_refused_by_its_operations(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As a CUDA session looks that computes shapes on the CPU, which it may, and then the products too."""
+
+        def placed(*nodes: tuple[str, str]) -> None:
+            monkeypatch.setattr(ort.InferenceSession, "get_provider_graph_assignment_info", lambda _: [_Part(*node) for node in nodes])
+
+        path = write_onnx(tmp_path / "model.onnx", random_weights())
+        placed(("CPUExecutionProvider", "Gemm"), ("OtherProvider", "Shape"))
+        assert OnnxRuntimeRunner(path).facts["nodes"] == {"CPUExecutionProvider": {"Gemm": 1}, "OtherProvider": {"Shape": 1}}
+        placed(("CPUExecutionProvider", "Gemm"), ("OtherProvider", "Shape"), ("OtherProvider", "Relu"))
+        with pytest.raises(NotHereError, match="but Relu would run on OtherProvider"):
+            OnnxRuntimeRunner(path)
 
     def test_strided_input(self, tmp_path: Path) -> None:
         with OnnxRuntimeRunner(write_onnx(tmp_path / "model.onnx", random_weights())) as runner:

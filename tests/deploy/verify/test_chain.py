@@ -292,6 +292,7 @@ def test_without_a_reference_nothing_is_inside_a_budget(tmp_path: Path) -> None:
             raise ValueError("none")
 
     whole = chain(onnx_stage(tmp_path / "model.onnx"))
+    assert whole.reference is not None
     broken = replace(whole.reference, open=lambda: TorchRunner(Breaks(), [IMAGE], [LOGITS], precision="float64"))
     link = last_link(run_chain(replace(whole, reference=broken), batches, RECORD))
     assert (link.status, link.observed, link.reason) == ("failed", "outside", "float64 raised ValueError: none")
@@ -305,6 +306,7 @@ def test_a_reference_that_breaks_late_leaves_no_budget(tmp_path: Path) -> None:
             return super().forward(image)
 
     whole = chain(onnx_stage(tmp_path / "model.onnx"))
+    assert whole.reference is not None
     late = replace(whole.reference, open=lambda: TorchRunner(BreaksLate(WEIGHTS), [IMAGE], [LOGITS], precision="float64"))
     link = last_link(run_chain(replace(whole, reference=late), batches, RECORD))
     assert (link.status, link.observed, link.budget) == ("failed", "outside", None)
@@ -412,11 +414,11 @@ def test_json_has_the_fields_of_the_design(tmp_path: Path) -> None:
     verdict = run_chain(chain(onnx_stage(tmp_path / "model.onnx")), batches, RECORD)
     content = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
     assert content["verdict"] == "pass"
-    fields = {"links", "errors", "invariance", "environment", "stages", "files", "samples", "training_only"}
-    assert set(content) == {"verdict", *fields}
+    fields = {"links", "errors", "invariance", "environment", "stages", "files", "samples", "training_only", "interrupted"}
+    assert set(content) == {"verdict", "format_version", *fields}
     assert set(content["links"][1]) == {
         *("from", "to", "runtime", "device", "required", "observed", "status", "reason", "samples", "outputs"),
-        *("max_ulp", "max_abs", "budget", "top1_changes", "ties", "changes", "first_difference"),
+        *("max_ulp", "max_abs", "budget", "tolerance", "top1_changes", "ties", "changes", "first_difference"),
     }
     assert content["links"][1]["first_difference"]["output"] == "logits"
     assert content["training_only"] == [{"name": "noise", "what": "uniform around 1"}]

@@ -11,7 +11,7 @@ from deploy.verify.budget import Budget
 from deploy.verify.compare import Arrays
 from deploy.verify.invariance import OF_BATCHES, OF_EVERY_STAGE, InvarianceMeter, Variant, not_run
 from deploy.verify.verdict import InvarianceVerdict, Requirement
-from export.errors import NotHereError
+from export.errors import NotHereError, UsageError
 
 WIDE = Budget(100.0, 100.0)
 Function = Callable[[Arrays], dict[str, Array]]
@@ -204,6 +204,18 @@ def test_a_fixed_batch_is_said_and_not_passed() -> None:
     assert {found[name].reason for name in OF_BATCHES} == {"the size of the batch is fixed"}
 
 
+def test_first_axes_that_mean_different_things_are_no_batch() -> None:
+    runner = Runs(doubled)
+    runner.outputs = (TensorSpec("y", "float32", ("pairs", 2)),)
+    for name, status in (("batch", "not run"), ("pairs", "passed")):
+        runner.inputs = (TensorSpec("x", "float32", (name, 2)),)
+        meter = InvarianceMeter()
+        meter.update(runner, numbered(4), doubled(numbered(4)), None)
+        found = {verdict.check: verdict for verdict in meter.verdicts("stage", "bitwise", None)}
+        assert {found[check].status for check in OF_BATCHES} == {status}
+    assert found["rerun"].status == "passed"
+
+
 def test_one_sample_has_no_smaller_batch() -> None:
     found = checked(doubled, size=1)
     assert statuses(found) == all_but(alone="not run", batches="not run", partial="not run")
@@ -232,6 +244,17 @@ def test_what_is_raised_is_a_finding() -> None:
     found = checked(wants_several)
     assert statuses(found) == all_but(alone="failed", batches="failed")
     assert found["alone"].reason == "a sample alone: ValueError: batch of 1"
+
+
+def test_a_batch_that_a_stage_is_not_for_is_not_run() -> None:
+    def for_two_or_more(batch: Arrays) -> dict[str, Array]:
+        if len(batch["x"]) == 1:
+            raise UsageError("exported for 2 or more")
+        return doubled(batch)
+
+    found = checked(for_two_or_more)
+    assert statuses(found) == all_but(alone="not run")
+    assert found["alone"].reason == "exported for 2 or more"
 
 
 def test_without_a_budget_only_bits_pass() -> None:

@@ -41,7 +41,7 @@ def test_a_file_that_is_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[str
 def test_either_a_bundle_or_a_file(arguments: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
     done = pipeline(capfd, "verify", *arguments)
     assert done.code == 2
-    assert "give either a bundle or --certificate FILE.onnx" in done.error
+    assert "give a BUNDLE, or both --reference and --candidate, or --certificate FILE.onnx" in done.error
 
 
 def test_json_is_the_content_of_certificate_json_and_no_runtime_is_loaded(tmp_path: Path) -> None:

@@ -306,7 +306,16 @@ NOT_IMPORTED: dict[str, object] = {"network": None, "weights": None, "images": N
         (
             "verify",
             ["bundle", "--require", "onnxruntime-cpu", "--network", "m:f", "--report", "there"],
-            {"bundle": Path("bundle"), "required": ("onnxruntime-cpu",), "network": "m:f", "report": Path("there"), "certificate": None},
+            {
+                **dict.fromkeys(["certificate", "reference", "candidate", "samples", "max_ulp", "atol", "rtol", "memory_limit", "time_limit"]),
+                **dict.fromkeys(["only", "against", "junit"]),
+                **dict.fromkeys(["map_", "size", "runtime"], ()),
+                "bundle": Path("bundle"),
+                "required": ("onnxruntime-cpu",),
+                "network": "m:f",
+                "report": Path("there"),
+                "no_batch": False,
+            },
         ),
     ],
 )

@@ -13,8 +13,8 @@ from torch.fx import GraphModule
 
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, MimicnormOptions, NonormOptions
 from pipeline.config.sections import ModelEma
+from pipeline.layout import TRAINING_WEIGHTS as WEIGHTS
 from pipeline.methods.base import Rewritten
-from pipeline.staging import TRAINING_WEIGHTS as WEIGHTS
 from pipeline.training import Settings, TrainingData, read_checkpoint, train
 from pipeline.training.averaging import WeightAverage, decay_after
 from pipeline.training.checkpoint import checkpoint_bytes, write_checkpoint

@@ -1,0 +1,110 @@
+"""What was measured on a link, and what it means: passed, failed or not run, with the reason in one line.
+
+Plain data and functions of it. Runs nothing.
+"""
+
+from dataclasses import dataclass
+
+from deploy.verify.budget import Budget, Errors, TopOne
+from deploy.verify.compare import Comparison
+from deploy.verify.tolerance import Beyond, Tolerance
+from deploy.verify.verdict import Observed, Requirement, Status, figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """A stage as far as a link is concerned with it."""
+
+    name: str
+    absent: str | None
+    broken: str | None
+    errors: Errors
+    budget: Budget | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything that was measured on a link."""
+
+    required: Requirement
+    sides: tuple[Side, Side]
+    source: tuple[Side, Side] | None
+    """The stage whose errors set the budget, and the float64 evaluation; None where there is none."""
+    comparison: Comparison
+    top_one: TopOne
+    tolerance: Tolerance | None = None
+    beyond: Beyond | None = None
+
+    @property
+    def target(self) -> Side:
+        return self.sides[1]
+
+
+def judged(evidence: Evidence) -> tuple[Status, Observed | None, str]:
+    """The verdict on a link."""
+    observed = _observed(evidence)
+    status, reason = _status(evidence, observed)
+    return status, observed, reason
+
+
+def _observed(evidence: Evidence) -> Observed | None:
+    comparison = evidence.comparison
+    if not comparison.num_values:
+        return None
+    if comparison.bitwise:
+        return "bitwise"
+    if comparison.failures:
+        return "outside"
+    if evidence.required == "tolerance":
+        return "tolerance" if evidence.beyond is not None and not evidence.beyond.count else "outside"
+    allowed = evidence.target.budget
+    inside = allowed is not None and allowed.covers(evidence.target.errors)
+    return "budget" if inside and evidence.top_one.all_ties else "outside"
+
+
+def _status(evidence: Evidence, observed: Observed | None) -> tuple[Status, str]:
+    needed = [*evidence.sides, *(evidence.source or ())] if evidence.required == "budget" else [*evidence.sides]
+    absent = [side.absent for side in needed if side.absent]
+    broken = [side.broken for side in needed if side.broken]
+    if absent:
+        return "not run", absent[0]
+    if broken or evidence.comparison.failures:
+        return "failed", "; ".join(broken or [failure.message for failure in evidence.comparison.failures])
+    if reason := _not_finite(evidence):
+        return "failed", reason
+    if observed in ("bitwise", evidence.required):
+        return "passed", ""
+    return "failed", _difference(evidence)
+
+
+def _not_finite(evidence: Evidence) -> str | None:
+    for side in evidence.sides:
+        if side.errors.nonfinite:
+            places = f"{side.errors.nonfinite} output values are NaN or infinite, {side.errors.nonfinite_apart} of them only there"
+            return f"{side.name}: {places} and not in float64"
+    if evidence.source is None and (number := sum(output.nonfinite for output in evidence.comparison.outputs)):
+        return f"{number} output values are NaN or infinite"
+    return None
+
+
+def _difference(evidence: Evidence) -> str:
+    found = figures(evidence.comparison)
+    if evidence.required == "bitwise":
+        return f"required bitwise, but {found}"
+    if evidence.required == "tolerance":
+        assert evidence.beyond is not None
+        name, index = evidence.beyond.first or ("", ())
+        return f"{evidence.beyond.count} values are beyond {evidence.tolerance}, the first is {name}{list(index)}; {found}"
+    return f"{_outside(evidence)}; {found}"
+
+
+def _outside(evidence: Evidence) -> str:
+    allowed, errors = evidence.target.budget, evidence.target.errors
+    if allowed is None:
+        assert evidence.source is not None
+        source = evidence.source[0]
+        return f"no budget: the error of {source.name} against float64 is {source.errors}, the largest output {source.errors.largest_output:.3g}"
+    if not allowed.covers(errors):
+        return f"the error against float64 is {errors}, the budget is {allowed}"
+    changes = evidence.top_one.num_changes
+    return f"{changes - evidence.top_one.num_ties} of {changes} changes of the first class are no ties"

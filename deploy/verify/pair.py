@@ -1,0 +1,201 @@
+"""Whether any two forms of a model are the same function: `--reference A --candidate B`.
+
+Takes what the user asked for. Decides what the link must hold; how forms are opened and compared is decided elsewhere.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from deploy.hosting.process import HostError, Limits
+from deploy.runners.base import Runner, TensorSpec
+from deploy.runners.renamed import RenamedRunner
+from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
+from deploy.verify.compare import Arrays
+from deploy.verify.forms import Form, Recorded, form_of
+from deploy.verify.given import Given, samples_for
+from deploy.verify.invariance import Variant
+from deploy.verify.selection import selected
+from deploy.verify.tolerance import Tolerance
+from deploy.verify.verdict import Requirement, Verdict
+from export.errors import UsageError
+
+_STATE = "state what may differ with --max-ulp, or with --atol and --rtol"
+REFERENCE, CANDIDATE, FLOAT64 = "reference", "candidate", "float64 evaluation"
+Shown = Callable[[Iterator[Arrays], int], Iterator[Arrays]]
+"""Passes batches on, and shows how many of so many have gone by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What is asked for."""
+
+    reference: Path
+    candidate: Path
+    samples: str | None = None
+    """A file, a folder of files, or a number; see `given`. Two recordings need none."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The reference's names of inputs and outputs, and the candidate's, where they differ."""
+    runtimes: tuple[str, ...] = ("onnxruntime-cpu",)
+    """What an ONNX candidate is run in."""
+    tolerance: Tolerance | None = None
+    bitwise: bool = False
+    batch_size: int = 64
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+    batched: bool = True
+    only: str | None = None
+    """The one link that is checked, where the candidate is run in several runtimes."""
+    require: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+def verify_pair(pair: Pair, shown: Shown | None = None) -> Verdict:
+    """Run both forms on the samples and judge the link between them."""
+    if pair.bitwise and pair.tolerance:
+        raise UsageError("--require bitwise and a tolerance exclude each other; drop one of them")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        reference = form_of(pair.reference, True, folder, pair.limits, stack)
+        candidate = form_of(pair.candidate, False, folder, pair.limits, stack)
+        matched = _Matched(pair, reference, candidate)
+        given = matched.samples()
+        (chain,) = selected([matched.chain(_budget_source(pair, reference, given))], pair.only, ())
+        record = Record(
+            files={f"{REFERENCE} {reference.path.name}": reference.sha256, f"{CANDIDATE} {candidate.path.name}": candidate.sha256},
+            samples_made=(given.description,),
+        )
+
+        def batches() -> Iterator[Arrays]:
+            yield from shown(given.batches(), given.num_batches) if shown else given.batches()
+
+        return run_chain(chain, batches, record, require=pair.require)
+
+
+def _budget_source(pair: Pair, reference: Form, given: Given) -> Stage | None:
+    """The float64 evaluation, tried on one batch; without one the user must say what is allowed."""
+    if pair.tolerance or pair.bitwise:
+        return None
+    runner = reference.open_float64()
+    if runner is None:
+        raise UsageError(f"{reference.name} has no evaluation in float64 to derive a budget from; {_STATE}, or --require bitwise")
+    try:
+        runner.run(next(given.batches()))
+    except HostError as error:
+        raise UsageError(f"the float64 evaluation of {reference.name} failed ({error}), so there is no budget; {_STATE}") from error
+    return Stage(name=FLOAT64, runtime=str(runner.facts["runtime"]), device="cpu", precision="float64", open=lambda: runner, invariance_required=None)
+
+
+class _Matched:
+    """Two forms whose inputs and outputs were brought together."""
+
+    def __init__(self, pair: Pair, reference: Form, candidate: Form) -> None:
+        self._pair, self._reference, self._candidate = pair, reference, candidate
+        self._refuse_unknown_names()
+        self._inputs = self._common_inputs()
+        self._require_outputs_by_name()
+
+    def samples(self) -> Given:
+        """What both are run on."""
+        if isinstance(self._reference, Recorded) and isinstance(self._candidate, Recorded):
+            return _numbers_of_rows(self._reference, self._candidate, self._pair.batch_size)
+        if self._pair.samples is None:
+            raise UsageError("nothing says what to compare on; add --samples with a file of inputs, a folder of such files, or a number")
+        given = samples_for(self._inputs, self._pair.samples, self._pair.batch_size, self._pair.sizes, self._pair.seed)
+        for form in (self._reference, self._candidate):
+            if isinstance(form, Recorded) and form.num_rows != given.num_samples:
+                raise UsageError(f"{form.name} holds outputs of {form.num_rows} samples, not of {given.num_samples}; give those it was recorded on")
+        return given
+
+    def chain(self, float64: Stage | None) -> Chain:
+        """The reference, and a link from it to the candidate in each runtime."""
+        first = self._stage(REFERENCE, self._reference, self._reference.runtimes(())[0])
+        names = self._candidate.runtimes(self._pair.runtimes)
+        others = [self._stage(CANDIDATE if len(names) == 1 else f"{CANDIDATE}, {name}", self._candidate, name) for name in names]
+        links = tuple(Link(REFERENCE, stage.name, self._required, self._pair.tolerance) for stage in others)
+        return Chain(stages=(first, *others), links=links, reference=float64, training=REFERENCE, doubtful=True)
+
+    @property
+    def _required(self) -> Requirement:
+        return "tolerance" if self._pair.tolerance else "bitwise" if self._pair.bitwise else "budget"
+
+    def _stage(self, name: str, form: Form, runtime: str) -> Stage:
+        names = self._pair.names if form is self._candidate else {}
+        variants = form.variants(runtime)
+        return Stage(
+            name=name,
+            runtime=runtime,
+            device="cuda" if runtime.endswith("cuda") else "cpu",
+            precision=form.precision,
+            open=lambda: RenamedRunner(form.open(runtime, self._inputs), names),
+            batched=self._pair.batched,
+            invariance_required=None if variants is None else self._required,
+            invariance_tolerance=None if variants is None else self._pair.tolerance,
+            variants=tuple(_renamed(variant, names) for variant in variants or ()),
+        )
+
+    def _refuse_unknown_names(self) -> None:
+        for ours, theirs in self._pair.names.items():
+            for form, name in ((self._reference, ours), (self._candidate, theirs)):
+                known = [spec.name for spec in (*(form.inputs or ()), *form.outputs)]
+                if name not in known:
+                    raise UsageError(f"--map {ours}={theirs}: {form.name} has no {name!r}, only {', '.join(known)}; write REFERENCE=CANDIDATE")
+
+    def _common_inputs(self) -> tuple[TensorSpec, ...]:
+        """What both take; a size that one of them fixes is fixed."""
+        ours, theirs = self._reference.inputs, self._renamed(self._candidate.inputs)
+        if ours is None or theirs is None:
+            return ours or theirs or (TensorSpec("row", "int64", (None,)),)
+        if sorted(spec.name for spec in ours) != sorted(spec.name for spec in theirs):
+            raise self._other_names("inputs", ours, theirs)
+        by_name = {spec.name: spec for spec in theirs}
+        return tuple(_common(spec, by_name[spec.name], self._reference.name, self._candidate.name) for spec in ours)
+
+    def _require_outputs_by_name(self) -> None:
+        """An output that only one side has is a finding; where both have such ones, nobody says which belong together."""
+        ours, theirs = self._reference.outputs, self._renamed(self._candidate.outputs) or ()
+        only_ours, only_theirs = ({spec.name for spec in a} - {spec.name for spec in b} for a, b in ((ours, theirs), (theirs, ours)))
+        if only_ours and only_theirs:
+            raise self._other_names("outputs", ours, theirs)
+
+    def _renamed(self, specs: tuple[TensorSpec, ...] | None) -> tuple[TensorSpec, ...] | None:
+        ours = {theirs: own for own, theirs in self._pair.names.items()}
+        return None if specs is None else tuple(replace(spec, name=ours.get(spec.name, spec.name)) for spec in specs)
+
+    def _other_names(self, what: str, ours: Sequence[TensorSpec], theirs: Sequence[TensorSpec]) -> UsageError:
+        one, other = ([spec.name for spec in specs] for specs in (ours, theirs))
+        here = next((name for name in one if name not in other), one[0] if one else "A")
+        there = next((name for name in other if name not in one), other[0] if other else "B")
+        return UsageError(f"the {what} are {one} and {other}; names must match: say which belong together, as in --map {here}={there}")
+
+
+def _common(one: TensorSpec, other: TensorSpec, name: str, other_name: str) -> TensorSpec:
+    sizes = [b if isinstance(b, int) else a for a, b in zip(one.shape, other.shape, strict=False)]
+    conflict = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(one.shape, other.shape, strict=False))
+    if one.dtype != other.dtype or len(one.shape) != len(other.shape) or conflict:
+        raise UsageError(f"{name} takes {one}, {other_name} takes {other}; the same samples cannot be given to both")
+    return TensorSpec(one.name, one.dtype, tuple(sizes))
+
+
+def _renamed(variant: Variant, names: Mapping[str, str]) -> Variant:
+    return replace(variant, open=lambda: _opened_renamed(variant, names))
+
+
+def _opened_renamed(variant: Variant, names: Mapping[str, str]) -> Runner:
+    return RenamedRunner(variant.open(), names)
+
+
+def _numbers_of_rows(one: Recorded, other: Recorded, batch_size: int) -> Given:
+    """Two recordings are compared row by row; their samples are not there."""
+    if one.num_rows != other.num_rows:
+        raise UsageError(f"{one.name} holds outputs of {one.num_rows} samples, {other.name} of {other.num_rows}; record both on the same samples")
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        for start in range(0, one.num_rows, batch_size):
+            yield {"row": np.arange(start, min(start + batch_size, one.num_rows))}
+
+    return Given(batches, -(-one.num_rows // batch_size), one.num_rows, f"{one.num_rows} rows of two recordings")

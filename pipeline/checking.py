@@ -1,0 +1,87 @@
+"""What `pipeline verify` does: a bundle's own chain or a pair of forms, and what is written of the verdict.
+
+Takes what was typed. Without a bundle it needs no torch.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from deploy.verify import github
+from deploy.verify.against import Json, changes, read_verification
+from deploy.verify.junit import junit_xml
+from export.files import write_file
+from pipeline.outcome import Outcome
+from pipeline.pairs import Typed
+from pipeline.pairs import compare as compared
+from pipeline.verified import Verification
+from pipeline.watching import Console
+
+if TYPE_CHECKING:
+    from pipeline.verification import Asked  # brings torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Where the verdict goes, beside the terminal."""
+
+    against: Path | None = None
+    report: Path | None = None
+    junit: Path | None = None
+
+    def earlier(self) -> Json | None:
+        """The verification to compare with; read before hours of comparing."""
+        return None if self.against is None else read_verification(self.against)
+
+
+def verify(folder: Path, asked: "Asked", samples: str | None, wanted: Wanted, console: Console) -> Outcome:
+    """Verify a bundle from its files alone. The bundle stays as it is."""
+    from export.bundle import open_bundle
+    from pipeline.verification import samples_of, verify_bundle
+
+    earlier, bundle = wanted.earlier(), open_bundle(folder)
+    return _told(verify_bundle(bundle, samples_of(bundle, samples), asked, console), {"bundle": str(folder)}, wanted, earlier)
+
+
+def compare(typed: Typed, wanted: Wanted, console: Console) -> Outcome:
+    """Verify a pair of forms."""
+    earlier = wanted.earlier()
+    return _told(compared(typed, console), {"reference": str(typed.reference), "candidate": str(typed.candidate)}, wanted, earlier)
+
+
+def _told(found: Verification, what: Mapping[str, JsonValue], wanted: Wanted, earlier: Json | None) -> Outcome:
+    changed = None if earlier is None else changes(earlier, found.as_json)
+    if wanted.report is not None:
+        wanted.report.mkdir(parents=True, exist_ok=True)
+        found.write(wanted.report)
+    if wanted.junit is not None:
+        wanted.junit.parent.mkdir(parents=True, exist_ok=True)
+        write_file(wanted.junit, junit_xml(found.verdict, found.other_failures))
+    _tell_github(found)
+    lines = [found.text, *(f"{kind}: {path}" for kind, path in what.items()), *_changed_lines(changed, wanted.against)]
+    facts: dict[str, JsonValue] = {**what, "verification": found.as_json}
+    if changed is not None:
+        facts["changes"] = list[JsonValue](changed)
+    return Outcome(facts, "\n".join(lines), found.failure, found.verdict.interrupted)
+
+
+def _changed_lines(changed: list[str] | None, old: Path | None) -> list[str]:
+    if changed is None:
+        return []
+    return [f"since {old}: {'nothing has changed' if not changed else f'{len(changed)} changes'}", *(f"  {line}" for line in changed)]
+
+
+def _tell_github(found: Verification) -> None:
+    """In a workflow of GitHub, and nowhere else. Annotations are read from either stream; results keep theirs."""
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(github.summary(found.verdict, found.other_failures))
+    for line in github.annotations(found.verdict, found.other_failures):
+        print(line, file=sys.stderr)

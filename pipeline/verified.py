@@ -1,0 +1,99 @@
+"""A verdict, and what belongs beside it: the words for the terminal, verification.json and report.html.
+
+Takes what was measured elsewhere. Needs neither torch nor a runtime.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from deploy.verify.certificate import Certificate
+from deploy.verify.report import report_html
+from deploy.verify.verdict import LinkVerdict, StageErrors, Verdict, failure_sentence
+from export.bundle import json_bytes
+from export.files import write_file
+from pipeline.layout import CERTIFICATE, EXACT_MODEL
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A verdict and what belongs beside it in the report."""
+
+    verdict: Verdict
+    metrics: tuple[dict[str, JsonValue], ...]
+    filters: tuple[Mapping[str, object], ...]
+    facts: Mapping[str, object]
+    diagnosed: tuple[Mapping[str, object], ...] = ()
+    certificate: Certificate | None = None
+    """Of the exact file, where there is one; recomputed from that file alone."""
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict.passed and (self.certificate is None or self.certificate.holds)
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word, as verification.json has it."""
+        return self.verdict.word if self.certificate is None or self.certificate.holds else "fail"
+
+    @property
+    def other_failures(self) -> tuple[tuple[str, str], ...]:
+        """What failed and is no part of the verdict on outputs, with the reason."""
+        return () if self.certificate is None or self.certificate.holds else (("certificate", self.certificate.failure),)
+
+    @property
+    def failure(self) -> str | None:
+        """The sentence that names what failed."""
+        if self.certificate is not None and not self.certificate.holds:
+            return f"{EXACT_MODEL}: {self.certificate.failure}"
+        return failure_sentence(self.verdict) if self.verdict.word == "fail" else None
+
+    @property
+    def as_json(self) -> dict[str, JsonValue]:
+        """The content of verification.json."""
+        return {**self.verdict.to_json(), "verdict": self.word}
+
+    @property
+    def text(self) -> str:
+        """A line a link, for the terminal."""
+        counted = self.verdict.samples
+        errors = {each.stage: each for each in self.verdict.errors}
+        lines = [_link_line(link, errors.get(link.to)) for link in self.verdict.links]
+        lines += [] if self.certificate is None else [_certificate_line(self.certificate)]
+        verdict = {"pass": "the outputs are the same", "fail": "the outputs are NOT the same", "incomplete": "INCOMPLETE"}[self.word]
+        return "\n".join([*lines, f"{verdict}, on {counted.count:,} samples: {', '.join(how.partition(':')[0] for how in counted.how)}"])
+
+    def write(self, folder: Path) -> None:
+        """verification.json and report.html."""
+        content = self.as_json
+        write_file(folder / "verification.json", json_bytes(content))
+        if self.certificate is not None:
+            write_file(folder / CERTIFICATE, json_bytes(self.certificate.to_json()))
+        page = report_html(content, metrics=self.metrics, filters=self.filters, facts=self.facts, diagnosed=self.diagnosed)
+        write_file(folder / "report.html", page.encode())
+
+
+def _link_line(link: LinkVerdict, errors: StageErrors | None) -> str:
+    ties = f"; {link.top1_changes} top-1 changes, {link.ties} of them ties" if link.top1_changes else ""
+    return f"{link.from_} -> {link.to}: {_how_it_went(link, errors)}{ties}"
+
+
+def _how_it_went(link: LinkVerdict, errors: StageErrors | None) -> str:
+    if link.status != "passed":
+        return f"{link.status.upper() if link.status == 'failed' else link.status}: {link.reason}"
+    if link.observed == "bitwise":
+        return "passed, the same bits"
+    if link.tolerance is not None:
+        return f"passed, within {link.tolerance}: max_ulp {link.max_ulp}, max_abs {link.max_abs:.3g}"
+    if errors is None or errors.budget is None:
+        return "passed"
+    return f"passed, error against float64 {errors.max:.3g} of {errors.budget.max:.3g} allowed"
+
+
+def _certificate_line(certificate: Certificate) -> str:
+    if not certificate.holds or certificate.tightest is None:
+        return certificate.failure
+    room = certificate.tightest.headroom_bits
+    return f"certificate: no sum depends on its order, {room:.2f} bits to spare in the tightest of {len(certificate.layers)} layers"

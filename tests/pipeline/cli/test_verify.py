@@ -1,0 +1,133 @@
+"""`pipeline verify` as it is typed: bundles and pairs, what is written, and one line for each mistake."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+from commands import Done, pipeline
+from onnx_files import pixels, random_weights, write_onnx
+
+Run = Callable[..., Done]
+WEIGHTS = random_weights()
+
+
+@pytest.fixture
+def verify(capfd: pytest.CaptureFixture[str]) -> Run:
+    return lambda *arguments: pipeline(capfd, "verify", *arguments)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, another one, and samples."""
+    folder = tmp_path_factory.mktemp("files")
+    write_onnx(folder / "model.onnx", WEIGHTS)
+    write_onnx(folder / "wrong.onnx", WEIGHTS.changed(last_bias=WEIGHTS.last_bias + np.float32(0.01)))
+    np.savez(folder / "samples.npz", image=pixels(12))
+    return folder
+
+
+def typed(files: Path, candidate: str = "model.onnx", samples: str = "samples.npz") -> list[object]:
+    return ["--reference", files / "model.onnx", "--candidate", files / candidate, "--samples", files / samples]
+
+
+@pytest.mark.hosted
+def test_a_pair_that_is_the_same(verify: Run, files: Path, tmp_path: Path) -> None:
+    done = verify(*typed(files), "--report", tmp_path / "there")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[1] == "the outputs are the same, on 12 samples: 12 samples from samples.npz"
+    assert done.out.splitlines()[2:] == [f"reference: {files / 'model.onnx'}", f"candidate: {files / 'model.onnx'}"]
+    assert json.loads((tmp_path / "there" / "verification.json").read_text())["verdict"] == "pass"
+    assert "model.onnx" in (tmp_path / "there" / "report.html").read_text()
+
+
+@pytest.mark.hosted
+def test_a_pair_that_is_not(verify: Run, files: Path) -> None:
+    done = verify(*typed(files, "wrong.onnx"))
+    assert done.code == 3
+    assert "error: reference -> candidate failed: the error against float64 is max 0.01" in done.error
+    assert "the outputs are NOT the same" in done.out
+    loose = verify(*typed(files, "wrong.onnx"), "--atol", "0.02")
+    assert loose.code == 0
+    assert "passed, within atol 0.02, rtol 0, chosen by a human" in loose.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a BUNDLE, or both --reference and --candidate, or --certificate FILE.onnx"),
+        (["--reference", "a.onnx"], "give a BUNDLE, or both --reference and --candidate, or --certificate FILE.onnx"),
+        (["b", "--reference", "a.onnx"], "give a BUNDLE, or both --reference and --candidate, or --certificate FILE.onnx"),
+        (["b", "--max-ulp", "3"], "--max-ulp does not go with a BUNDLE"),
+        (["b", "--map", "a=b"], "--map does not go with a BUNDLE"),
+        (["--reference", "a.onnx", "--candidate", "b.onnx", "--network", "m:f"], "--network does not go with --reference and --candidate"),
+        (["--certificate", "a.onnx", "--samples", "3"], "--samples does not go with --certificate"),
+        (["--reference", "a.onnx", "--candidate", "b.onnx", "--map", "ab"], "--map 'ab' is not of the form REFERENCE=CANDIDATE"),
+        (["--reference", "a.onnx", "--candidate", "b.onnx", "--size", "n=0"], "--size n=0 is no size; give a whole number of at least 1"),
+        (["--reference", "a.onnx", "--candidate", "b.onnx", "--atol", "-1"], "Invalid value for '--atol'"),
+        (["--reference", "a.onnx", "--candidate", "b.onnx"], "a.onnx does not exist; give a model (.onnx, .pt2), a bundle, or recorded outputs"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(verify: Run, arguments: list[str], message: str) -> None:
+    done = verify(*arguments)
+    assert done.code == 2
+    assert message in done.error
+
+
+class TestBundle:
+    def test_on_samples_of_the_user(self, verify: Run, bundle: Path, tmp_path: Path) -> None:
+        np.savez(tmp_path / "images.npz", image=np.zeros((7, 1, 8, 8), np.uint8))
+        done = verify(bundle, "--samples", tmp_path / "images.npz")
+        assert (done.code, "on 26 samples: 7 samples from images.npz, 19 hostile images" in done.out) == (0, True)
+        assert "30 random samples" in verify(bundle, "--samples", "30").out
+        wrong = verify(bundle, "--samples", tmp_path / "none.npz")
+        assert (wrong.code, "is neither a file, nor a folder, nor a number" in wrong.error) == (2, True)
+
+    def test_one_link_alone(self, verify: Run, bundle: Path) -> None:
+        done = verify(bundle, "--only", "folded graph -> ONNX file")
+        assert done.code == 0
+        assert [line.partition(":")[0] for line in done.out.splitlines()][:-2] == ["folded graph -> ONNX file"]
+        unknown = verify(bundle, "--only", "folded graf -> ONNX file")
+        assert (unknown.code, "did you mean 'folded graph -> ONNX file'?" in unknown.error) == (2, True)
+        vague = verify(bundle, "--only", "onnx")
+        assert (vague.code, "links; choose one of '" in vague.error) == (2, True)
+
+    def test_bits_may_be_required(self, verify: Run, bundle: Path) -> None:
+        """Of every link and every check: a float graph has other bits in other batches, and only an exact one has not."""
+        done = verify(bundle, "--only", "evaluation graph -> folded graph", "--require", "bitwise")
+        assert done.code == 3
+        assert "evaluation graph -> folded graph: passed, the same bits" in done.out
+        assert "of evaluation graph failed: required bitwise" in done.error
+        assert verify(bundle, "--require", "bitwise").code == 0  # of an exact bundle it is asked of the exact chain
+        float_link = verify(bundle, "--only", "folded graph -> ONNX file", "--require", "bitwise")
+        assert float_link.code == 3
+        assert "folded graph -> ONNX file failed: required bitwise" in float_link.error
+
+
+def test_what_is_written_for_others(verify: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    link = ("--only", "folded graph -> ONNX file")
+    first = verify(bundle, *link, "--report", tmp_path / "there", "--junit", tmp_path / "new" / "junit.xml")
+    assert (first.code, "::error" in first.err) == (0, False)
+    assert ElementTree.parse(tmp_path / "new" / "junit.xml").getroot().attrib["failures"] == "0"
+    assert summary.read_text().startswith("### samegraph: ✅ the outputs are the same")
+    old = tmp_path / "there" / "verification.json"
+    again = verify(bundle, *link, "--against", old)
+    assert again.out.splitlines()[-1] == f"since {old}: nothing has changed"
+    changed = verify(bundle, *link, "--against", old, "--require", "bitwise")
+    assert changed.code == 3
+    assert "  verdict: pass -> fail" in changed.out.splitlines()
+    assert "  folded graph -> ONNX file: required: budget -> bitwise" in changed.out.splitlines()
+    assert "::error title=folded graph → ONNX file::required bitwise, but" in changed.err
+    assert summary.read_text().count("### samegraph: ") == 3
+    missing = verify(bundle, *link, "--against", tmp_path / "none.json")
+    assert (missing.code, "is not a file; give the verification.json of an earlier run" in missing.error) == (2, True)
+
+
+def test_the_files_of_the_examples_are_models(files: Path) -> None:
+    onnx.checker.check_model(onnx.load(files / "wrong.onnx"), full_check=True)

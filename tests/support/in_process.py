@@ -1,0 +1,35 @@
+"""A host process that is none: the same requests, answered in this process. For tests of what is asked, not of how it is kept apart."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deploy.hosting.forms import Kind, Opening
+from deploy.hosting.opening import contents_of, open_form
+from deploy.hosting.process import Contents, HostError, Limits, contents_from
+from deploy.runners.base import Runner
+from export.errors import SamegraphError
+
+
+class HereHost:
+    """What `HostProcess` offers."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        return
+
+    def contents(self, kind: Kind, path: Path) -> Contents:
+        return contents_from(contents_of(kind, path))
+
+    def open(self, opening: Opening) -> Runner:
+        try:
+            return open_form(opening)
+        except SamegraphError:
+            raise
+        except Exception as error:
+            raise HostError(f"{type(error).__name__}: {error}") from error

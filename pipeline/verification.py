@@ -5,7 +5,7 @@ Takes an opened bundle and samples; what the links are and what each must hold i
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -294,8 +294,22 @@ def _facts(bundle: Bundle, graph: nn.Module) -> dict[str, object]:
         "data set": bundle_config(bundle).data.name,
         "classes": manifest.classes,
         "parameters": sum(parameter.numel() for parameter in graph.parameters()),
+        "accuracy on the test set": _accuracies(manifest.metrics),
         "files": bundle.hashes,
     }
+
+
+def _accuracies(metrics: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """As training measured them, in float32 and on the exact grid."""
+    exact = metrics.get("exact")
+    told = {"float32": metrics.get("test_accuracy")}
+    if isinstance(exact, dict):
+        told |= {
+            "exact, before training on the grid": exact.get("test_accuracy_at_once"),
+            "exact": exact.get("test_accuracy"),
+            "no exact form": exact.get("not_run"),
+        }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _image_shape(bundle: Bundle) -> tuple[int, int, int]:

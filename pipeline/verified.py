@@ -71,7 +71,8 @@ class Verification:
         write_file(folder / "verification.json", json_bytes(content))
         if self.certificate is not None:
             write_file(folder / CERTIFICATE, json_bytes(self.certificate.to_json()))
-        page = report_html(content, metrics=self.metrics, filters=self.filters, facts=self.facts, diagnosed=self.diagnosed)
+        certificate = None if self.certificate is None else self.certificate.to_json()
+        page = report_html(content, metrics=self.metrics, filters=self.filters, facts=self.facts, diagnosed=self.diagnosed, certificate=certificate)
         write_file(folder / "report.html", page.encode())
 
 

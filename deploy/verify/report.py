@@ -90,8 +90,11 @@ def report_html(
     filters: Sequence[Json] = (),
     facts: Json | None = None,
     diagnosed: Sequence[Json] = (),
+    certificate: Json | None = None,
 ) -> str:
-    """The report. What is empty or missing is said in a sentence. `diagnosed` holds the figures of all layers after an epoch."""
+    """The report. What is empty or missing is said in a sentence. `diagnosed` holds the figures of all layers after an epoch,
+    `certificate` what certificate.json holds.
+    """
     errors = {str(entry["stage"]): entry for entry in verification.get("errors") or ()}
     links = [_link(entry, errors) for entry in verification.get("links") or ()]
     invariance = [_check(entry) for entry in verification.get("invariance") or ()]
@@ -106,6 +109,7 @@ def report_html(
         filters=_filters(filters),
         development=_development(diagnosed, len(metrics)),
         facts=dict(facts or {}),
+        certificate=certificate,
         verification=verification,
         signs=_SIGNS,
         heads=_HEADS,

@@ -503,3 +503,36 @@ def test_a_browser_draws_it_without_a_word_on_its_console(tmp_path: Path) -> Non
     done = subprocess.run([*command, *quiet, *place], capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr
     assert "What was validated is what will run." in done.stdout
+
+
+def certificate(**changes: object) -> dict[str, object]:
+    row = {
+        "name": "conv1",
+        "input_low": 0,
+        "input_high": 127,
+        "input_step": 0.25,
+        "weight_step_min": 2**-9,
+        "weight_step_max": 2**-7,
+        "largest_weight": 126,
+        "largest_sum": 65535,
+        "bits": 16,
+        "headroom_bits": 8.0,
+        "plain_headroom_bits": 7.25,
+        "int16_pairs_safe": True,
+        "tf32_safe": False,
+        "ties": "impossible",
+    }
+    whole = {"verdict": "holds", "exact_below": 2**24, "tf32_safe": False, "without_branch_quantisers": True, "layers": [row], "joins": [{"bits": 9}]}
+    return {**whole, "refusals": [], **changes}
+
+
+def test_the_certificate_is_a_table_of_its_layers() -> None:
+    text = Page(report_html(whole(), certificate=certificate())).text
+    assert "✓ holds The largest sum over any subset" in text
+    assert "conv1 0 to 127" in text
+    assert "65,535 16 8.00 7.25 safe keep off impossible" in text.replace("8 7.25", "8.00 7.25")
+    assert "TF32 has to be off." in text
+    assert "1 join of values of one step" in text
+    refused = certificate(verdict="refused", refusals=[{"node": "conv1", "reason": "is odd", "remedy": "export it again"}])
+    assert "✕ refused conv1: is odd; export it again." in Page(report_html(whole(), certificate=refused)).text
+    assert "certificate" not in Page(report_html(whole())).text

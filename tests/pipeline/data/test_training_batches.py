@@ -1,12 +1,14 @@
 """Shuffling and augmentation: what a resumed run sees is what the uninterrupted one would have seen."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from export.errors import UsageError
 from pipeline.config.sections import Augment
 from pipeline.data import Split, TrainingBatches
-from pipeline.data.images import MemoryImages
+from pipeline.data.images import Draws, Images, MemoryImages, Shape
 
 BOTH = Augment(flip=True, crop_padding=1)
 
@@ -62,6 +64,39 @@ def test_a_resumed_epoch_goes_on_with_the_same_bytes(first_step: int) -> None:
     for (a, one), (b, other) in zip(whole[first_step:], resumed, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(one, other)
+
+
+class Recording(Images):
+    """Notes the random numbers that come with what is wanted."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+        self.draws: list[list[int]] = []
+
+    @property
+    def num_images(self) -> int:
+        return self._images.num_images
+
+    @property
+    def shape(self) -> Shape:
+        return self._images.shape
+
+    def batches(self, order: torch.Tensor, batch_size: int, device: torch.device, draws: Draws = None) -> Iterator[torch.Tensor]:
+        assert draws is not None
+        assert len(draws) == len(order)
+        self.draws.append(draws.tolist())
+        return self._images.batches(order, batch_size, device)
+
+
+def test_each_image_of_each_epoch_has_a_random_number_of_its_own_and_a_resumed_epoch_the_same() -> None:
+    plain = numbered(20)
+    recording = Recording(plain.images)
+    split = Split(recording, plain.labels, plain.device)
+    for seed, epoch, first_step in ((1, 0, 0), (1, 1, 0), (2, 0, 0), (1, 1, 2)):
+        assert len(list(TrainingBatches(split, 4, Augment(), seed).epoch(epoch, first_step))) == 5 - first_step
+    *whole, resumed = recording.draws
+    assert resumed == whole[1][8:]
+    assert len({draw for draws in whole for draw in draws}) == 3 * 20
 
 
 def test_batches_leave_the_global_random_numbers_alone() -> None:

@@ -1,0 +1,171 @@
+"""The same bits everywhere: exact networks of each family, briefly trained, in every form, runtime and setting.
+
+    python -m benchmarks.exact_bits --data DIR [--networks resnet20 ...] [--images 10000] [--steps 40]
+
+DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg, 32 x 32. Each network trains for some steps, goes onto the grid, trains there for
+as many, and is exported. Then all test images and the hostile ones go through: PyTorch's training graph and folded graph (contiguous
+and channels_last), ONNX Runtime at four optimisation levels with 1 and 2 threads in batches of 1, 3 and 64 (the last of them not
+full), the file for TensorRT, OpenVINO, and onnx's ReferenceEvaluator on a few. What is compared is a hash of all outputs' bits, in
+order. Writes results/exact_bits.json after each network.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.environment import write_result
+from deploy.verify.samples import hostile_images
+from export.exact.calibration import calibrate, mend
+from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
+from export.exact.rewrite import GridBits, GridGraph, grid_graph
+from export.fold import fold
+from pipeline.assemble import ImageFacts, training_graph
+from pipeline.config import parse_config
+from pipeline.config.sections import Data
+from pipeline.data import open_data
+from pipeline.methods import Rewritten
+
+NETWORKS = ("resnet20", "resnet18", "preactresnet18", "wrn20", "vgg11", "squeezenet", "shufflenetv2_x1_0", "mobilenetv2")
+LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
+NUM_CLASSES, SHAPE, NUM_FOR_REFERENCE, TRAINING_BATCH, TORCH_BATCH = 10, (3, 32, 32), 2, 64, 256
+
+Pixels = NDArray[np.uint8]
+Run = Callable[[Pixels], NDArray[np.float32]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=40)
+    options = parser.parse_args()
+    data = open_data(Data(name="imagefolder", root=str(options.data)), torch.device("cpu"))
+    (test, _) = next(data.test.batches(options.images))
+    images = np.concatenate([test.numpy(), hostile_images(SHAPE).images])
+    (train, labels) = next(data.train.batches_in_order(torch.randperm(data.train.num_samples, generator=torch.Generator().manual_seed(0)), 64 * 40))
+    found = {}
+    for network in options.networks:
+        found[network] = _network(network, train, labels, images, options.steps)
+        print(network, "the same bits" if found[network]["same"] else f"NOT the same: {found[network]['different']}", flush=True)
+        write_result("exact_bits", {"images": len(images), "steps_of_training": options.steps, "networks": found})
+
+
+def _network(network: str, train: torch.Tensor, labels: torch.Tensor, images: Pixels, steps: int) -> dict[str, Any]:
+    grid = _trained(network, train, labels, steps)
+    model = exact_onnx(grid, SHAPE, NUM_CLASSES, {})
+    hashes = {name: _hash(run, images, batch) for name, run, batch in _forms(grid, model)}
+    wanted = hashes["PyTorch, folded, contiguous"]
+    different = [name for name, found in hashes.items() if found != wanted]
+    few = images[: NUM_FOR_REFERENCE // 2], images[-NUM_FOR_REFERENCE // 2 :]
+    for_reference = np.concatenate(few)
+    reference = np.array_equal(_bits(_reference(model)(for_reference)), _bits(_torch(fold(grid.graph))(for_reference)))
+    return {
+        "same": not different and reference,
+        "different": different,
+        "forms": sorted(hashes),
+        "outputs_sha256": wanted,
+        "reference_evaluator": {"images": len(for_reference), "same": reference},
+    }
+
+
+def _trained(network: str, train: torch.Tensor, labels: torch.Tensor, steps: int) -> GridGraph:
+    """A few steps off the grid and as many on it: enough for weights that are nobody's initial ones."""
+    config = parse_config({"network": {"name": network}, "method": {"name": "mimicnorm"}})
+    rewritten = training_graph(config, ImageFacts(SHAPE, NUM_CLASSES, (128.0,) * 3, (64.0,) * 3))
+    _train(rewritten, train, labels, steps, 0.02)
+    grid = grid_graph(rewritten.graph.eval(), SHAPE, GridBits())
+    calibrate(grid, lambda: torch.split(train, TRAINING_BATCH)[:8])
+    _train(Rewritten(grid.graph, rewritten.rules), train, labels, steps, 0.002)
+    mend(grid)
+    return grid
+
+
+def _train(network: Rewritten, train: torch.Tensor, labels: torch.Tensor, steps: int, rate: float) -> None:
+    network.graph.train()
+    optimiser = torch.optim.SGD([p for group in network.rules.parameter_groups for p in group.parameters], lr=rate, momentum=0.9)
+    for _, images, classes in zip(range(steps), torch.split(train, TRAINING_BATCH), torch.split(labels, TRAINING_BATCH), strict=False):
+        optimiser.zero_grad()
+        F.cross_entropy(network.graph(images), classes).backward()  # type: ignore[no-untyped-call]
+        network.rules.add_penalty_gradient()
+        network.rules.correct_gradients()
+        optimiser.step()
+        network.rules.project()
+
+
+def _forms(grid: GridGraph, model: bytes) -> Iterator[tuple[str, Run, int]]:
+    folded = fold(grid.graph)
+    yield "PyTorch, folded, contiguous", _torch(folded), TORCH_BATCH
+    yield "PyTorch, folded, channels_last", _torch(folded, torch.channels_last), TORCH_BATCH
+    yield "PyTorch, training graph", _torch(grid.graph.train(), gradients=True), TORCH_BATCH
+    for level in LEVELS:
+        for threads in (1, 2):
+            for batch in (1, 3, 64):
+                yield f"ONNX Runtime, {level}, {threads} threads, batch {batch}", _onnxruntime(model, level, threads), batch
+    yield "ONNX Runtime, file for TensorRT, ORT_ENABLE_ALL", _onnxruntime(exact_tensorrt_onnx(grid, SHAPE, NUM_CLASSES, {}), LEVELS[-1], 2), 64
+    yield "OpenVINO, f32 hint, batch 64", _openvino(model), 64
+    yield "OpenVINO, f32 hint, batch 1", _openvino(model), 1
+
+
+def _hash(run: Run, images: Pixels, batch: int) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(images), batch):
+        digest.update(_bits(run(images[start : start + batch])).tobytes())
+    return digest.hexdigest()
+
+
+def _bits(outputs: NDArray[np.float32]) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(outputs).view(np.uint32)
+
+
+def _torch(graph: nn.Module, memory_format: torch.memory_format = torch.contiguous_format, *, gradients: bool = False) -> Run:
+    graph = graph.to(memory_format=memory_format)
+
+    def run(images: Pixels) -> NDArray[np.float32]:
+        with torch.enable_grad() if gradients else torch.inference_mode():
+            return graph(torch.from_numpy(images).to(memory_format=memory_format)).detach().numpy()
+
+    return run
+
+
+def _onnxruntime(model: bytes, level: str, threads: int) -> Run:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.intra_op_num_threads, options.log_severity_level = threads, 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"image": images})[0]
+
+
+def _openvino(model: bytes) -> Run:
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: compiled({"image": images})[0]
+
+
+def _reference(model: bytes) -> Run:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(onnx.load_model_from_string(model))
+
+    def run(images: Pixels) -> NDArray[np.float32]:
+        found: list[NDArray[np.float32]] = list(evaluator.run(None, {"image": images}))
+        return found[0]
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

@@ -161,8 +161,10 @@ def _reference(model: bytes) -> Run:
     evaluator = ReferenceEvaluator(onnx.load_model_from_string(model))
 
     def run(images: Pixels) -> NDArray[np.float32]:
-        found: list[NDArray[np.float32]] = list(evaluator.run(None, {"image": images}))
-        return found[0]
+        found = evaluator.run(None, {"image": images})
+        assert isinstance(found, list)
+        outputs: NDArray[np.float32] = found[0]
+        return outputs
 
     return run
 

@@ -236,7 +236,7 @@ _FORMS: dict[str, dict[str, object]] = {
     "Flatten": {"axis": ANY},
     "Gemm": {"transB": 1, "transA": 0, "alpha": 1.0, "beta": 1.0},
     "Identity": {},
-    "MaxPool": {"kernel_shape": ANY, "strides": ANY, "pads": ANY, "dilations": ANY, "ceil_mode": ANY, "auto_pad": b"NOTSET", "storage_order": 0},
+    "MaxPool": {"kernel_shape": ANY, "strides": ANY, "pads": ANY, "dilations": ANY, "ceil_mode": 0, "auto_pad": b"NOTSET", "storage_order": 0},
     "Mul": {},
     "Pad": {"mode": b"constant"},
     "QuantizeLinear": {"axis": ANY, "block_size": 0, "output_dtype": 0, "saturate": ANY},
@@ -311,7 +311,8 @@ def _round(walk: _Walk, node: NodeProto) -> Values:
 
 def _reach(x: Floats, step: float) -> tuple[float, float]:
     """Between what a value lies, in steps."""
-    return float((x.low * x.unit).min() / step), float((x.high * x.unit).max() / step)
+    low, high = float((x.low * x.unit).min()), float((x.high * x.unit).max())
+    return max(low, x.clip[0]) / step, min(high, x.clip[1]) / step
 
 
 def _note_rounding(walk: _Walk, node: NodeProto, x: Floats, step: float, limits: tuple[float, float]) -> None:
@@ -445,6 +446,8 @@ def _scale(walk: _Walk, node: NodeProto) -> Values:
 
 def _pad(walk: _Walk, node: NodeProto) -> Values:
     x, value = walk.moved(node), walk.scalar(node, 2, 0.0)
+    walk.constant(node, 1)
+    walk.constant(node, 3, np.array(0))
     if isinstance(x, Bytes):
         return [replace(x, low=min(x.low, int(value)), high=max(x.high, int(value)))]
     if np.any(value % x.unit):

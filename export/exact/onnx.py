@@ -4,7 +4,6 @@ Takes a calibrated grid graph; returns the file's bytes.
 """
 
 from collections.abc import Mapping, Sequence
-from math import isinf
 
 import numpy as np
 import onnx
@@ -103,7 +102,7 @@ class _SignedBytes(Writer):
         name = self.floats(x)
         if quantiser.high > _LARGEST_INT8:
             return self._rounded(node, quantiser, name)
-        if not isinf(quantiser.ceiling):
+        if not quantiser.signed and quantiser.high < _LARGEST_INT8:
             least, largest = self.constant("zero", np.float32(0)), self.step(quantiser.high * quantiser.step.item())
             name = self.emit("Clip", [name, least, largest], f"{node.name}_clip")
         elif not quantiser.signed:

@@ -341,7 +341,16 @@ class _Placing:
         if any(value.kind != "grid" for value in values):
             raise off_the_grid(node, "it concatenates values that are not rounded")
         group = self._joined(node, values)
-        self.values[node] = _Value("grid", group, min(value.low for value in values), max(value.high for value in values))
+        low, high = min(value.low for value in values), max(value.high for value in values)
+        if low < 0 and high > SIGNED[1]:
+            self._clip_to_one_byte(node, group)
+        self.values[node] = _Value("grid", group, low, high if low >= 0 else min(high, SIGNED[1]))
+
+    def _clip_to_one_byte(self, node: Node, group: str) -> None:
+        """What is rectified with 8 bits lies beyond what a signed byte beside it can hold."""
+        for before in node.all_input_nodes:
+            if self.values[before].high > SIGNED[1]:
+                node.replace_input_with(before, self._insert(before, Quantise(UNSIGNED), group))
 
     def _output(self, node: Node) -> None:
         (before,) = node.all_input_nodes

@@ -199,16 +199,8 @@ class Writer(ABC):
     def _max_pool(self, node: Node, module: nn.Module | None) -> None:
         pool = module or nn.MaxPool2d(*node.args[1:], **node.kwargs)  # type: ignore[arg-type]  # the function's arguments have the same names
         assert isinstance(pool, nn.MaxPool2d)
-        padding = _pair(pool.padding)
-        self._moved(
-            node,
-            "MaxPool",
-            kernel_shape=_pair(pool.kernel_size),
-            strides=_pair(pool.stride),
-            dilations=_pair(pool.dilation),
-            pads=padding * 2,
-            ceil_mode=int(pool.ceil_mode),
-        )
+        kernel, strides, dilations = _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.dilation)
+        self._moved(node, "MaxPool", kernel_shape=kernel, strides=strides, dilations=dilations, pads=_max_pool_pads(node, pool))
 
     def _pad(self, node: Node, module: nn.Module | None) -> None:
         sizes = module.padding if isinstance(module, nn.ZeroPad2d) else _argument(node, 1, "pad")
@@ -217,7 +209,9 @@ class Writer(ABC):
         pairs = [(0, 0)] * (len(shape_of(node)) - len(sizes) // 2) + list(zip(sizes[0::2], sizes[1::2], strict=True))[::-1]
         pads = [before for before, _ in pairs] + [after for _, after in pairs]
         name = self.constant(f"{node.name}_pads", np.array(pads, np.int64))
-        self._moved(node, "Pad", [name, self.padding_value(self._only_input(node))])
+        # Axes are named because ONNX Runtime else moves the padding into a MaxPool behind it, which pads with the lowest value.
+        axes = self.constant(f"all_{len(pairs)}_axes", np.arange(len(pairs), dtype=np.int64))
+        self._moved(node, "Pad", [name, self.padding_value(self._only_input(node)), axes])
 
     def _concatenate(self, node: Node) -> None:
         values = self.alike(node, [self.values[each] for each in _argument(node, 0, "tensors")])
@@ -253,6 +247,14 @@ class Writer(ABC):
 
 def _renamed(x: Value, name: str) -> Value:
     return replace(x, name=name)
+
+
+def _max_pool_pads(node: Node, pool: nn.MaxPool2d) -> list[int]:
+    """Padding that makes the windows fit, so that no runtime rounds sizes up in its own way."""
+    padding, before, after = _pair(pool.padding), shape_of(node.all_input_nodes[0])[2:], shape_of(node)[2:]
+    kernel, strides, dilations = _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.dilation)
+    ends = [(after[i] - 1) * strides[i] + dilations[i] * (kernel[i] - 1) + 1 - before[i] - padding[i] for i in (0, 1)]
+    return [*padding, *(max(end, padding[i]) for i, end in enumerate(ends))]
 
 
 def _convolution(layer: DerivedConv2d) -> dict[str, object]:

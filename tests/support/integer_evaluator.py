@@ -207,8 +207,9 @@ def _on_integers(act: Callable[[Integers], Integers], x: Integers | Scaled) -> A
 
 
 def _pad(_rounding: Rounding, _node: NodeProto, inputs: Inputs) -> Any:
-    x, pads, value = inputs
+    x, pads, value, axes = [*inputs, None][:4]
     half = len(pads) // 2
+    assert axes is None or axes.tolist() == list(range(half))
     widths = list(zip(pads[:half], pads[half:], strict=True))
     assert not isinstance(x, Scaled) or value == 0
     return _on_integers(lambda integers: np.pad(integers, widths, constant_values=int(value)), x)

@@ -316,6 +316,16 @@ REFUSED: dict[str, tuple[Callable[[Sketch], str], str, str]] = {
         "clipped_byte",
         "half-way between two steps of 0.015625: it is clipped there",
     ),
+    "a rounding in float32 half-way between two steps": (
+        lambda s: s.node("Round", [s.node("Mul", [s.pixels(), s.constant("inverse", np.float32(32))], "scaled")], "rounded"),
+        "rounded",
+        "half-way between two steps of 0.03125: it joins or adds up values of step 0.5",
+    ),
+    "a pool whose sizes are rounded up": (
+        lambda s: s.node("MaxPool", [s.pixels()], "pool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+        "pool",
+        "is a MaxPool with ceil_mode=1, which is not understood",
+    ),
     "a sum over channels": (lambda s: _pooled(s, s.pixels(), axes=(1, 2)), "pool", r"reduces the axes \[1, 2\]"),
     "an offset beside the step": (_subtracted, "centred", "subtracts 0.0099.*, which is not a multiple of the step"),
     "a cast of other bytes than the image": (_cast, "cast", "casts something else than the image"),

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from deploy.runners.base import Runner
 from deploy.runners.onnxruntime import OnnxRuntimeRunner, Optimisation
+from deploy.runners.openvino import OpenVinoRunner
 from export.errors import NotHereError, UsageError
 
 Choice = Literal["threads", "optimisation"]
@@ -55,9 +56,14 @@ def _onnxruntime_cuda(path: Path, options: RunOptions) -> Runner:
     return OnnxRuntimeRunner(path, "onnxruntime-cuda", optimisation=options.optimisation, threads=options.threads)
 
 
+def _openvino_cpu(path: Path, options: RunOptions) -> Runner:
+    return OpenVinoRunner(path, threads=options.threads)
+
+
 FILE_RUNTIMES = {
     "onnxruntime-cpu": FileRuntime("cpu", _onnxruntime_cpu, ("threads", "optimisation")),
     "onnxruntime-cuda": FileRuntime("cuda", _onnxruntime_cuda, ("optimisation",)),
+    "openvino-cpu": FileRuntime("cpu", _openvino_cpu, ("threads",)),
 }
 
 _DEFAULTS = RunOptions()

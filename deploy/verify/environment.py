@@ -8,7 +8,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("samegraph", "torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "tensorrt")
+_PACKAGES = ("samegraph", "torch", "onnxruntime", "onnxruntime-gpu", "onnx", "openvino", "numpy", "tensorrt")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 

@@ -102,6 +102,18 @@ def _squaring_model() -> bytes:
     return model
 
 
+def look_at_openvino() -> Findings:
+    """OpenVINO: it compiles a tiny model for the CPU, and has to compute with it."""
+    import numpy as np
+    import openvino
+
+    core = openvino.Core()
+    model = core.compile_model(core.read_model(_squaring_model()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    right = bool((model({"x": np.full((2, 2), 3, np.float32)})[0] == 18).all())
+    detail = f"{openvino.__version__}, " + ("loads and computes" if right else "computes wrongly")
+    return {"openvino-cpu": Finding(right, detail, {"version": openvino.__version__, "devices": core.available_devices})}
+
+
 def look_at_tensorrt(name: str, module: str) -> Findings:
     """TensorRT or TensorRT-RTX: it builds an engine of one layer, and can or cannot make it ready to run."""
     trt: Any = importlib.import_module(module)
@@ -132,6 +144,7 @@ LOOKS: dict[str, Callable[[], Findings]] = {
     "onnxruntime-cpu": partial(look_at_provider, "onnxruntime-cpu", "CPUExecutionProvider"),
     "onnxruntime-cuda": partial(look_at_provider, "onnxruntime-cuda", "CUDAExecutionProvider"),
     "onnxruntime-tensorrt": partial(look_at_provider, "onnxruntime-tensorrt", "TensorrtExecutionProvider"),
+    "openvino-cpu": look_at_openvino,
     "tensorrt": partial(look_at_tensorrt, "tensorrt", "tensorrt"),
     "tensorrt-rtx": partial(look_at_tensorrt, "tensorrt-rtx", "tensorrt_rtx"),
 }

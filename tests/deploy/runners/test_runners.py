@@ -1,5 +1,6 @@
 """Runners: what the shell refuses before and after the runtime, and that each one runs what it says."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -305,6 +307,65 @@ def test_unknown_runtime(tmp_path: Path) -> None:
 
 
 def test_the_table_imports_no_runtime() -> None:
-    code = "import sys, deploy.runners.table; sys.exit(bool({'torch', 'onnxruntime', 'onnx'} & set(sys.modules)))"
+    code = "import sys, deploy.runners.table; sys.exit(bool({'torch', 'onnxruntime', 'openvino', 'onnx'} & set(sys.modules)))"
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", code], cwd=root, env=dict(os.environ), check=True)
+
+
+class TestOpenVino:
+    """Where it is not installed nothing of this runs, and pytest says so."""
+
+    @pytest.fixture(autouse=True)
+    def installed(self) -> None:
+        pytest.importorskip("openvino", reason="not run: openvino is not installed")
+
+    @pytest.mark.parametrize("threads", [0, 1])
+    def test_runs_the_file(self, tmp_path: Path, threads: int) -> None:
+        path = write_onnx(tmp_path / "model.onnx", random_weights())
+        with open_file("openvino-cpu", path, RunOptions(threads=threads)) as runner:
+            found = runner.run({"image": IMAGES})["logits"]
+            assert [(spec.name, spec.dtype) for spec in (*runner.inputs, *runner.outputs)] == [("image", "uint8"), ("logits", "float32")]
+            facts = runner.facts
+        expected = TorchRunner(Perceptron(random_weights()), [IMAGE], [LOGITS]).run({"image": IMAGES})["logits"]
+        assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
+        assert (facts["runtime"], facts["device"], facts["providers"]) == ("openvino", "cpu", ["CPU"])
+        assert facts["flags"] == {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "NUM_STREAMS": 1}
+        assert facts["threads"] == threads or threads == 0
+        assert json.dumps(facts)
+
+    def test_strided_and_read_only_input(self, tmp_path: Path) -> None:
+        straight = IMAGES[::-1].copy()
+        straight.flags.writeable = False
+        with open_file("openvino-cpu", write_onnx(tmp_path / "model.onnx", random_weights())) as runner:
+            turned = runner.run({"image": IMAGES[::-1]})["logits"]
+            assert np.array_equal(turned, runner.run({"image": straight})["logits"])
+
+    def test_outputs_do_not_change_with_the_next_run(self, tmp_path: Path) -> None:
+        with open_file("openvino-cpu", write_onnx(tmp_path / "model.onnx", random_weights())) as runner:
+            first = runner.run({"image": IMAGES})["logits"]
+            kept = first.copy()
+            runner.run({"image": 255 - IMAGES})
+            assert np.array_equal(first, kept)
+
+    def test_another_precision_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from deploy.runners import openvino
+
+        monkeypatch.setitem(openvino._HINTS, "INFERENCE_PRECISION_HINT", "bf16")
+        with pytest.raises(NotHereError, match=r"was asked for in float32, OpenVINO .* computes in .*bfloat16.*; use onnxruntime-cpu"):
+            open_file("openvino-cpu", write_onnx(tmp_path / "model.onnx", random_weights()))
+
+    def test_an_operation_that_it_does_not_know(self, tmp_path: Path) -> None:
+        node = onnx.helper.make_node("Det", ["image"], ["logits"])
+        ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in (("image", [3, 3]), ("logits", []))]
+        path = tmp_path / "model.onnx"
+        graph = onnx.helper.make_graph([node], "main", ends[:1], ends[1:])
+        path.write_bytes(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10).SerializeToString())
+        with pytest.raises(DamagedError, match=r"is no model for OpenVINO 20\d\d") as caught:
+            open_file("openvino-cpu", path)
+        assert "\n" not in str(caught.value)
+
+
+def test_openvino_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(NotHereError, match=r"OpenVINO cannot be imported .*pip install 'samegraph\[openvino\]'"):
+        open_file("openvino-cpu", tmp_path / "model.onnx")

@@ -19,6 +19,7 @@ from random_networks import CLASSES, Form, Head, SideBySide, forms, on_grid
 from torch import nn
 
 from deploy.runners.onnxruntime import OnnxRuntimeRunner, Optimisation
+from deploy.runners.openvino import OpenVinoRunner
 from deploy.verify.certificate import EXACT_BELOW
 from deploy.verify.certifying import certificate_of
 from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
@@ -64,12 +65,9 @@ def in_onnxruntime(path: Path, batch: Batch, levels: tuple[Optimisation, ...], t
             yield f"{path.name}, {level}, {number} threads", both[0], both[1]
 
 
-def in_openvino(content: bytes, batch: Batch) -> Logits:
-    import openvino
-
-    core = openvino.Core()
-    model = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return np.asarray(model({"image": batch})[0])
+def in_openvino(path: Path, batch: Batch) -> Logits:
+    with OpenVinoRunner(path, threads=1) as runner:
+        return runner.run({"image": batch})["logits"]
 
 
 def in_reference(content: bytes, batch: Batch) -> Logits:
@@ -93,7 +91,7 @@ def assert_the_same_bits_everywhere(folder: Path, form: Form, seed: int) -> None
             assert bits(alone) == bits(wanted[ALONE]), f"{name}, alone"
     content = (folder / "exact_onnx.onnx").read_bytes()
     if importlib.util.find_spec("openvino") is not None:
-        found["OpenVINO"] = in_openvino(content, rows)
+        found["OpenVINO"] = in_openvino(folder / "exact_onnx.onnx", rows)
     assert bits(in_reference(content, rows[ALONE])) == bits(wanted[ALONE]), "onnx's reference"
     assert {name for name, logits in found.items() if bits(logits) != bits(wanted)} == set()
 

@@ -93,7 +93,7 @@ finally:
         (
             ["doctor", "--require", "cudo"],
             "Invalid value for '--require': 'cudo' is not one of 'cuda', 'tensorrt', 'tensorrt-rtx', "
-            "'onnxruntime-cpu', 'onnxruntime-cuda', 'onnxruntime-tensorrt'. (see pipeline doctor --help)",
+            "'onnxruntime-cpu', 'onnxruntime-cuda', 'openvino-cpu', 'onnxruntime-tensorrt'. (see pipeline doctor --help)",
         ),
     ],
 )

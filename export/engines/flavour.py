@@ -28,8 +28,8 @@ class Flavour:
     """Whether it builds by timing kernels on a GPU: then it needs one, and a timing cache makes builds repeatable."""
     capabilities: frozenset[str] | None
     """The GPUs it runs on; None: all that its release notes name, which are more than can be listed here."""
-    built_for_many: bool
-    """Whether an engine serves every GPU in `capabilities`, and not only the type it was built on."""
+    compiles_where_it_runs: bool
+    """Whether kernels are compiled on the machine that runs: then an engine serves every GPU in `capabilities`, not only the type it was built on."""
     remedy: str
 
     def load(self) -> ModuleType:
@@ -54,7 +54,7 @@ FLAVOURS: dict[FlavourName, Flavour] = {
         magic=b"ftrt",
         times_tactics=True,
         capabilities=None,
-        built_for_many=False,
+        compiles_where_it_runs=False,
         remedy="pip install 'samegraph[tensorrt]', on a machine with an NVIDIA GPU",
     ),
     "rtx": Flavour(
@@ -65,7 +65,7 @@ FLAVOURS: dict[FlavourName, Flavour] = {
         magic=b"vtrt",
         times_tactics=False,
         capabilities=frozenset({"8.0", "8.6", "8.9", "12.0", "12.1"}),
-        built_for_many=True,
+        compiles_where_it_runs=True,
         remedy="pip install 'tensorrt-rtx>=1.7'",
     ),
 }

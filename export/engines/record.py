@@ -103,7 +103,7 @@ class EngineRecord(_Entry):
     def built_for(self) -> str:
         """In words."""
         runtime = FLAVOURS[self.flavour].runtime
-        if FLAVOURS[self.flavour].built_for_many:
+        if FLAVOURS[self.flavour].compiles_where_it_runs:
             return f"{runtime} {self.version}"
         return f"{runtime} {self.version} on {self.built_on.gpu} (compute capability {self.built_on.capability})"
 

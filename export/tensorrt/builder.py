@@ -13,13 +13,13 @@ from typing import Any, cast
 
 from pydantic import JsonValue
 
+from export.engines import api
 from export.engines.flavour import Flavour
 from export.engines.gpu import Gpu, gpu_here
 from export.engines.messages import Messages, listening, logger_of
 from export.engines.record import FORMAT_VERSION, EnginePrecision, EngineRecord, Gpus, Machine, Shapes, Source, Tensor, TimingCache
 from export.errors import NotHereError, UsageError
 from export.files import sha256_of
-from export.tensorrt import api
 from export.tensorrt.progress import Course, Watcher, monitor_of
 
 _LEVELS: Mapping[Gpus, str] = {"same": "NONE", "capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
@@ -171,7 +171,9 @@ class _Build:
     def layers(self, plan: bytes) -> JsonValue:
         """What the engine consists of, where this machine can load it."""
         with listening(self.module) as said:
-            engine = self.trt.Runtime(logger_of(self.module)).deserialize_cuda_engine(plan)
+            runtime = self.trt.Runtime(logger_of(self.module))
+            runtime.engine_host_code_allowed = True  # it was built a moment ago, by this process
+            engine = runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 return f"not read: {said}"
             text = engine.create_engine_inspector().get_engine_information(self.trt.LayerInformationFormat.JSON)

@@ -30,6 +30,7 @@ _FUNCTIONS = (
 )
 CLASSES = (
     *("Builder", "BuilderFlag", "EngineInspector", "HardwareCompatibilityLevel", "IBuilderConfig", "ICudaEngine", "IExecutionContext"),
+    *("ExecutionContextAllocationStrategy", "IRuntimeConfig"),
     *("IHostMemory", "ILogger", "INetworkDefinition", "IOptimizationProfile", "IProgressMonitor", "ITensor", "ITimingCache"),
     *("LayerInformationFormat", "MemoryPoolType", "OnnxParser", "ParserError", "ProfilingVerbosity", "Runtime", "TensorIOMode"),
 )

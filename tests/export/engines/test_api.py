@@ -14,13 +14,18 @@ import pytest
 import recorded_api
 from recorded_api import CLASSES, signatures
 
+from export.engines import api
 from export.engines.flavour import FLAVOURS
-from export.tensorrt import api
 
 RECORDED: dict[str, Any] = json.loads(Path(recorded_api.__file__).with_suffix(".json").read_text(encoding="utf-8"))
 USED = {cls: inspect.getdoc(cls) for _, cls in inspect.getmembers(api, inspect.isclass) if cls.__module__ == api.__name__ and Protocol in cls.__mro__}
-NOT_A_CLASS = {"Members", "TensorRt"}
-BY_TENSORRTS_NAME = {str(doc).split(":")[0].split(",")[0].removesuffix("."): cls for cls, doc in USED.items() if cls.__name__ not in NOT_A_CLASS}
+NOT_A_CLASS = {"Members", "TensorRt", "TensorRtRtx"}
+OF_RTX = {"IRuntimeConfig": api.RuntimeConfigOfRtx, "DynamicShapesKernelSpecializationStrategy": api.SpecialisationOfRtx}
+BY_TENSORRTS_NAME = {
+    str(doc).split(":")[0].split(",")[0].removesuffix("."): cls
+    for cls, doc in USED.items()
+    if cls.__name__ not in NOT_A_CLASS and cls not in OF_RTX.values()
+}
 INSTALLED = [name for name, flavour in FLAVOURS.items() if importlib.util.find_spec(flavour.module)]
 
 
@@ -29,7 +34,7 @@ def members(protocol: type) -> set[str]:
     found: set[str] = set()
     for cls in protocol.__mro__:
         if cls.__module__ == api.__name__:
-            found |= {*cls.__dict__.get("__annotations__", {}), *(name for name, value in vars(cls).items() if inspect.isfunction(value))}
+            found |= {*inspect.get_annotations(cls), *(name for name, value in vars(cls).items() if inspect.isfunction(value))}
     return {name for name in found if not name.startswith("_")}
 
 
@@ -60,6 +65,14 @@ def test_an_installed_flavour_has_every_name(name: str) -> None:
     module = importlib.import_module(FLAVOURS[name].module)
     assert [each for each in members(api.TensorRt) if not hasattr(module, each)] == []
     assert isinstance(module.__version__, str)
+
+
+@pytest.mark.skipif("rtx" not in INSTALLED, reason="not run: tensorrt_rtx is not installed")
+def test_rtx_has_the_names_that_are_used_with_it_alone() -> None:
+    module = importlib.import_module("tensorrt_rtx")
+    for name, protocol in OF_RTX.items():
+        assert members(protocol) <= set(signatures(getattr(module, name)))
+    assert members(api.TensorRtRtx) - members(api.TensorRt) == {"DynamicShapesKernelSpecializationStrategy"}
 
 
 @pytest.mark.parametrize("name", INSTALLED)

@@ -109,8 +109,22 @@ class EngineInspector(Protocol):
     def get_engine_information(self, form: object) -> str: ...
 
 
+class RuntimeConfig(Protocol):
+    """IRuntimeConfig."""
+
+    def set_execution_context_allocation_strategy(self, strategy: object) -> None: ...
+
+
+class RuntimeConfigOfRtx(RuntimeConfig, Protocol):
+    """IRuntimeConfig of TensorRT-RTX alone."""
+
+    dynamic_shapes_kernel_specialization_strategy: Any
+
+
 class ExecutionContext(Protocol):
     """IExecutionContext."""
+
+    def set_device_memory(self, address: int, size: int) -> None: ...
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool: ...
     def get_tensor_shape(self, name: str) -> Sequence[int]: ...
@@ -123,19 +137,22 @@ class Engine(Protocol):
     """ICudaEngine."""
 
     num_io_tensors: int
+    device_memory_size_v2: int
 
     def get_tensor_name(self, index: int) -> str: ...
     def get_tensor_mode(self, name: str) -> Any: ...
     def get_tensor_dtype(self, name: str) -> Any: ...
     def get_tensor_shape(self, name: str) -> Sequence[int]: ...
     def get_tensor_profile_shape(self, name: str, profile: int) -> Sequence[Sequence[int]]: ...
-    def create_runtime_config(self) -> Any: ...
-    def create_execution_context(self, config: object) -> ExecutionContext | None: ...
+    def create_runtime_config(self) -> RuntimeConfig: ...
+    def create_execution_context(self, config: RuntimeConfig) -> ExecutionContext | None: ...
     def create_engine_inspector(self) -> EngineInspector: ...
 
 
 class Runtime(Protocol):
     """Runtime."""
+
+    engine_host_code_allowed: bool
 
     def deserialize_cuda_engine(self, plan: bytes) -> Engine | None: ...
 
@@ -189,6 +206,18 @@ class TensorIOMode(Protocol):
     INPUT: Any
 
 
+class AllocationStrategy(Protocol):
+    """ExecutionContextAllocationStrategy."""
+
+    USER_MANAGED: Any
+
+
+class SpecialisationOfRtx(Protocol):
+    """DynamicShapesKernelSpecializationStrategy of TensorRT-RTX alone."""
+
+    EAGER: Any
+
+
 class TensorRt(Protocol):
     """The module."""
 
@@ -201,7 +230,14 @@ class TensorRt(Protocol):
     MemoryPoolType: MemoryPoolType
     LayerInformationFormat: LayerInformationFormat
     TensorIOMode: TensorIOMode
+    ExecutionContextAllocationStrategy: AllocationStrategy
     Builder: Callable[[Any], Builder]
     OnnxParser: Callable[[Network, Any], OnnxParser]
     Runtime: Callable[[Any], Runtime]
     nptype: Callable[[Any], Any]
+
+
+class TensorRtRtx(TensorRt, Protocol):
+    """The module of TensorRT-RTX."""
+
+    DynamicShapesKernelSpecializationStrategy: SpecialisationOfRtx

@@ -140,7 +140,7 @@ class TensorRtRunner(Runner):
         try:
             self._device = _Device(loaded.driver, self._held, loaded.engine.device_memory_size_v2)
             most = record.batches[-1]
-            self._buffers = {spec.name: _Buffer(spec, most, loaded.driver, self._held) for spec in (*self.inputs, *self.outputs)}
+            self._buffers = {each.name: _Buffer(each, most, loaded.driver, self._held) for each in (*record.inputs, *record.outputs)}
             self._lane(record.batches[0])  # an engine that cannot run says so now, not at the first request
         except BaseException:
             self.close()
@@ -210,9 +210,10 @@ class _Device:
 class _Buffer:
     """Memory for the largest batch of one tensor, on the host and on the GPU."""
 
-    def __init__(self, spec: TensorSpec, most: int, driver: Driver, held: ExitStack) -> None:
-        self.spec = spec
-        self._sample = prod(size or 1 for size in spec.shape[1:]) * np.dtype(spec.dtype).itemsize
+    def __init__(self, tensor: Tensor, most: int, driver: Driver, held: ExitStack) -> None:
+        self._sizes = tuple(size for size in tensor.shape[1:] if size is not None)
+        self._dtype = np.dtype(tensor.dtype)
+        self._sample = prod(self._sizes) * self._dtype.itemsize
         self._host: Bytes = driver.allocate_pinned(most * self._sample)
         held.callback(driver.free_pinned, self._host)
         self.address = driver.allocate(most * self._sample)
@@ -224,8 +225,11 @@ class _Buffer:
 
     def host(self, size: int) -> Array:
         """The same, as an array of the tensor's type and shape."""
-        values: Array = self.bytes(size).view(self.spec.dtype)
-        return values.reshape((size, *(each or 1 for each in self.spec.shape[1:])))
+        values: Array = self.bytes(size).view(self._dtype)
+        return values.reshape(self.shape(size))
+
+    def shape(self, size: int) -> tuple[int, ...]:
+        return size, *self._sizes
 
 
 class _Lane:
@@ -258,7 +262,7 @@ class _Lane:
 
     def _set_shapes(self, loaded: LoadedEngine) -> None:
         for name, buffer in self._buffers.items():
-            shape = (self._size, *(each or 1 for each in buffer.spec.shape[1:]))
+            shape = buffer.shape(self._size)
             if name in self._inputs and not self._context.set_input_shape(name, shape):
                 raise UsageError(f"{loaded.flavour.runtime} does not take {name} as {shape}; see the profile in the engine's record")
             if not self._context.set_tensor_address(name, buffer.address):
@@ -266,7 +270,7 @@ class _Lane:
         if unset := list(self._context.infer_shapes()):
             raise RuntimeError(f"{loaded.flavour.runtime} does not know the shapes of {unset}")
         for name, buffer in self._buffers.items():
-            found, wanted = tuple(self._context.get_tensor_shape(name)), (self._size, *buffer.spec.shape[1:])
+            found, wanted = tuple(self._context.get_tensor_shape(name)), buffer.shape(self._size)
             if found != wanted:
                 raise RuntimeError(f"{loaded.flavour.runtime} gives {name} the shape {found}, expected {wanted}")
 

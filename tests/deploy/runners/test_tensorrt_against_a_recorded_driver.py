@@ -154,7 +154,7 @@ def test_what_was_allocated_is_given_back_where_memory_runs_out(number: int, sta
     assert stage.driver.all_given_back
 
 
-@pytest.mark.parametrize(("size", "words"), [(17, "got a batch of 17 samples, expected 1 to 16"), (0, "a batch of 0 samples")])
+@pytest.mark.parametrize(("size", "words"), [(17, "got a batch of 17 samples, expected 1 to 16"), (0, "got 0 as the number of samples")])
 def test_a_batch_outside_the_profile_is_refused_before_the_driver_hears_of_it(size: int, words: str, stage: Stage) -> None:
     with stage.open() as runner:
         stage.driver.said.clear()

@@ -66,6 +66,14 @@ class TimingCache(_Entry):
     after: Hash
 
 
+class SecondBuild(_Entry):
+    """Another engine from the same file, built right after with timings of its own, and how many of its bytes are others."""
+
+    plan: Hash
+    plan_size: Size
+    bytes_that_differ: Annotated[int, Field(ge=0)]
+
+
 class EngineRecord(_Entry):
     """The content of `engines/<name>.json`."""
 
@@ -88,6 +96,8 @@ class EngineRecord(_Entry):
     build_seconds: Annotated[float, Field(ge=0)]
     timing_cache: TimingCache | None
     """None where the flavour does not time."""
+    second_build: SecondBuild | None = None
+    """None where there was none. What it gives for the same images is among the checks of verification.json."""
     messages: list[str]
     """What the builder warned of."""
     layers: JsonValue

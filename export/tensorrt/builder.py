@@ -72,7 +72,7 @@ def engine_from_onnx(flavour: Flavour, onnx: bytes, name: str, wanted: Wanted, w
         build = _Build(flavour, module, said)
         network = build.parsed(onnx, name)
         config = build.configured(wanted, network)
-        build.give_timings(config, cache)
+        known = build.give_timings(config, cache, demanded=wanted.error_on_cache_miss)
         started = time.monotonic()
         plan = build.run(network, config, watcher)
         seconds = time.monotonic() - started
@@ -94,7 +94,7 @@ def engine_from_onnx(flavour: Flavour, onnx: bytes, name: str, wanted: Wanted, w
         outputs=_tensors(build.trt, [network.get_output(index) for index in range(network.num_outputs)]),
         profile=_profile(network, wanted.batches),
         build_seconds=round(seconds, 3),
-        timing_cache=None if timings is None else TimingCache(before=_hash(cache), after=sha256_of(timings)),
+        timing_cache=None if timings is None else TimingCache(before=_hash(known), after=sha256_of(timings)),
         messages=said.warnings,
         layers=layers,
     )
@@ -146,12 +146,17 @@ class _Build:
         if config.get_flag(flag) != on:
             raise NotHereError(f"{self.flavour.runtime} does not let {flag.name} be {on}: {self.said}; {self.flavour.remedy}")
 
-    def give_timings(self, config: api.BuilderConfig, cache: bytes | None) -> None:
+    def give_timings(self, config: api.BuilderConfig, cache: bytes | None, *, demanded: bool) -> bytes | None:
+        """Hand over earlier timings; returns them where they are of use. Those of another version or GPU are not, and the build begins anew."""
         if not self.flavour.times_tactics:
-            return
-        timings = config.create_timing_cache(cache or b"")
-        if timings is None or not config.set_timing_cache(timings, False):
-            raise UsageError(f"the timing cache is of no use here: {self.said}; remove it, and the build times everything again")
+            return None
+        for content in (cache, None):
+            timings = config.create_timing_cache(content or b"")
+            if timings is not None and config.set_timing_cache(timings, False):
+                return content
+            if demanded:
+                break
+        raise NotHereError(f"the timing cache is of no use here: {self.said}; build once without --error-on-cache-miss")
 
     def run(self, network: api.Network, config: api.BuilderConfig, watcher: Watcher) -> bytes:
         course = Course(watcher)

@@ -18,6 +18,7 @@ from export.files import folder_in_work, publish_folder, sole_use, write_file
 from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import Config, dump_config, load_config
 from pipeline.data import DataSet, TrainingBatches, open_data
+from pipeline.engine_stage import engines_of_a_run, require_engines, second_builds
 from pipeline.exact_stage import FOLDER as EXACT_FOLDER
 from pipeline.exact_stage import Exact, Place, exact_stage, why_not_exact
 from pipeline.importing import Origin, import_run, training_part
@@ -56,6 +57,7 @@ def train_export(config: Config, folder: Path, resume: bool | None, required: tu
     """Train, fold, export, verify, publish. What the config or the command asks for and is not here is said before training."""
     required = (*required, *config.verify.runtimes)
     require_runtimes(name for name in required if name != BITWISE)
+    require_engines(config)
     with sole_use(folder):
         _require_ours(folder)
         return _published(_trained(config, folder, resume, console), folder, required, console)
@@ -174,8 +176,9 @@ def _published(trained: Trained, folder: Path, required: tuple[str, ...], consol
     console.say("folding and exporting")
     with folder_in_work(folder) as staged:
         write_bundle_files(staged, trained)
+        built = engines_of_a_run(staged, trained.config, console)
         write_manifest(staged, trained.facts)
-        asked = Asked(required=required, network=trained.config.network.name)
+        asked = Asked(required=required, network=trained.config.network.name, second_builds=second_builds(built))
         found = verify_bundle(open_bundle(staged), test_set(trained), asked, console)
         if found.verdict.interrupted:
             raise KeyboardInterrupt

@@ -6,7 +6,7 @@ Takes an opened bundle and samples; what the links are and what each must hold i
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from deploy.runners.base import TensorSpec
+from deploy.runners.tensorrt import EngineFile
 from deploy.verify.certificate import Certificate
 from deploy.verify.certifying import certificate_of
 from deploy.verify.chain import Record, run_chain
@@ -29,6 +30,7 @@ from deploy.verify.selection import required_runtimes, selected
 from deploy.verify.verdict import TrainingOnlyPart, together
 from export.bundle import Bundle, TensorEntry, json_bytes
 from export.derived import training_only_parts
+from export.engines.record import plan_name
 from export.errors import DamagedError, UsageError
 from export.exact.fold import folded_from_integers
 from export.exact.rewrite import GridGraph
@@ -38,6 +40,8 @@ from pipeline.assemble import ImageFacts, training_graph
 from pipeline.chains import ExactForms, Place, exact_chain, float_chain
 from pipeline.config import Config, parse_config
 from pipeline.diagnosis import layer_figures
+from pipeline.engine_links import Engines, with_exact_engines, with_float_engines
+from pipeline.engines import stored_engines
 from pipeline.exact_stage import grid_of
 from pipeline.graph.trained import trained_layers
 from pipeline.layout import (
@@ -48,6 +52,7 @@ from pipeline.layout import (
     EXACT_TENSORRT_MODEL,
     EXACT_TRAINING_WEIGHTS,
     EXACT_WEIGHTS,
+    FLOAT16_MODEL,
     LABELS,
     METRICS,
     MODEL,
@@ -62,8 +67,8 @@ from pipeline.verified import Verification
 from pipeline.watching import Console, shown
 
 EXACT_FILES = (EXACT_MODEL, EXACT_TENSORRT_MODEL, EXACT_WEIGHTS, EXACT_TRAINING_WEIGHTS)
-MODELS = (MODEL, EXACT_MODEL, EXACT_TENSORRT_MODEL)
-COMPARED_FILES = {MODEL, WEIGHTS, TRAINING_WEIGHTS, CONFIG, *EXACT_FILES}
+MODELS = (MODEL, FLOAT16_MODEL, EXACT_MODEL, EXACT_TENSORRT_MODEL)
+COMPARED_FILES = {MODEL, FLOAT16_MODEL, WEIGHTS, TRAINING_WEIGHTS, CONFIG, *EXACT_FILES}
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class Asked:
     """The one link that is checked."""
     network: str | None = None
     """Code of the user's own that may build the network."""
+    second_builds: Mapping[str, EngineFile] = field(default_factory=dict)
+    """Engines that were built a second time, by name: the others must give what they give."""
 
 
 def test_set(trained: Trained) -> Samples:
@@ -140,20 +147,24 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
             yield {bundle.manifest.input.name: images}
         yield {bundle.manifest.input.name: hostile.images}
 
+    stored = dict(stored_engines(bundle))
     record = Record(
-        files={name: digest for name, digest in bundle.hashes.items() if name in COMPARED_FILES},
+        files={name: digest for name, digest in bundle.hashes.items() if name in COMPARED_FILES or name in map(plan_name, stored)},
         samples_made=(samples.description, f"{len(hostile.images)} hostile images: {hostile.description.partition(': ')[2]}"),
         training_only=_training_only(graph, bundle.manifest.training_precision),
     )
     place = Place(_device(bundle), _spec(bundle.manifest.input), _spec(bundle.manifest.output), config.verify.runtimes)
     with tempfile.TemporaryDirectory() as folder:
         models = _laid_out(bundle, Path(folder))
-        chains = [float_chain(place, graph, folded, models[MODEL], folded_here=_folded_here(bundle, place.device))]
+        engines = Engines(stored, asked.second_builds, models.get(FLOAT16_MODEL), config.export.tensorrt is not False)
+        float_forms = float_chain(place, graph, folded, models[MODEL], folded_here=_folded_here(bundle, place.device))
+        chains = [with_float_engines(float_forms, engines)]
         certificate = None
         if (grid := _rebuilt_grid(bundle, config)) is not None:
             exact = folded_from_integers(grid, _tensors(bundle, EXACT_WEIGHTS))
             rounded_on = None if _folded_here(bundle, place.device) else bundle.manifest.device
-            chains.append(exact_chain(place, ExactForms(grid, exact, models[EXACT_MODEL], models[EXACT_TENSORRT_MODEL], rounded_on)))
+            forms = ExactForms(grid, exact, models[EXACT_MODEL], models[EXACT_TENSORRT_MODEL], rounded_on)
+            chains.append(with_exact_engines(exact_chain(place, forms), engines))
             certificate = certificate_of(models[EXACT_MODEL])
             _require_the_stored_certificate(bundle, certificate)
         verdicts = []

@@ -11,7 +11,7 @@ OURS = ("pipeline", "export", "deploy")
 MAY_IMPORT = {
     "pipeline": ("pipeline", "export", "deploy"),
     "export": ("export",),
-    "deploy": ("deploy", "export.bundle", "export.errors"),
+    "deploy": ("deploy", "export.bundle", "export.engines", "export.errors"),
 }
 SOURCES = [path.relative_to(ROOT) for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 

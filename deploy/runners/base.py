@@ -16,6 +16,7 @@ from export.errors import DamagedError, SamegraphError, UsageError
 
 Array = NDArray[Any]
 Error = TypeVar("Error", bound=SamegraphError)
+_SAMPLES = "number of samples"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Runner(ABC):
     def facts(self) -> Mapping[str, object]:
         """What runs: runtime, version, device, providers, flags, threads; in types that JSON knows."""
 
+    @property
+    def batch_sizes(self) -> range | None:
+        """How many samples may be run at once; None: any number."""
+        return None
+
     @abstractmethod
     def _run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch that was checked. Arrays may be read-only or strided; outputs must not share memory with it."""
@@ -89,6 +95,10 @@ class Runner(ABC):
                 raise UsageError(f"{self.name}: inputs differ in their {what}, {sizes}; give all the same")
             if 0 in sizes.values():
                 raise UsageError(f"{self.name}: got 0 as the {what}, expected at least 1")
+        allowed = self.batch_sizes
+        samples = _free_sizes(self.inputs, batch).get(_SAMPLES, {}).values()
+        if allowed is not None and (outside := [size for size in samples if size not in allowed]):
+            raise UsageError(f"{self.name}: got a batch of {outside[0]} samples, expected {allowed[0]} to {allowed[-1]}; split it, or build for more")
 
 
 def _free_sizes(specs: Sequence[TensorSpec], batch: Mapping[str, Array]) -> dict[str, dict[str, int]]:
@@ -99,7 +109,7 @@ def _free_sizes(specs: Sequence[TensorSpec], batch: Mapping[str, Array]) -> dict
             if isinstance(size, str):
                 found.setdefault(f"size {size!r}", {})[f"{spec.name}[{axis}]"] = batch[spec.name].shape[axis]
             elif size is None and axis == 0:
-                found.setdefault("number of samples", {})[spec.name] = len(batch[spec.name])
+                found.setdefault(_SAMPLES, {})[spec.name] = len(batch[spec.name])
     return found
 
 

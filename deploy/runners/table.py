@@ -12,6 +12,8 @@ from typing import Literal, get_args
 from deploy.runners.base import Runner
 from deploy.runners.onnxruntime import OnnxRuntimeRunner, Optimisation
 from deploy.runners.openvino import OpenVinoRunner
+from deploy.runners.tensorrt import require_tensorrt
+from export.engines.flavour import FLAVOURS
 from export.errors import NotHereError, UsageError
 
 Choice = Literal["threads", "optimisation"]
@@ -66,14 +68,20 @@ FILE_RUNTIMES = {
     "openvino-cpu": FileRuntime("cpu", _openvino_cpu, ("threads",)),
 }
 
+ENGINE_RUNTIMES = tuple(flavour.runtime for flavour in FLAVOURS.values())
+"""Those that take engines built for them alone; `deploy.runners.tensorrt` opens them."""
+
 _DEFAULTS = RunOptions()
 
 
 def require_runtimes(names: Iterable[str]) -> None:
-    """Raise NotHereError for the first of these that cannot run here; found out by opening a model of one node."""
+    """Raise NotHereError for the first of these that cannot run here; found out by opening a model of one node, or by what an engine needs."""
     for name in names:
+        if name in ENGINE_RUNTIMES:
+            require_tensorrt(name)
+            continue
         if name not in FILE_RUNTIMES:
-            known = ", ".join(FILE_RUNTIMES)
+            known = ", ".join((*FILE_RUNTIMES, *ENGINE_RUNTIMES))
             raise NotHereError(f"runtime {name!r} was asked for, this version runs {known}; ask for one of these")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "probe.onnx"

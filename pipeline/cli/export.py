@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli import options
+from pipeline.cli import engines, options
 from pipeline.cli.console import Console
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="Its weights, as safetensors.")
 @click.option("--calibrate", "images", metavar="DIR", type=click.Path(path_type=Path), help="Images for it: DIR/train/CLASS/*, DIR/test/CLASS/*.")
 @click.option("--finetune", metavar="EPOCHS", type=click.IntRange(min=0), default=0, help="Train on the exact grid for so long.  [default: 0]")
+@engines.options
 @options.out
 @options.overrides
 @options.required
@@ -37,6 +38,10 @@ def command(
     required: tuple[str, ...],
 ) -> None:
     """Fold, export and verify a training run's last checkpoint, or a network trained elsewhere."""
+    if engines.asked_for():
+        _refuse_options_of_import(weights, images, finetune, out, overrides)
+        engines.build(console, run_folder, network, required)
+        return
     if run_folder is None:
         config = _config_of_import(network, weights, images, finetune, overrides)
     from pipeline import run

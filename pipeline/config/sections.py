@@ -284,11 +284,32 @@ class Exact(Section):
     bits: ExactBits = ExactBits()
 
 
+class Batch(Section):
+    """How many images an engine takes at once."""
+
+    min: Literal[1] = 1
+    """Every engine is verified on single images."""
+    best: Count = 64
+    """The number that TensorRT makes it fastest for."""
+    max: Annotated[int, Field(ge=32)] = 256
+    """At least 32: engines are verified on that many at once, and on verify.batch_size."""
+
+    @model_validator(mode="after")
+    def _best_is_not_above_max(self) -> "Batch":
+        if self.best > self.max:
+            raise ValueError(f"best {self.best} is above max {self.max}; raise max or lower best")
+        return self
+
+
 class Export(Section):
     """The files that come out."""
 
     opset: Literal[20] = 20
     """The one opset that every runtime here takes."""
+    tensorrt: Literal["auto"] | bool = "auto"
+    """auto: engines in float32, and exact where there is an exact form, where TensorRT and a GPU are; the verdict says why where not.
+    true: refuse to train where not. false: none, and no word of them."""
+    batch: Batch = Batch()
 
 
 class Verify(Section):
@@ -324,6 +345,14 @@ class Config(Section):
             raise ValueError("training.mixup mixes the images of a batch with each other and data.batch_size is 1; set it to 2 or more")
         if self.training.clip.name == "agc" and isinstance(self.method, ScaledwsOptions) and self.method.clip > 0:
             raise ValueError(f"method scaledws clips adaptively by itself, at {self.method.clip}; set method.clip: 0, or leave training.clip out")
+        return self
+
+    @model_validator(mode="after")
+    def _engines_take_the_batch_that_is_verified(self) -> "Config":
+        if self.export.tensorrt is not False and self.verify.batch_size > self.export.batch.max:
+            raise ValueError(
+                f"export.batch.max {self.export.batch.max} excludes verify.batch_size {self.verify.batch_size}; raise the one or lower the other"
+            )
         return self
 
 

@@ -1,0 +1,312 @@
+"""Runs an engine of TensorRT, once its record says that it is this file, for this version and this GPU. Nothing is ever rebuilt here.
+
+Takes an engine with its record; needs no PyTorch. One `LoadedEngine` serves many workers, each with a runner of its own.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from types import ModuleType
+from typing import cast
+
+import numpy as np
+
+from deploy.runners.base import Array, Runner, TensorSpec
+from deploy.runners.cuda import Bytes, CudaDriver, Driver, Graph
+from export.engines import api
+from export.engines.flavour import FLAVOURS, Flavour, flavour_of_runtime
+from export.engines.gpu import Gpu
+from export.engines.messages import listening, logger_of
+from export.engines.record import EngineRecord, Tensor, require_built_from, require_the_engine_of
+from export.errors import DamagedError, NotHereError, UsageError
+
+_KEPT_SIZES = 32
+"""For so many batch sizes a context and a CUDA graph are kept; the least recently used one goes first."""
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """An engine as it is kept, with what is known of it."""
+
+    place: str
+    """For messages."""
+    plan: bytes
+    record: EngineRecord
+    onnx_sha256: str | None = None
+    """The hash of the ONNX file that it must be of, where that is known."""
+
+
+class LoadedEngine:
+    """An engine on the GPU, ready for any number of runners."""
+
+    def __init__(self, file: EngineFile, driver: Driver | None = None) -> None:
+        """Every check that needs no TensorRT comes before those that do, and all of them before the engine is deserialised."""
+        require_the_engine_of(file.record, file.plan, file.place)
+        if file.onnx_sha256 is not None:
+            require_built_from(file.record, file.onnx_sha256, file.place)
+        self.record = file.record
+        self.flavour = FLAVOURS[file.record.flavour]
+        module = self.flavour.load()
+        _require_version(file, module.__version__)
+        self.driver = driver or CudaDriver()
+        self.gpu = self.driver.gpu()
+        _require_gpu(file, self.flavour, self.gpu)
+        self.trt = cast("api.TensorRt", module)
+        self._runtime = self.trt.Runtime(logger_of(module))  # must outlive the engine
+        # A version-compatible engine brings the code of its own runtime along. It is run because its hash is the one in the record.
+        self._runtime.engine_host_code_allowed = file.record.version_compatible
+        self.engine = _deserialised(file, self._runtime, module)
+        _require_the_tensors(file, self.trt, self.engine)
+
+    def context(self) -> api.ExecutionContext:
+        """A new execution context, whose scratch memory is its user's."""
+        config = self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self.flavour.compiles_where_it_runs:
+            # Its default runs a fallback kernel until a better one is compiled: the same batch would get other bits some runs later.
+            trt, config_of_rtx = cast("api.TensorRtRtx", self.trt), cast("api.RuntimeConfigOfRtx", config)
+            config_of_rtx.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        context = self.engine.create_execution_context(config)
+        if context is None:
+            raise NotHereError(f"{self.flavour.runtime} could not make an execution context; free memory of the GPU")
+        return context
+
+
+def _require_version(file: EngineFile, version: str) -> None:
+    record = file.record
+    same = version == record.version
+    compatible = record.version_compatible and _major(version) == _major(record.version) and _parts(version) >= _parts(record.version)
+    if not same and not compatible:
+        raise NotHereError(f"{file.place} was built for {record.built_for}, {version} is here; build it anew: {record.rebuild}")
+
+
+def _require_gpu(file: EngineFile, flavour: Flavour, gpu: Gpu) -> None:
+    record = file.record
+    if flavour.compiles_where_it_runs:
+        fits = flavour.capabilities is None or gpu.capability in flavour.capabilities
+    elif record.gpus == "same":
+        fits = (gpu.name, gpu.capability) == (record.built_on.gpu, record.built_on.capability)
+    elif record.gpus == "capability":
+        fits = gpu.capability == record.built_on.capability
+    else:
+        fits = _parts(gpu.capability) >= (8, 0)
+    if not fits:
+        here = f"{gpu.name} (compute capability {gpu.capability}) is here"
+        raise NotHereError(f"{file.place} was built for {record.built_for}, {here}; build it anew: {record.rebuild}")
+
+
+def _deserialised(file: EngineFile, runtime: api.Runtime, module: ModuleType) -> api.Engine:
+    with listening(module) as said:
+        engine = runtime.deserialize_cuda_engine(file.plan)
+    if engine is None:
+        raise NotHereError(f"{file.place}: TensorRT refuses the engine: {said}; build it anew: {file.record.rebuild}")
+    return engine
+
+
+def _require_the_tensors(file: EngineFile, trt: api.TensorRt, engine: api.Engine) -> None:
+    """The engine must have the inputs, outputs and profile that its record promises."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    found = {
+        name: (
+            engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
+            trt.nptype(engine.get_tensor_dtype(name)).__name__,
+            [None if size < 0 else size for size in engine.get_tensor_shape(name)],
+        )
+        for name in names
+    }
+    told = {
+        each.name: (given, each.dtype, each.shape)
+        for given, tensors in ((True, file.record.inputs), (False, file.record.outputs))
+        for each in tensors
+    }
+    profile = {name: [list(shape) for shape in engine.get_tensor_profile_shape(name, 0)] for name, (given, *_) in found.items() if given}
+    promised = {name: [shapes.least, shapes.best, shapes.most] for name, shapes in file.record.profile.items()}
+    if (found, profile) != (told, promised):
+        raise DamagedError(f"{file.place} has {found} and takes {profile}, its record says {told} and {promised}; build the engine again")
+
+
+class TensorRtRunner(Runner):
+    """One worker's way of running an engine: buffers and a stream of its own, and a CUDA graph per batch size."""
+
+    def __init__(self, loaded: LoadedEngine, *, graphs: bool = True) -> None:
+        record = loaded.record
+        self.name = f"{loaded.flavour.runtime} ({record.precision})"
+        self.inputs, self.outputs = tuple(map(_spec, record.inputs)), tuple(map(_spec, record.outputs))
+        self._loaded, self._graphs = loaded, graphs
+        self._lanes: OrderedDict[int, _Lane] = OrderedDict()
+        self._held = ExitStack()
+        try:
+            self._device = _Device(loaded.driver, self._held, loaded.engine.device_memory_size_v2)
+            most = record.batches[-1]
+            self._buffers = {each.name: _Buffer(each, most, loaded.driver, self._held) for each in (*record.inputs, *record.outputs)}
+            self._lane(record.batches[0])  # an engine that cannot run says so now, not at the first request
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def batch_sizes(self) -> range:
+        return self._loaded.record.batches
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        record, gpu = self._loaded.record, self._loaded.gpu
+        return {
+            "runtime": self._loaded.flavour.runtime,
+            "version": record.version,
+            "device": gpu.name,
+            "capability": gpu.capability,
+            "driver": gpu.driver,
+            "cuda": gpu.cuda,
+            "precision": record.precision,
+            "flags": {name: on for name, on in record.flags.items() if on or name == "TF32"},
+            "engine": record.plan,
+            "onnx": record.onnx.sha256,
+            "batch_sizes": [record.batches[0], record.batches[-1]],
+            "cuda_graphs": self._graphs,
+        }
+
+    def close(self) -> None:
+        while self._lanes:
+            self._lanes.popitem()[1].close()
+        self._held.close()
+
+    def _run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        if not self._lanes:
+            raise RuntimeError(f"{self.name} is closed")
+        size = len(batch[self.inputs[0].name])
+        lane = self._lane(size)
+        for spec in self.inputs:
+            np.copyto(self._buffers[spec.name].host(size), batch[spec.name])
+        lane.run()
+        return {spec.name: self._buffers[spec.name].host(size).copy() for spec in self.outputs}
+
+    def _lane(self, size: int) -> "_Lane":
+        if size in self._lanes:
+            self._lanes.move_to_end(size)
+            return self._lanes[size]
+        while len(self._lanes) >= _KEPT_SIZES:
+            self._lanes.popitem(last=False)[1].close()
+        lane = _Lane(self._loaded, self._device, self._buffers, size, graphs=self._graphs)
+        self._lanes[size] = lane
+        return lane
+
+
+class _Device:
+    """A worker's stream and the scratch memory that its contexts use in turn."""
+
+    def __init__(self, driver: Driver, held: ExitStack, scratch_size: int) -> None:
+        self.driver = driver
+        self.stream = driver.stream()
+        held.callback(driver.free_stream, self.stream)
+        self.scratch_size = scratch_size
+        self.scratch = driver.allocate(scratch_size) if scratch_size else 0
+        if scratch_size:
+            held.callback(driver.free, self.scratch)
+
+
+class _Buffer:
+    """Memory for the largest batch of one tensor, on the host and on the GPU."""
+
+    def __init__(self, tensor: Tensor, most: int, driver: Driver, held: ExitStack) -> None:
+        self._sizes = tuple(size for size in tensor.shape[1:] if size is not None)
+        self._dtype = np.dtype(tensor.dtype)
+        self._sample = prod(self._sizes) * self._dtype.itemsize
+        self._host: Bytes = driver.allocate_pinned(most * self._sample)
+        held.callback(driver.free_pinned, self._host)
+        self.address = driver.allocate(most * self._sample)
+        held.callback(driver.free, self.address)
+
+    def bytes(self, size: int) -> Bytes:
+        """The host's memory for so many samples."""
+        return self._host[: size * self._sample]
+
+    def host(self, size: int) -> Array:
+        """The same, as an array of the tensor's type and shape."""
+        values: Array = self.bytes(size).view(self._dtype)
+        return values.reshape(self.shape(size))
+
+    def shape(self, size: int) -> tuple[int, ...]:
+        return size, *self._sizes
+
+
+class _Lane:
+    """A context for one batch size, with its CUDA graph. TensorRT wants a captured context never to be changed, hence one each."""
+
+    def __init__(self, loaded: LoadedEngine, device: _Device, buffers: Mapping[str, _Buffer], size: int, *, graphs: bool) -> None:
+        self._device, self._buffers, self._size = device, buffers, size
+        self._inputs = [each.name for each in loaded.record.inputs]
+        self._graph: Graph | None = None
+        self._context = loaded.context()
+        self._context.set_device_memory(device.scratch, device.scratch_size)
+        self._set_shapes(loaded)
+        self._enqueue()  # after a change of shapes TensorRT has work to do that no graph must hold
+        device.driver.wait(device.stream)
+        if graphs:
+            self._graph = device.driver.captured(self._enqueue, device.stream)
+
+    def run(self) -> None:
+        """From the host's input buffers to the host's output buffers."""
+        if self._graph is None:
+            self._enqueue()
+        else:
+            self._device.driver.launch(self._graph, self._device.stream)
+        self._device.driver.wait(self._device.stream)
+
+    def close(self) -> None:
+        if self._graph is not None:
+            self._device.driver.free_graph(self._graph)
+            self._graph = None
+
+    def _set_shapes(self, loaded: LoadedEngine) -> None:
+        for name, buffer in self._buffers.items():
+            shape = buffer.shape(self._size)
+            if name in self._inputs and not self._context.set_input_shape(name, shape):
+                raise UsageError(f"{loaded.flavour.runtime} does not take {name} as {shape}; see the profile in the engine's record")
+            if not self._context.set_tensor_address(name, buffer.address):
+                raise RuntimeError(f"{loaded.flavour.runtime} does not take the memory for {name}")
+        if unset := list(self._context.infer_shapes()):
+            raise RuntimeError(f"{loaded.flavour.runtime} does not know the shapes of {unset}")
+        for name, buffer in self._buffers.items():
+            found, wanted = tuple(self._context.get_tensor_shape(name)), buffer.shape(self._size)
+            if found != wanted:
+                raise RuntimeError(f"{loaded.flavour.runtime} gives {name} the shape {found}, expected {wanted}")
+
+    def _enqueue(self) -> None:
+        driver, stream = self._device.driver, self._device.stream
+        for name, buffer in self._buffers.items():
+            if name in self._inputs:
+                driver.to_device(buffer.address, buffer.bytes(self._size), stream)
+        if not self._context.execute_async_v3(stream):
+            raise RuntimeError(f"TensorRT could not run a batch of {self._size}")
+        for name, buffer in self._buffers.items():
+            if name not in self._inputs:
+                driver.to_host(buffer.bytes(self._size), buffer.address, stream)
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    return TensorSpec(tensor.name, tensor.dtype, tuple(tensor.shape))
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _major(version: str) -> int:
+    return _parts(version)[0]
+
+
+def open_engine(file: EngineFile, *, graphs: bool = True, driver: Driver | None = None) -> TensorRtRunner:
+    """Load an engine and make one runner of it."""
+    return TensorRtRunner(LoadedEngine(file, driver), graphs=graphs)
+
+
+def require_tensorrt(runtime: str) -> None:
+    """NotHereError unless engines of this TensorRT can be loaded here and there is a GPU to run them on."""
+    flavour = flavour_of_runtime(runtime)
+    flavour.load()
+    gpu = CudaDriver().gpu()
+    if flavour.capabilities is not None and gpu.capability not in flavour.capabilities:
+        raise NotHereError(f"{runtime} was asked for, it does not run on {gpu.name} (compute capability {gpu.capability}); use the full TensorRT")

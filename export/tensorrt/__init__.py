@@ -1,0 +1,1 @@
+"""Engines from ONNX files, in either TensorRT."""

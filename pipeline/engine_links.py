@@ -95,5 +95,5 @@ def _no_engine() -> Runner:
     try:
         runtime = runnable_flavour().runtime
     except NotHereError as error:
-        raise NotHereError(f"no engine was built: {error}") from error
-    raise NotHereError(f"the bundle holds no engine; {runtime} is here, so build one: {_BUILD}")
+        raise NotHereError(f"there is no tensorrt engine: {error}") from error
+    raise NotHereError(f"there is no tensorrt engine; {runtime} is here, so build one: {_BUILD}")

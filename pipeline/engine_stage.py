@@ -52,7 +52,7 @@ def second_builds(built: list[BuiltEngine]) -> dict[str, EngineFile]:
 
 def export_engines(folder: Path, options: EngineOptions, network: str | None, required: tuple[str, ...], console: Console) -> Outcome:
     """Build engines into a bundle, verify it anew from its files alone, and put it in the place of the old one where it passed."""
-    folder = folder.resolve()
+    folder = folder.resolve()  # the parent of "." is not in its name
     bundle, failed = open_bundle(folder), folder.with_name(f"{folder.name}-failed")
     require_runtimes(name for name in required if name != BITWISE)
     if failed.exists() and not (failed / "manifest.json").is_file():

@@ -112,7 +112,7 @@ def _build(folder: Path, flavour: Flavour, precision: EnginePrecision, options: 
     )
     cache = folder / FOLDER / _cache_name(flavour) if flavour.times_tactics else None
     timings = cache.read_bytes() if cache is not None and cache.is_file() else None
-    console.say(f"building a {precision} engine with {flavour.runtime}")
+    console.say(f"building an engine: {precision}, {flavour.runtime}")
     with console.progress(f"{flavour.runtime} {precision}", PARTS * (1 + options.twice)) as progress:
         first = engine_from_onnx(flavour, onnx, ONNX_FILES[precision], wanted, progress, timings)
         second = engine_from_onnx(flavour, onnx, ONNX_FILES[precision], wanted, progress) if _again(options) else None

@@ -78,7 +78,7 @@ def require_runtimes(names: Iterable[str]) -> None:
     """Raise NotHereError for the first of these that cannot run here; found out by opening a model of one node, or by what an engine needs."""
     for name in names:
         if name in ENGINE_RUNTIMES:
-            require_tensorrt(name)
+            _require_engine_runtime(name)
             continue
         if name not in FILE_RUNTIMES:
             known = ", ".join((*FILE_RUNTIMES, *ENGINE_RUNTIMES))
@@ -87,6 +87,13 @@ def require_runtimes(names: Iterable[str]) -> None:
             path = Path(folder) / "probe.onnx"
             path.write_bytes(_smallest_model())
             open_file(name, path).close()
+
+
+def _require_engine_runtime(name: str) -> None:
+    try:
+        require_tensorrt(name)
+    except NotHereError as error:
+        raise NotHereError(f"{name} was asked for: {error}") from error
 
 
 def other_runs(runtime: str, options: RunOptions) -> Iterator[OtherRun]:

@@ -299,4 +299,4 @@ def _refuse_unknown(require: Collection[str], chain: Chain) -> None:
     missing = sorted(set(require) - {stage.runtime for stage in chain.stages})
     if missing:
         present = ", ".join(sorted({stage.runtime for stage in chain.stages}))
-        raise NotHereError(f"{', '.join(missing)} must run, but the chain has only {present}; add it to verify.runtimes")
+        raise NotHereError(f"{', '.join(missing)} must run, but the chain has only {present}; add it to verify.runtimes, or build an engine for it")

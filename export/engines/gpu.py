@@ -11,7 +11,8 @@ from export.errors import NotHereError
 
 REMEDY = "use a machine with an NVIDIA GPU and its driver"
 MORE_MEMORY = "free memory of the GPU, or build with a smaller export.batch.max"
-_OUT_OF_MEMORY = 2
+_OUT_OF_MEMORY, _NO_GPU = 2, frozenset({35, 100})
+"""cudaErrorMemoryAllocation; cudaErrorInsufficientDriver, which also stands for no driver, and cudaErrorNoDevice."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,10 @@ def checked(cuda: Any, function: str, *arguments: object) -> Any:
     status, *results = getattr(cuda, function)(*arguments)
     if int(status) != 0:
         _, words = cuda.cudaGetErrorString(status)
+        if int(status) in _NO_GPU:
+            raise NotHereError(f"no NVIDIA GPU is here (CUDA: {_text(words)}); {REMEDY}")
         remedy = MORE_MEMORY if int(status) == _OUT_OF_MEMORY else REMEDY
-        raise NotHereError(f"{function} of CUDA says {_text(words)!r}; {remedy}")
+        raise NotHereError(f"{function} of CUDA fails: {_text(words)}; {remedy}")
     return results[0] if len(results) == 1 else tuple(results)
 
 

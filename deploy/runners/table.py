@@ -57,9 +57,14 @@ def _onnxruntime_cuda(path: Path, options: RunOptions) -> Runner:
     return OnnxRuntimeRunner(path, "onnxruntime-cuda", optimisation=options.optimisation, threads=options.threads)
 
 
+def _onnxruntime_tensorrt(path: Path, options: RunOptions) -> Runner:
+    return OnnxRuntimeRunner(path, "onnxruntime-tensorrt", optimisation=options.optimisation)
+
+
 FILE_RUNTIMES = {
     "onnxruntime-cpu": FileRuntime("cpu", _onnxruntime_cpu, ("threads", "optimisation")),
     "onnxruntime-cuda": FileRuntime("cuda", _onnxruntime_cuda, ("optimisation",)),
+    "onnxruntime-tensorrt": FileRuntime("cuda", _onnxruntime_tensorrt),
 }
 
 ENGINE_RUNTIMES = tuple(flavour.runtime for flavour in FLAVOURS.values())

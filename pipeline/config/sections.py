@@ -315,7 +315,7 @@ class Export(Section):
 class Verify(Section):
     """What the exported model is checked on, and where."""
 
-    runtimes: tuple[Literal["onnxruntime-cpu", "onnxruntime-cuda"], ...] = ("onnxruntime-cpu",)
+    runtimes: tuple[Literal["onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt"], ...] = ("onnxruntime-cpu",)
     samples: Literal["test"] | Count = "test"
     """test: the whole test set. A number: that many of its first samples. Hostile inputs are always added."""
     batch_size: Count = 64

@@ -16,7 +16,7 @@ REMEDIES = {
     "tensorrt-rtx": "pip install tensorrt-rtx, on an NVIDIA GPU of compute capability 7.5, 8.x or 12.x",
     "onnxruntime-cpu": "pip install onnxruntime-gpu, which serves CPUs too",
     "onnxruntime-cuda": "pip install onnxruntime-gpu and nothing else of ONNX Runtime, on a machine with an NVIDIA GPU",
-    "onnxruntime-tensorrt": "the same as for onnxruntime-cuda, and TensorRT's libraries on LD_LIBRARY_PATH",
+    "onnxruntime-tensorrt": "the same as for onnxruntime-cuda, and libraries of the TensorRT that it was built for on LD_LIBRARY_PATH",
 }
 """What `--require` takes -> how to get it."""
 

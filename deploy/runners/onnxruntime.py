@@ -5,10 +5,11 @@ Takes a path; the file must stand for itself (`onnx_file`). Knows no bundle.
 
 import contextlib
 import importlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.onnx_file import checked_bytes
 from export.errors import DamagedError, NotHereError, UsageError
 
-ProviderName = Literal["onnxruntime-cpu", "onnxruntime-cuda"]
+ProviderName = Literal["onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt"]
 Optimisation = Literal["none", "basic", "extended", "all"]
 
 _LEVELS: dict[Optimisation, str] = {
@@ -49,6 +50,8 @@ class _Provider:
     device: str
     options: Mapping[str, str]
     remedy: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What its libraries must read there, for want of an option."""
 
 
 _PROVIDERS: dict[ProviderName, _Provider] = {
@@ -58,6 +61,14 @@ _PROVIDERS: dict[ProviderName, _Provider] = {
         "cuda",
         {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},  # a search by timing picks another one each time
         "it needs an NVIDIA GPU with its driver, onnxruntime-gpu, and CUDA 13 with cuDNN 9, which torch's wheels bring",
+    ),
+    "onnxruntime-tensorrt": _Provider(
+        "TensorrtExecutionProvider",
+        "cuda",
+        # Nothing is kept from one session for the next: an engine that nobody verified would serve unseen.
+        {"trt_engine_cache_enable": "0", "trt_timing_cache_enable": "0", "trt_fp16_enable": "0", "trt_bf16_enable": "0", "trt_int8_enable": "0"},
+        "it needs what onnxruntime-cuda needs, and the libraries of the TensorRT that this ONNX Runtime was built for (10 for 1.31)",
+        {"NVIDIA_TF32_OVERRIDE": "0"},
     ),
 }
 
@@ -98,6 +109,7 @@ class OnnxRuntimeRunner(Runner):
                 "graph_optimization_level": _LEVELS[self._optimisation],
                 "use_deterministic_compute": True,
                 **self._provider.options,
+                **self._provider.environment,
             },
             "threads": self._threads or "all cores",
         }
@@ -116,6 +128,7 @@ class OnnxRuntimeRunner(Runner):
         self._refuse_unless_in(runtime.get_available_providers())
         if wanted.device == "cuda":
             _load_cuda_libraries(runtime)
+        os.environ.update(wanted.environment)
         session = _session(runtime, path, self._session_options(runtime), (wanted.name, dict(wanted.options)))
         self._refuse_unless_in(session.get_providers())
         session.disable_fallback()

@@ -62,10 +62,15 @@ def _openvino_cpu(path: Path, options: RunOptions) -> Runner:
     return OpenVinoRunner(path, threads=options.threads)
 
 
+def _onnxruntime_tensorrt(path: Path, options: RunOptions) -> Runner:
+    return OnnxRuntimeRunner(path, "onnxruntime-tensorrt", optimisation=options.optimisation)
+
+
 FILE_RUNTIMES = {
     "onnxruntime-cpu": FileRuntime("cpu", _onnxruntime_cpu, ("threads", "optimisation")),
     "onnxruntime-cuda": FileRuntime("cuda", _onnxruntime_cuda, ("optimisation",)),
     "openvino-cpu": FileRuntime("cpu", _openvino_cpu, ("threads",)),
+    "onnxruntime-tensorrt": FileRuntime("cuda", _onnxruntime_tensorrt),
 }
 
 ENGINE_RUNTIMES = tuple(flavour.runtime for flavour in FLAVOURS.values())

@@ -315,7 +315,7 @@ class Export(Section):
 class Verify(Section):
     """What the exported model is checked on, and where."""
 
-    runtimes: tuple[Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino-cpu"], ...] = ("onnxruntime-cpu",)
+    runtimes: tuple[Literal["onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino-cpu"], ...] = ("onnxruntime-cpu",)
     samples: Literal["test"] | Count = "test"
     """test: the whole test set. A number: that many of its first samples. Hostile inputs are always added."""
     batch_size: Count = 64

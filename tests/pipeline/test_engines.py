@@ -1,4 +1,4 @@
-"""Engines in bundles, with the real builder of TensorRT-RTX: what a bundle holds, what its chain says, and every way in which that must not go wrong."""
+"""Engines in bundles, with the real builder of TensorRT-RTX: what a bundle holds, what its chain says, and what must not go wrong."""
 
 import dataclasses
 import json
@@ -74,9 +74,9 @@ def test_the_bundle_lists_every_engine_with_a_record_that_fits(with_engines: Pat
     assert {name for name in bundle.manifest.files if name.startswith("engines/")} == {
         f"engines/{name}.{end}" for name in names for end in ("plan", "json")
     }
-    for name, onnx in names.items():
+    for name, source in names.items():
         record = parsed_record(bundle.read(f"engines/{name}.json"), name)
-        assert (record.plan, record.onnx.name, record.onnx.sha256) == (bundle.hashes[f"engines/{name}.plan"], onnx, bundle.hashes[onnx])
+        assert (record.plan, record.onnx.name, record.onnx.sha256) == (bundle.hashes[f"engines/{name}.plan"], source, bundle.hashes[source])
         assert record.precision == name.split("-")[0]
         assert record.flags["TF32"] is False
         assert record.batches == range(1, 257)

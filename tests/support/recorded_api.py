@@ -75,7 +75,7 @@ def main(bindings: str) -> None:
             subprocess.run([sys.executable, __file__, bindings], env=environment, check=True)
             return
     sys.path.insert(0, bindings)
-    import tensorrt_bindings  # type: ignore[import-not-found]
+    import tensorrt_bindings
 
     json.dump(described(tensorrt_bindings), sys.stdout, indent=1, sort_keys=True)
     print()

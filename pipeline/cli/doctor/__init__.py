@@ -17,7 +17,7 @@ REMEDIES = {
     "onnxruntime-cpu": "pip install onnxruntime-gpu, which serves CPUs too",
     "onnxruntime-cuda": "pip install onnxruntime-gpu and nothing else of ONNX Runtime, on a machine with an NVIDIA GPU",
     "openvino-cpu": "pip install 'samegraph[openvino]'",
-    "onnxruntime-tensorrt": "the same as for onnxruntime-cuda, and TensorRT's libraries on LD_LIBRARY_PATH",
+    "onnxruntime-tensorrt": "the same as for onnxruntime-cuda, and libraries of the TensorRT that it was built for on LD_LIBRARY_PATH",
 }
 """What `--require` takes -> how to get it."""
 

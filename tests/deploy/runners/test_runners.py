@@ -269,10 +269,11 @@ class TestOnnxRuntime:
             assert np.array_equal(turned, runner.run({"image": IMAGES[::-1].copy()})["logits"])
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-    def test_listed_but_not_loadable_provider_is_refused(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("runtime", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+    def test_listed_but_not_loadable_provider_is_refused(self, runtime: str, tmp_path: Path) -> None:
         path = write_onnx(tmp_path / "model.onnx", random_weights())
-        with pytest.raises(NotHereError, match=r"onnxruntime-cuda \(all\) was asked for, .* has only CPUExecutionProvider"):
-            open_file("onnxruntime-cuda", path)
+        with pytest.raises(NotHereError, match=rf"{runtime} \(all\) was asked for, .* has only CPUExecutionProvider"):
+            open_file(runtime, path)
 
     def test_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -1,0 +1,78 @@
+"""Every network of the project in float32 and exact: the parser of TensorRT-RTX takes the file, and its builder makes an engine of it.
+
+The parser's and the builder's word only: nothing is run. Networks that are more of the same blocks, or wider, are marked slow.
+"""
+
+from functools import lru_cache
+
+import pytest
+from engines import RTX, Counts
+from exact_files import calibrated
+from graphs import DEFAULTS, rewritten
+from torchvision.models import list_models
+
+from export.exact.onnx import exact_tensorrt_onnx
+from export.fold import fold
+from export.onnx import onnx_from_graph
+from export.tensorrt.builder import Batches, Wanted, engine_from_onnx
+from export.tensorrt.float16 import float16_onnx
+from pipeline.networks import FAMILIES, NETWORKS
+
+pytest.importorskip("tensorrt_rtx", reason="not run: tensorrt-rtx is not installed")
+Shape = tuple[int, int, int]
+
+OF_A_FAMILY = {"wrn-DEPTH-WIDTH": "wrn-10-2"}
+TORCHVISION = ("resnet18", "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v2")
+"""One of each kind that this project takes; ours of the same kinds are of the same layers."""
+LARGE = frozenset(
+    {
+        *("resnet32", "resnet44", "resnet56", "resnet110", "resnet34", "resnet50", "resnet101", "vgg11", "vgg16", "wrn20", "shufflenetv2_x1_0"),
+        *("preactresnet34", "preactresnet50", "preactresnet101", "preactresnet152"),
+    }
+)
+NAMES = [*NETWORKS, *OF_A_FAMILY.values(), *(f"torchvision:{name}" for name in TORCHVISION)]
+CASES = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in NAMES]
+WANTED = Batches(1, 8, 64)
+
+
+def shape_of(name: str) -> Shape:
+    if name == "small":
+        return 1, 8, 8
+    return (3, 32, 32) if name.startswith("vgg") else (3, 48, 48) if name.startswith("torchvision") else (3, 16, 16)
+
+
+@lru_cache(maxsize=1)
+def float_file(name: str) -> bytes:
+    return onnx_from_graph(fold(rewritten(name, shape_of(name), DEFAULTS["batchnorm"]).graph.eval()), shape_of(name), {})
+
+
+def test_the_table_is_complete() -> None:
+    assert set(OF_A_FAMILY) == {family.form for family in FAMILIES}
+    assert set(NETWORKS) >= LARGE
+    assert set(TORCHVISION) <= set(list_models())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32(name: str) -> None:
+    record = engine_from_onnx(RTX, float_file(name), "model.onnx", Wanted(precision="float32", batches=WANTED), Counts()).record
+    assert record.flags["TF32"] is False
+    assert record.inputs[0].shape == [None, *shape_of(name)]
+    assert record.outputs[0].shape == [None, 10]
+    assert record.messages == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float16(name: str) -> None:
+    wanted = Wanted(precision="float16", batches=WANTED)
+    record = engine_from_onnx(RTX, float16_onnx(float_file(name)), "model.float16.onnx", wanted, Counts()).record
+    assert record.flags["TF32"] is False
+    assert record.messages == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_exact(name: str) -> None:
+    content = exact_tensorrt_onnx(calibrated(name, shape_of(name)), shape_of(name), 10, {})
+    record = engine_from_onnx(RTX, content, "model.exact.trt.onnx", Wanted(precision="exact", batches=WANTED), Counts()).record
+    assert record.flags["TF32"] is False
+    assert record.outputs[0].shape == [None, 10]
+    assert record.messages == []

@@ -3,6 +3,7 @@
 Takes a folded graph and the facts to write into the file; returns the file's bytes. The same graph gives the same bytes.
 """
 
+import ast
 import contextlib
 import io
 import json
@@ -18,6 +19,10 @@ from torch.fx import GraphModule
 OPSET = 20
 IR_VERSION = 10
 INPUT, OUTPUT = "image", "logits"
+LAYER = "layer"
+"""The one note that every node keeps: the module of the network that it belongs to."""
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_FREE_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 PLAIN_OPERATIONS = frozenset(
     {
         "Add",
@@ -67,17 +72,26 @@ def class_metadata(classes: tuple[str, ...]) -> str:
     return json.dumps(list(classes), ensure_ascii=False)
 
 
+def program_of(folded: GraphModule, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
+    """The program that the exporter makes of a folded graph: its nodes have the names of the tensors in the file."""
+    with _quiet():
+        return torch.export.export(folded, (_example(folded, image_shape),), dynamic_shapes=_FREE_BATCH)
+
+
+def _example(folded: GraphModule, image_shape: tuple[int, int, int]) -> torch.Tensor:
+    return torch.zeros((2, *image_shape), dtype=torch.uint8, device=_device(folded))
+
+
 def _exported(folded: GraphModule, image_shape: tuple[int, int, int]) -> ir.Model:
-    example = torch.zeros((2, *image_shape), dtype=torch.uint8, device=_device(folded))
     with _quiet():
         program = torch.onnx.export(
             folded,
-            (example,),
+            (_example(folded, image_shape),),
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=_FREE_BATCH,
             external_data=False,
             verbose=False,
         )
@@ -103,7 +117,7 @@ def _device(folded: GraphModule) -> torch.device:
 
 
 def _strip_traces_of_the_machine(program: ir.Model) -> None:
-    """The exporter notes source paths and stack traces on every node and value; none of them belongs to the function."""
+    """The exporter notes source paths and stack traces on every node and value; of them only a node's place in the network stays."""
     program.producer_name, program.producer_version = "samegraph", None
     program.doc_string = None
     program.metadata_props.clear()
@@ -114,10 +128,19 @@ def _strip_traces_of_the_machine(program: ir.Model) -> None:
     for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:
         value.metadata_props.clear()
     for node in ir.traversal.RecursiveGraphIterator(graph):
+        layer = _layer(node)
         node.metadata_props.clear()
+        if layer:
+            node.metadata_props[LAYER] = layer
         node.doc_string = None
         for output in node.outputs:
             output.metadata_props.clear()
+
+
+def _layer(node: ir.Node) -> str:
+    """The innermost module whose code the node came from; the last scope is the node itself."""
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    return str(scopes[-2]) if len(scopes) > 1 else ""
 
 
 class NotFoldedError(Exception):

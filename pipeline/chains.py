@@ -23,10 +23,12 @@ from export.errors import NotHereError
 from export.exact.rewrite import GridGraph
 from export.fold import fold
 from export.onnx import require_folded_form
+from pipeline.cutting import File, Folded, Graph, between_files, between_graphs, exact_graph_to_file, file_to_runtime, graph_to_file
 
 TRAINING, EVALUATION, FOLDED, FILE = "training graph", "evaluation graph", "folded graph", "ONNX file"
 REFERENCE = "float64 evaluation"
 EXACT = "exact"
+_PLAIN, _ALL = RunOptions(optimisation="none"), RunOptions()
 TENSORRT_FILE = "exact ONNX file for TensorRT"
 
 
@@ -64,6 +66,16 @@ class Place:
             variants=torch_variants(self.device, opened),
         )
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of one image."""
+        channels, height, width = (int(size or 0) for size in self.input.shape[1:])
+        return channels, height, width
+
+    def cuttable(self, module: GraphModule, *, gradients: bool = False) -> Graph:
+        """A graph on the device that can be run up to one of its nodes."""
+        return Graph(module, self.device, self.input, gradients)
+
     def reference(self, name: str, module: nn.Module) -> Stage:
         """A folded module in float64, on the CPU."""
 
@@ -79,6 +91,10 @@ class FileForm:
 
     path: Path
     folded_form: bool
+
+    def cuttable(self, runtime: str, options: RunOptions = _ALL) -> File:
+        """The file in a runtime, to be run up to one of its tensors."""
+        return File(self.path, runtime, options)
 
     def stage(self, name: str, runtime: str, options: RunOptions, required: Requirement) -> Stage:
         def opened(options: RunOptions) -> Runner:
@@ -103,6 +119,8 @@ def float_chain(place: Place, graph: GraphModule, folded: GraphModule, model: Pa
     for part in training_only_parts(training).values():
         part.active = False
     file = FileForm(model, folded_form=True)
+    to_folded = between_graphs(place.cuttable(evaluation), place.cuttable(folded))
+    trained, plain = Folded(fold(graph), place.image_shape), file.cuttable("onnxruntime-cpu", _PLAIN)
     runtimes = [file.stage(f"{runtime}, all optimisations", runtime, RunOptions(), "budget") for runtime in place.runtimes]
     return Chain(
         stages=(
@@ -113,10 +131,10 @@ def float_chain(place: Place, graph: GraphModule, folded: GraphModule, model: Pa
             *runtimes,
         ),
         links=(
-            Link(TRAINING, EVALUATION, "bitwise"),
-            Link(EVALUATION, FOLDED, "bitwise" if folded_here else "budget"),
-            Link(FOLDED, FILE, "budget"),
-            *(Link(FILE, stage.name, "budget") for stage in runtimes),
+            Link(TRAINING, EVALUATION, "bitwise", places=between_graphs(place.cuttable(training, gradients=True), place.cuttable(evaluation))),
+            Link(EVALUATION, FOLDED, "bitwise", places=to_folded) if folded_here else Link(EVALUATION, FOLDED, "budget"),
+            Link(FOLDED, FILE, "budget", places=graph_to_file(trained, Folded(folded, place.image_shape), plain)),
+            *(Link(FILE, stage.name, "budget", places=file_to_runtime(trained, plain, file.cuttable(stage.runtime))) for stage in runtimes),
         ),
         # The function is that of the training weights: a stored fold that strays from them must not move the mark.
         reference=place.reference(REFERENCE, fold(graph)),
@@ -140,6 +158,7 @@ def exact_chain(place: Place, forms: ExactForms) -> Chain:
     """The same bits from the training graph to every runtime; there is no budget in it."""
     training, evaluation = copy.deepcopy(forms.grid.graph).train(), copy.deepcopy(forms.grid.graph).eval()
     file, other_file = FileForm(forms.model, folded_form=False), FileForm(forms.tensorrt_model, folded_form=False)
+    plain = file.cuttable("onnxruntime-cpu", _PLAIN)
     names = [f"{EXACT} {name}" for name in (TRAINING, EVALUATION, FOLDED, FILE)]
     runtimes = [file.stage(f"{EXACT} {runtime}, all optimisations", runtime, RunOptions(), "bitwise") for runtime in place.runtimes]
     first, second, third, fourth = names
@@ -155,11 +174,11 @@ def exact_chain(place: Place, forms: ExactForms) -> Chain:
             other_file.stage(TENSORRT_FILE, "onnxruntime-cpu", RunOptions(optimisation="none"), "bitwise"),
         ),
         links=(
-            Link(first, second, "bitwise"),
-            Link(second, third, "bitwise"),
-            Link(third, fourth, "bitwise"),
-            *(Link(fourth, stage.name, "bitwise") for stage in runtimes),
-            Link(fourth, TENSORRT_FILE, "bitwise"),
+            Link(first, second, "bitwise", places=between_graphs(place.cuttable(training, gradients=True), place.cuttable(evaluation))),
+            Link(second, third, "bitwise", places=between_graphs(place.cuttable(evaluation), place.cuttable(forms.folded))),
+            Link(third, fourth, "bitwise", places=exact_graph_to_file(place.cuttable(forms.folded), plain)),
+            *(Link(fourth, stage.name, "bitwise", places=between_files(plain, file.cuttable(stage.runtime))) for stage in runtimes),
+            Link(fourth, TENSORRT_FILE, "bitwise", places=between_files(plain, other_file.cuttable("onnxruntime-cpu", _PLAIN))),
         ),
         reference=place.reference(f"{EXACT} {REFERENCE}", forms.folded),
         training=third,

@@ -5,7 +5,7 @@ Takes stages (anything that opens as a `Runner`), links between them, and batche
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deploy.runners.base import Runner
 from deploy.verify.budget import Budget, ErrorMeter, Precision, TopOneMeter, budget
@@ -14,6 +14,7 @@ from deploy.verify.environment import environment
 from deploy.verify.interruption import noted_interruption
 from deploy.verify.invariance import InvarianceMeter, Variant, not_run
 from deploy.verify.judging import Evidence, Side, judged
+from deploy.verify.place import Places, find_place
 from deploy.verify.samples import SampleHash
 from deploy.verify.tolerance import Tolerance, ToleranceMeter
 from deploy.verify.verdict import (
@@ -26,6 +27,7 @@ from deploy.verify.verdict import (
     Verdict,
     one_line,
 )
+from deploy.verify.worst import WorstMeter
 from export.errors import NotHereError, SamegraphError
 
 Batches = Callable[[], Iterable[Arrays]]
@@ -60,6 +62,8 @@ class Link:
     required: Requirement
     tolerance: Tolerance | None = None
     """Stated exactly where a tolerance is required."""
+    places: Callable[[Arrays], Places] | None = None
+    """How the two are cut, so that a failure's place can be found on a batch; None where they cannot be."""
 
     def __post_init__(self) -> None:
         if (self.required == "tolerance") != (self.tolerance is not None):
@@ -120,7 +124,32 @@ def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collec
                 course.step(batch)
                 if interruption.asked:
                     break
-        return course.verdict(record, interrupted=interruption.asked)
+        verdict = course.verdict(record, interrupted=interruption.asked)
+    return verdict if interruption.asked else _placed(verdict, chain, batches)
+
+
+def _placed(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
+    """The verdict, with the place where each failed link begins to fail."""
+    links = [_with_place(found, link, batches) for found, link in zip(verdict.links, chain.links, strict=True)]
+    return replace(verdict, links=tuple(links))
+
+
+def _with_place(found: LinkVerdict, link: Link, batches: Batches) -> LinkVerdict:
+    if found.status != "failed" or link.places is None or not found.worst:
+        return found
+    sample = found.worst[0].sample
+    batch = batch_with(batches(), sample)
+    return replace(found, place=find_place(link.places(batch), sample))
+
+
+def batch_with(batches: Iterable[Arrays], sample: int) -> Arrays:
+    """The batch that holds a sample, counted over all of them."""
+    for batch in batches:
+        number = max((len(rows) for rows in batch.values()), default=0)
+        if sample < number:
+            return batch
+        sample -= number
+    raise ValueError(f"there is no sample {sample} more")
 
 
 class _RunningStage:
@@ -173,6 +202,7 @@ class _RunningLink:
         self.comparator = Comparator()
         self.top_one = TopOneMeter()
         self.beyond = ToleranceMeter(link.tolerance) if link.tolerance else None
+        self.worst = WorstMeter()
 
     def update(self, outputs: Mapping[str, Arrays | None], scores: Arrays | None) -> None:
         """`scores` say how far apart two classes are: those in float64, or the link's own first stage's."""
@@ -180,6 +210,7 @@ class _RunningLink:
         if a is None or b is None:
             return
         self.comparator.update(a, b)
+        self.worst.update(a, b)
         if scores is not None:
             self.top_one.update(scores, a, b)
         if self.beyond is not None:
@@ -264,6 +295,8 @@ class _Course:
             ties=top_one.num_ties,
             changes=top_one.changes,
             first_difference=comparison.first_difference,
+            worst=running.worst.result,
+            place=None,
         )
 
     def _evidence(self, running: _RunningLink) -> Evidence:

@@ -16,9 +16,11 @@ from deploy.runners.base import Runner, TensorSpec
 from deploy.runners.renamed import RenamedRunner
 from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
 from deploy.verify.compare import Arrays
-from deploy.verify.forms import Form, Recorded, form_of
+from deploy.verify.cuts import Cut, CutPlaces
+from deploy.verify.forms import Form, Model, Recorded, form_of
 from deploy.verify.given import Given, samples_for
 from deploy.verify.invariance import Variant
+from deploy.verify.place import Pairing, Places, paired
 from deploy.verify.selection import selected
 from deploy.verify.tolerance import Tolerance
 from deploy.verify.verdict import Requirement, Verdict
@@ -116,7 +118,8 @@ class _Matched:
         first = self._stage(REFERENCE, self._reference, self._reference.runtimes(())[0])
         names = self._candidate.runtimes(self._pair.runtimes)
         others = [self._stage(CANDIDATE if len(names) == 1 else f"{CANDIDATE}, {name}", self._candidate, name) for name in names]
-        links = tuple(Link(REFERENCE, stage.name, self._required, self._pair.tolerance) for stage in others)
+        places = {stage.name: self._places(stage.runtime, with_budget=float64 is not None) for stage in others}
+        links = tuple(Link(REFERENCE, stage.name, self._required, self._pair.tolerance, places[stage.name]) for stage in others)
         return Chain(stages=(first, *others), links=links, reference=float64, training=REFERENCE, doubtful=True)
 
     @property
@@ -137,6 +140,26 @@ class _Matched:
             invariance_tolerance=None if variants is None else self._pair.tolerance,
             variants=tuple(_renamed(variant, names) for variant in variants or ()),
         )
+
+    def _places(self, runtime: str, *, with_budget: bool) -> Callable[[Arrays], Places] | None:
+        """How both are cut at tensors that are the same by name, layer or order; recordings have none."""
+        ours, theirs = self._reference, self._candidate
+        if not isinstance(ours, Model) or not isinstance(theirs, Model):
+            return None
+
+        def places(batch: Arrays) -> Places:
+            return CutPlaces(
+                found=paired(ours.contents.points, theirs.contents.points),
+                batch=batch,
+                before=_cut_of_reference(ours, float64=False),
+                after=_cut_of_candidate(theirs, runtime, self._pair.names),
+                float64=_cut_of_reference(ours, float64=True) if with_budget else None,
+                required=self._required,
+                tolerance=self._pair.tolerance,
+                doubtful=True,
+            )
+
+        return places
 
     def _refuse_unknown_names(self) -> None:
         for ours, theirs in self._pair.names.items():
@@ -171,6 +194,22 @@ class _Matched:
         here = next((name for name in one if name not in other), one[0] if one else "A")
         there = next((name for name in other if name not in one), other[0] if other else "B")
         return UsageError(f"the {what} are {one} and {other}; names must match: say which belong together, as in --map {here}={there}")
+
+
+def _cut_of_reference(form: Model, *, float64: bool) -> Cut:
+    def opened(pairing: Pairing) -> Runner:
+        return form.open_until(pairing.before, form.runtimes(())[0], float64=float64)
+
+    return Cut(open=opened, precision="float64" if float64 else form.precision, output=lambda pairing: pairing.before)
+
+
+def _cut_of_candidate(form: Model, runtime: str, names: Mapping[str, str]) -> Cut:
+    inputs = {own: theirs for own, theirs in names.items() if any(spec.name == theirs for spec in form.inputs or ())}
+
+    def opened(pairing: Pairing) -> Runner:
+        return RenamedRunner(form.open_until(pairing.point.name, runtime, float64=False), inputs)
+
+    return Cut(open=opened, precision=form.precision, output=lambda pairing: pairing.point.name)
 
 
 def _common(one: TensorSpec, other: TensorSpec, name: str, other_name: str) -> TensorSpec:

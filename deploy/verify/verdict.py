@@ -21,6 +21,52 @@ Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlaceInput:
+    """A tensor that the one at a place is computed from."""
+
+    tensor: str
+    max_abs: float
+    error: float | None
+    allowed: float | None
+    inside: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a link begins to fail: the first tensor outside what is allowed whose inputs are inside."""
+
+    tensor: str
+    """As the link's second stage calls it."""
+    reference_tensor: str
+    """As its first stage calls it."""
+    operation: str
+    layer: str
+    """The module of the network, where that is known."""
+    reason: str
+    max_abs: float
+    error: float | None
+    """The largest distance from float64, where the link has a budget."""
+    allowed: float | None
+    inputs: tuple[PlaceInput, ...]
+    worst_sample: int
+    runs: int
+    """How many tensors were tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstSample:
+    """A sample on which the two stages of a link are farthest apart."""
+
+    sample: int
+    output: str
+    max_abs: float
+    """Infinite where only one side has a number."""
+    before: tuple[tuple[int, float], ...]
+    """The classes with the highest scores at the first stage, highest first; none where the output has no classes."""
+    after: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LinkVerdict:
     """Whether two neighbouring stages are the same function; `runtime` and `device` are those of the second."""
 
@@ -47,6 +93,10 @@ class LinkVerdict:
     changes: tuple[TopOneChange, ...]
     """Some of the samples whose first class changed, those with the widest margins."""
     first_difference: FirstDifference | None
+    worst: tuple[WorstSample, ...]
+    """Farthest apart first; none where all bits are equal."""
+    place: Place | None
+    """Looked for where the link failed and both stages can be cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +201,18 @@ def failure_sentence(verdict: Verdict) -> str:
     first, others = verdict.failed[0], len(verdict.failed) - 1
     place = f"{first.from_} -> {first.to}" if isinstance(first, LinkVerdict) else f"{first.check} of {first.stage}"
     more = f"; and {others} more failed" if others else ""
-    return f"{place} failed: {first.reason}{more}"
+    return f"{place} failed: {first.reason}{_place_in_words(first)}{more}"
+
+
+def place_words(place: Place) -> str:
+    """Where it is, in a few words."""
+    layer = f" of {place.layer}" if place.layer else ""
+    return f"{place.operation}{layer} ({place.tensor})"
+
+
+def _place_in_words(failed: LinkVerdict | InvarianceVerdict) -> str:
+    place = failed.place if isinstance(failed, LinkVerdict) else None
+    return f"; it begins at {place_words(place)}" if place else ""
 
 
 def figures(comparison: Comparison) -> str:

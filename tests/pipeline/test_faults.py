@@ -69,6 +69,7 @@ def test_a_bias_that_is_off_by_a_thousandth(verify: Run, bundle: Path) -> None:
     done = verify()
     assert done.code == 3
     assert "folded graph -> ONNX file failed" in done.error
+    assert "it begins at Gemm of network.classifier (logits)" in done.error
 
 
 def test_two_classes_swapped(verify: Run, bundle: Path) -> None:
@@ -106,6 +107,7 @@ def test_one_weight_rounded_through_bfloat16_breaks_the_bits_of_the_fold(verify:
     done = verify()
     assert done.code == 3
     assert "evaluation graph -> folded graph failed: required bitwise" in done.error
+    assert "it begins at Conv2d of network.conv1 (network_conv1)" in done.error
 
 
 def test_a_single_bit_of_a_folded_weight(verify: Run, bundle: Path) -> None:

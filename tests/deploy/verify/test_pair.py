@@ -87,6 +87,36 @@ def test_a_layer_that_is_twice_as_large_is_outside(files: Path, tmp_path: Path) 
     verdict = verified(files, "net.pt2", str(tmp_path / "wrong.onnx"))
     assert (verdict.word, only_link(verdict).observed) == ("fail", "outside")
     assert "the budget is" in only_link(verdict).reason
+    place = only_link(verdict).place
+    assert place is not None
+    assert (place.operation, place.layer, [each.inside for each in place.inputs]) == ("Conv", "second", [True])
+    assert "it begins at Conv of second (" in failure_sentence(verdict)
+
+
+def wrong_sum(model: onnx.ModelProto) -> None:
+    """The join subtracts."""
+    next(node for node in model.graph.node if node.op_type == "Add").op_type = "Sub"
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["names kept", "inner names changed"])
+def test_the_place_in_two_onnx_files(files: Path, tmp_path: Path, renamed: bool) -> None:
+    model = onnx.load(files / "net.onnx")
+    wrong_sum(model)
+    if renamed:
+        names = {output: f"inner_{number}" for number, node in enumerate(model.graph.node) for output in node.output if output != "linear"}
+        for node in model.graph.node:
+            node.input[:] = [names.get(each, each) for each in node.input]
+            node.output[:] = [names.get(each, each) for each in node.output]
+            del node.metadata_props[:]
+        del model.graph.value_info[:]
+        next(node for node in model.graph.node if node.op_type == "Sub").op_type = "Add"  # so that the orders are alike; the weights tell them apart
+        weight = next(each for each in model.graph.initializer if each.name == "second.weight")
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+    onnx.save(model, tmp_path / "wrong.onnx")
+    place = only_link(verified(files, "net.onnx", str(tmp_path / "wrong.onnx"))).place
+    assert place is not None
+    assert place.operation == ("Conv" if renamed else "Sub")
+    assert {each.inside for each in place.inputs} == {True}
 
 
 def test_a_bundle_stands_for_its_model(bundle: Path) -> None:

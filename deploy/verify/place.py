@@ -1,0 +1,169 @@
+"""Where a link that failed begins to fail: the first tensor outside what is allowed whose inputs are all inside.
+
+Takes a graph's inner tensors and a way to run both stages up to one of them. Each tensor is the end of a run of its own, so
+that a runtime optimises the graph in front of it as it optimises the whole.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from deploy.runners.cut import Point
+from deploy.verify.budget import Budget
+from deploy.verify.verdict import LinkVerdict, Place, PlaceInput, StageErrors
+
+Found = tuple[LinkVerdict, StageErrors | None]
+"""A link at one tensor, and how far its second stage is from float64 there."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """One tensor that both stages compute."""
+
+    point: Point
+    """As the second stage has it; its inputs are the nearest tensors that both have."""
+    before: str
+    """What the first stage calls it."""
+
+
+class Places(ABC):
+    """How the two stages of a link are cut."""
+
+    @abstractmethod
+    def pairings(self) -> Sequence[Pairing]:
+        """The tensors that both compute, in the order of the second stage."""
+
+    @abstractmethod
+    def at(self, pairing: Pairing) -> Found | None:
+        """The link as it is at one of them, on a batch that fails; None where it cannot be run there."""
+
+
+def find_place(places: Places, worst_sample: int) -> Place | None:
+    """The place, or None where no tensor could be compared."""
+    search = _Search(places, places.pairings())
+    guilty = search.guilty()
+    if guilty is None:
+        return search.behind_the_last(worst_sample)
+    return search.described(guilty, worst_sample)
+
+
+class _Search:
+    """One search, and what it has seen."""
+
+    def __init__(self, places: Places, pairings: Sequence[Pairing]) -> None:
+        self._places = places
+        self._pairings = {each.point.name: each for each in pairings}
+        self._names = list(self._pairings)
+        self._seen: dict[str, Found | None] = {}
+
+    def guilty(self) -> str | None:
+        """Halve the graph until a failing tensor stands right behind one that does not fail, then follow failing inputs."""
+        low, high = -1, self._last_comparable()
+        if high < 0 or not self._fails(self._names[high]):
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._fails(self._names[middle]):
+                high = middle
+            else:
+                low = middle
+        return self._followed_back(self._names[high])
+
+    def described(self, name: str, worst_sample: int) -> Place:
+        pairing = self._pairings[name]
+        link, errors = self._known(name)
+        return Place(
+            tensor=name,
+            reference_tensor=pairing.before,
+            operation=pairing.point.operation,
+            layer=pairing.point.layer,
+            reason=link.reason,
+            max_abs=link.max_abs,
+            error=errors.max if errors else None,
+            allowed=_allowed(link.budget),
+            inputs=tuple(self._input(each) for each in pairing.point.inputs if self._at(each) is not None),
+            worst_sample=worst_sample,
+            runs=len(self._seen),
+        )
+
+    def behind_the_last(self, worst_sample: int) -> Place | None:
+        """Everything that could be compared is inside: what differs comes behind it."""
+        inside = [name for name in self._names if self._seen.get(name) is not None]
+        if not inside:
+            return None
+        described = self.described(inside[-1], worst_sample)
+        return replace(described, reason="every tensor that both stages have is inside up to here: what differs comes behind it")
+
+    def _last_comparable(self) -> int:
+        places = range(len(self._names) - 1, -1, -1)
+        return next((place for place in places if self._at(self._names[place]) is not None), -1)
+
+    def _followed_back(self, name: str) -> str:
+        """Halving takes for granted that what fails goes on failing; an input that fails shows that it did not."""
+        followed = {name}
+        while failing := [each for each in self._pairings[name].point.inputs if each not in followed and self._fails(each)]:
+            name = failing[0]
+            followed.add(name)
+        return name
+
+    def _fails(self, name: str) -> bool:
+        found = self._at(name)
+        return found is not None and found[0].status == "failed"
+
+    def _known(self, name: str) -> Found:
+        found = self._at(name)
+        assert found is not None
+        return found
+
+    def _at(self, name: str) -> Found | None:
+        """What was compared there; where shapes or dtypes differ, nothing was, and the two are not the same tensor."""
+        if name not in self._seen:
+            found = self._places.at(self._pairings[name])
+            self._seen[name] = found if found is not None and found[0].outputs else None
+        return self._seen[name]
+
+    def _input(self, name: str) -> PlaceInput:
+        link, errors = self._known(name)
+        inside = link.status == "passed"
+        return PlaceInput(tensor=name, max_abs=link.max_abs, error=errors.max if errors else None, allowed=_allowed(link.budget), inside=inside)
+
+
+def paired(ours: Sequence[Point], theirs: Sequence[Point]) -> list[Pairing]:
+    """Which inner tensors of two graphs are the same, as far as their names, layers and operations tell."""
+    found = _by_name(ours, theirs)
+    found |= {name: before for name, before in _by_layer(ours, theirs).items() if name not in found and before not in found.values()}
+    if 2 * len(found) < len(theirs) and [each.operation for each in ours] == [each.operation for each in theirs]:
+        found = {b.name: a.name for a, b in zip(ours, theirs, strict=True)}
+    return pairings_of(theirs, found)
+
+
+def pairings_of(theirs: Sequence[Point], found: Mapping[str, str]) -> list[Pairing]:
+    """The tensors that are in `found`, which says what the first stage calls them."""
+    nearest = _nearest(theirs, found)
+    inputs = {point.name: tuple(dict.fromkeys(name for each in point.inputs for name in nearest.get(each, ()))) for point in theirs}
+    return [Pairing(replace(point, inputs=inputs[point.name]), found[point.name]) for point in theirs if point.name in found]
+
+
+def _by_name(ours: Sequence[Point], theirs: Sequence[Point]) -> dict[str, str]:
+    layers = {point.name: point.layer for point in ours}
+    alike = [point.name for point in theirs if point.name in layers and (not point.layer or layers[point.name] in ("", point.layer))]
+    return {name: name for name in alike}
+
+
+def _by_layer(ours: Sequence[Point], theirs: Sequence[Point]) -> dict[str, str]:
+    """The last tensor of each module of the network that both graphs know."""
+    last_ours, last_theirs = ({point.layer: point.name for point in points if point.layer} for points in (ours, theirs))
+    return {name: last_ours[layer] for layer, name in last_theirs.items() if layer in last_ours}
+
+
+def _nearest(points: Sequence[Point], kept: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """For each tensor the kept ones that it is computed from, with nothing kept in between; a kept one is its own."""
+    nearest: dict[str, tuple[str, ...]] = {}
+    for point in points:
+        before = dict.fromkeys(name for each in point.inputs for name in nearest.get(each, ()))
+        nearest[point.name] = (point.name,) if point.name in kept else tuple(before)
+    return nearest
+
+
+def _allowed(budget: Budget | None) -> float | None:
+    return budget.max if budget else None

@@ -35,6 +35,8 @@ _DTYPES = {
 }
 
 
+_NO_TENSORRT = "install TensorRT libraries"
+"""What ONNX Runtime says where its TensorRT provider finds none; every other provider it leaves out in silence."""
 OF_SHAPES = frozenset(
     {
         *("Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Greater", "Identity", "Less", "Max"),
@@ -129,7 +131,12 @@ class OnnxRuntimeRunner(Runner):
         if wanted.device == "cuda":
             _load_cuda_libraries(runtime)
         os.environ.update(wanted.environment)
-        session = _session(runtime, path, self._session_options(runtime), (wanted.name, dict(wanted.options)))
+        try:
+            session = _session(runtime, path, self._session_options(runtime), (wanted.name, dict(wanted.options)))
+        except RuntimeError as error:
+            if _NO_TENSORRT not in str(error):
+                raise
+            raise NotHereError(f"{self.name} was asked for, the libraries of TensorRT are not here; {wanted.remedy}") from error
         self._refuse_unless_in(session.get_providers())
         session.disable_fallback()
         return session

@@ -87,8 +87,15 @@ def main() -> int:
     write_file(options.out, json_bytes(result))
     for reason in missing:
         print(f"not run: {reason}")
-    print(f"{'FAILED: ' + ', '.join(failed) if failed else 'all that ran holds'}; {options.out}")
+    print(f"{_ending(failed, parts)}; {options.out}")
     return 3 if failed else 0
+
+
+def _ending(failed: list[str], parts: Mapping[str, Json]) -> str:
+    if failed:
+        return f"FAILED: {', '.join(failed)}"
+    ran = any(part.get("measured") or part.get("flavours") for part in parts.values())
+    return "all that ran holds" if ran else "nothing could be run or measured here"
 
 
 def _gpu() -> JsonValue:

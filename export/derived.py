@@ -1,11 +1,12 @@
-"""Layers whose weight and bias are computed from other parameters, and the parts of a graph that exist in training only.
+"""Layers whose weight and bias are computed from other parameters, the parts that exist in training only, and those that cannot fold.
 
 A derived layer runs the plain operation on `derivation()`; folding stores what `derivation()` returns. It is one function,
 so the folded graph has the bits of the training graph. Nothing here knows which method a derivation belongs to.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -129,6 +130,29 @@ class TrainingOnly(nn.Module, ABC):
         """What it does, in a few words for the report."""
 
 
+class NotFoldable(nn.Module, ABC):
+    """A layer that computes what no plain layer can, in training and deployment alike: it is exported as it is, and the report says so."""
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """What it does, in a few words for the report."""
+
+    @abstractmethod
+    def written_out(self) -> nn.Module:
+        """The same function in the operations that a file gets, with sums that every runtime rounds about as well as PyTorch does."""
+
+    @property
+    @abstractmethod
+    def onnx_operations(self) -> Counter[str]:
+        """The operations beyond those of plain layers that `written_out` becomes, and how many of each."""
+
+
+def not_foldable_parts(graph: nn.Module) -> dict[str, NotFoldable]:
+    """The parts of a graph that are deployed as they are, by name."""
+    return {name: part for name, part in graph.named_modules() if isinstance(part, NotFoldable)}
+
+
 def training_only_parts(graph: nn.Module) -> dict[str, TrainingOnly]:
     """The parts of a graph that exist in training only, by name."""
     return {name: part for name, part in graph.named_modules() if isinstance(part, TrainingOnly)}
@@ -137,7 +161,14 @@ def training_only_parts(graph: nn.Module) -> dict[str, TrainingOnly]:
 @contextmanager
 def training_only_parts_off(graph: nn.Module) -> Iterator[None]:
     """Switch every training-only part off for a while; the graph stays in the mode it is in."""
-    parts = training_only_parts(graph).values()
+    with parts_off(training_only_parts(graph).values()):
+        yield
+
+
+@contextmanager
+def parts_off(parts: Iterable[TrainingOnly]) -> Iterator[None]:
+    """Switch these parts off for a while."""
+    parts = list(parts)
     before = [part.active for part in parts]
     for part in parts:
         part.active = False

@@ -1,4 +1,4 @@
-"""The two layers that a traced graph has beside PyTorch's own: pixels to network input, and the mean over an image.
+"""The layers that a graph has beside PyTorch's own: pixels to network input, the mean over an image, a scalar that is added.
 
 They stand here and not with the tracer, because fold, grid and exporter meet them too.
 """
@@ -27,3 +27,14 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.mean(3, keepdim=True).mean(2, keepdim=True)
+
+
+class ScalarBias(nn.Module):
+    """x + b with one learned b, where no layer's own bias is the same: in front of zero padding, or of a ReLU behind anything but a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.bias

@@ -5,16 +5,21 @@ Takes a folded graph and the facts to write into the file; returns the file's by
 
 import ast
 import contextlib
+import copy
 import io
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
 import torch
+from torch import nn
 from torch.fx import GraphModule
+
+from export.derived import not_foldable_parts
 
 OPSET = 20
 IR_VERSION = 10
@@ -57,14 +62,22 @@ PLAIN_OPERATIONS = frozenset(
 
 def onnx_from_graph(folded: GraphModule, image_shape: tuple[int, int, int], metadata: Mapping[str, str]) -> bytes:
     """The folded graph as an ONNX file with a dynamic batch."""
-    program = _exported(folded, image_shape)
+    program = _exported(_written_out(folded), image_shape)
     _strip_traces_of_the_machine(program)
     program.metadata_props.update(sorted(metadata.items()))
     program.ir_version = IR_VERSION
     proto = ir.to_proto(program)
     onnx.checker.check_model(proto, full_check=True)
-    require_folded_form(proto)
+    require_folded_form(proto, operations_beyond_plain(folded))
     return proto.SerializeToString(deterministic=True)
+
+
+def _written_out(folded: GraphModule) -> GraphModule:
+    """A copy whose layers that cannot fold are in the operations of a file."""
+    copied = copy.deepcopy(folded)
+    for name, part in not_foldable_parts(copied).items():
+        copied.set_submodule(name, part.written_out())
+    return copied
 
 
 def class_metadata(classes: tuple[str, ...]) -> str:
@@ -75,7 +88,7 @@ def class_metadata(classes: tuple[str, ...]) -> str:
 def program_of(folded: GraphModule, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
     """The program that the exporter makes of a folded graph: its nodes have the names of the tensors in the file."""
     with _quiet():
-        return torch.export.export(folded, (_example(folded, image_shape),), dynamic_shapes=_FREE_BATCH)
+        return torch.export.export(_written_out(folded), (_example(folded, image_shape),), dynamic_shapes=_FREE_BATCH)
 
 
 def _example(folded: GraphModule, image_shape: tuple[int, int, int]) -> torch.Tensor:
@@ -147,20 +160,29 @@ class NotFoldedError(Exception):
     """An ONNX graph that a folded network cannot have."""
 
 
-def require_folded_form(proto: onnx.ModelProto) -> None:
-    """Raise where a file is not of the form that every exported file has."""
-    foreign = sorted({node.op_type for node in proto.graph.node} - PLAIN_OPERATIONS)
+def operations_beyond_plain(graph: nn.Module) -> Counter[str]:
+    """What the file of this very graph may hold besides plain layers: what its layers that cannot fold say they become."""
+    return sum((part.onnx_operations for part in not_foldable_parts(graph).values()), Counter())
+
+
+_NOTHING: Counter[str] = Counter()
+
+
+def require_folded_form(proto: onnx.ModelProto, beyond_plain: Counter[str] = _NOTHING) -> None:
+    """Raise where a file is not of the form that every exported file has. Of what is `beyond_plain` there may be so many, and no more."""
+    found = Counter(node.op_type for node in proto.graph.node if node.op_type not in PLAIN_OPERATIONS)
+    foreign = sorted(found - beyond_plain)
     domains = sorted({each.domain for each in proto.opset_import} - {""})
     if foreign or domains or proto.functions:
         raise NotFoldedError(f"the graph holds more than plain layers: operations {foreign}, domains {domains}")
     ends = [*proto.graph.input, *proto.graph.output]
     if free := [each.name for each in ends if not all(size.dim_value for size in each.type.tensor_type.shape.dim[1:])]:
         raise NotFoldedError(f"the shape of {', '.join(free)} has a free size behind the batch")
-    found = (
+    form = (
         [each.name for each in proto.graph.input],
         [each.name for each in proto.graph.output],
         [each.version for each in proto.opset_import],
         proto.ir_version,
     )
-    if found != ([INPUT], [OUTPUT], [OPSET], IR_VERSION):
-        raise NotFoldedError(f"inputs, outputs, opset and IR are {found}; expected ([{INPUT!r}], [{OUTPUT!r}], [{OPSET}], {IR_VERSION})")
+    if form != ([INPUT], [OUTPUT], [OPSET], IR_VERSION):
+        raise NotFoldedError(f"inputs, outputs, opset and IR are {form}; expected ([{INPUT!r}], [{OUTPUT!r}], [{OPSET}], {IR_VERSION})")

@@ -4,6 +4,7 @@ Takes graphs and files that were rebuilt or checked; how a link is compared is d
 """
 
 import copy
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from export.derived import training_only_parts
 from export.errors import NotHereError
 from export.exact.rewrite import GridGraph
 from export.fold import fold
-from export.onnx import require_folded_form
+from export.onnx import operations_beyond_plain, require_folded_form
 from pipeline.cutting import File, Folded, Graph, between_files, between_graphs, exact_graph_to_file, file_to_runtime, graph_to_file
+from pipeline.methods.statistics import is_frozen
 
 TRAINING, EVALUATION, FOLDED, FILE = "training graph", "evaluation graph", "folded graph", "ONNX file"
 REFERENCE = "float64 evaluation"
@@ -87,10 +89,11 @@ class Place:
 
 @dataclass(frozen=True)
 class FileForm:
-    """A model file that was checked against its hash, and whether it must have the form of a plain folded one."""
+    """A model file that was checked against its hash."""
 
     path: Path
-    folded_form: bool
+    beyond_plain: Counter[str] | None
+    """What it may hold besides plain layers; None where it has not the form of a folded graph."""
 
     def cuttable(self, runtime: str, options: RunOptions = _ALL) -> File:
         """The file in a runtime, to be run up to one of its tensors."""
@@ -98,8 +101,8 @@ class FileForm:
 
     def stage(self, name: str, runtime: str, options: RunOptions, required: Requirement) -> Stage:
         def opened(options: RunOptions) -> Runner:
-            if self.folded_form:
-                require_folded_form(onnx.load_model_from_string(checked_bytes(self.path)))
+            if self.beyond_plain is not None:
+                require_folded_form(onnx.load_model_from_string(checked_bytes(self.path)), self.beyond_plain)
             return open_file(runtime, self.path, options)
 
         return Stage(
@@ -117,8 +120,8 @@ def float_chain(place: Place, graph: GraphModule, folded: GraphModule, model: Pa
     """Bits in PyTorch, a derived budget from there on. `folded` has the stored weights, `graph` those of training."""
     training, evaluation = copy.deepcopy(graph).train(), copy.deepcopy(graph).eval()
     for part in training_only_parts(training).values():
-        part.active = False
-    file = FileForm(model, folded_form=True)
+        part.active = is_frozen(part)  # what training froze is left as training leaves it: it must make no difference
+    file = FileForm(model, operations_beyond_plain(graph))
     to_folded = between_graphs(place.cuttable(evaluation), place.cuttable(folded))
     trained, plain = Folded(fold(graph), place.image_shape), file.cuttable("onnxruntime-cpu", _PLAIN)
     runtimes = [file.stage(f"{runtime}, all optimisations", runtime, RunOptions(), "budget") for runtime in place.runtimes]
@@ -157,7 +160,7 @@ class ExactForms:
 def exact_chain(place: Place, forms: ExactForms) -> Chain:
     """The same bits from the training graph to every runtime; there is no budget in it."""
     training, evaluation = copy.deepcopy(forms.grid.graph).train(), copy.deepcopy(forms.grid.graph).eval()
-    file, other_file = FileForm(forms.model, folded_form=False), FileForm(forms.tensorrt_model, folded_form=False)
+    file, other_file = FileForm(forms.model, None), FileForm(forms.tensorrt_model, None)
     plain = file.cuttable("onnxruntime-cpu", _PLAIN)
     names = [f"{EXACT} {name}" for name in (TRAINING, EVALUATION, FOLDED, FILE)]
     runtimes = [file.stage(f"{EXACT} {runtime}, all optimisations", runtime, RunOptions(), "bitwise") for runtime in place.runtimes]

@@ -3,6 +3,7 @@
 Takes chains and engine files; opens nothing by itself.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ class Engines:
     float16_model: Path | None
     wanted: bool
     """Whether a verdict says so where there are none."""
+    beyond_plain: Counter[str]
+    """What the file in float16 may hold besides plain layers."""
 
     def of(self, *precisions: EnginePrecision) -> dict[str, EngineFile]:
         return {name: file for name, file in self.files.items() if file.record.precision in precisions}
@@ -46,7 +49,7 @@ def with_float_engines(chain: Chain, engines: Engines) -> Chain:
     if not engines.of("float32") and engines.wanted:
         stages, links = _with_absent(stages, links, "tensorrt float32", FILE, "budget")
     if engines.float16_model is not None:
-        file = FileForm(engines.float16_model, folded_form=True).stage(FLOAT16_FILE, "onnxruntime-cpu", RunOptions(optimisation="none"), "budget")
+        file = FileForm(engines.float16_model, engines.beyond_plain).stage(FLOAT16_FILE, "onnxruntime-cpu", RunOptions(optimisation="none"), "budget")
         halves, half_links = _stages(engines, engines.of("float16"), FLOAT16_FILE, "budget")
         stages, links = [*stages, replace(file, precision="float16"), *halves], [*links, Link(FILE, FLOAT16_FILE, "budget"), *half_links]
     return _longer(chain, stages, links)

@@ -37,6 +37,7 @@ from pipeline.training import (
     steps_per_epoch,
 )
 from pipeline.training import train as train_graph
+from pipeline.training.freezing import require_usable_statistics
 from pipeline.verification import Asked, test_set, verify_bundle
 from pipeline.verified import Verification
 from pipeline.watching import Console, EpochLines, shown
@@ -99,6 +100,7 @@ def _trained(config: Config, folder: Path, resume: bool | None, console: Console
     for note in data.notes:
         console.say(f"data: {note}")
     network = training_graph(config, _image_facts(data))
+    require_usable_statistics(network.graph, config.training, config.data.batch_size)
     no_exact = why_not_exact(config, _image_facts(data))
     batches = TrainingBatches(data.train, config.data.batch_size, config.data.augment, config.training.seed)
     num_steps = config.training.epochs * steps_per_epoch(batches, config.training)

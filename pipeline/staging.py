@@ -12,9 +12,12 @@ from pathlib import Path
 
 import torch
 from pydantic import JsonValue
+from torch import nn
 from torch.fx import GraphModule
 
+from deploy.verify.report import spoken_counts
 from export.bundle import Facts, TensorEntry
+from export.derived import not_foldable_parts
 from export.exact.fold import integers_of
 from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
 from export.files import sha256_of, write_file
@@ -149,13 +152,14 @@ def _kept_samples(trained: Trained) -> dict[str, torch.Tensor]:
 def _model_card(trained: Trained) -> str:
     facts, accuracy = trained.facts, trained.metrics.get("test_accuracy")
     channels, height, width = trained.image_shape
+    notes = _kept_as_it_is(trained.graph) + _frozen_since(trained.metrics)
     measured = f"{accuracy:.2%} of the test set" if isinstance(accuracy, float) else "not measured"
     return f"""# {facts.network}, trained with {facts.method}
 
 - Input `{INPUT}`: uint8, batch x {channels} x {height} x {width}, raw pixels 0 to 255. Do not normalise: the graph does.
 - Pixels: {_pixels_to_feed(trained)}
 - Output `{OUTPUT}`: float32, batch x {len(trained.classes)}; the order of classes is in `{LABELS}`.
-- Data: {trained.config.data.name}. Accuracy in training: {measured}, after {trained.config.training.epochs} epochs.
+{notes}- Data: {trained.config.data.name}. Accuracy in training: {measured}, after {trained.config.training.epochs} epochs.
 
 `verification.json` and `report.html` say what was compared with what, and how it came out. `manifest.json` has the hash of every file;
 {_how_to_verify(facts.network)}
@@ -164,6 +168,20 @@ def _model_card(trained: Trained) -> str:
     session = onnxruntime.InferenceSession("{MODEL}")
     (logits,) = session.run(None, {{"{INPUT}": numpy.zeros((1, {channels}, {height}, {width}), numpy.uint8)}})
 """
+
+
+def _kept_as_it_is(graph: nn.Module) -> str:
+    """A line on what could not be folded; none where everything was."""
+    counted = spoken_counts(part.summary for part in not_foldable_parts(graph).values())
+    return f"- Not foldable, deployed as it was trained: {counted}.\n" if counted else ""
+
+
+def _frozen_since(metrics: Mapping[str, JsonValue]) -> str:
+    """A line on batch statistics that training did without at its end; none where it had none to freeze, or did not."""
+    since = metrics.get("frozen_at_step")
+    if since is None:
+        return ""
+    return f"- Batch statistics were frozen after step {since} of {metrics.get('step')}: from there on the training graph was the deployed one.\n"
 
 
 def _pixels_to_feed(trained: Trained) -> str:

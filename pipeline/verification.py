@@ -27,15 +27,15 @@ from deploy.verify.chain import Record, run_chain
 from deploy.verify.given import samples_for
 from deploy.verify.samples import hostile_images
 from deploy.verify.selection import required_runtimes, selected
-from deploy.verify.verdict import TrainingOnlyPart, together
+from deploy.verify.verdict import FrozenStatistics, NotFoldablePart, TrainingOnlyPart, together
 from export.bundle import Bundle, TensorEntry, json_bytes
-from export.derived import training_only_parts
+from export.derived import TrainingOnly, not_foldable_parts, training_only_parts
 from export.engines.record import plan_name
 from export.errors import DamagedError, UsageError
 from export.exact.fold import folded_from_integers
 from export.exact.rewrite import GridGraph
 from export.fold import fold
-from export.onnx import class_metadata
+from export.onnx import class_metadata, operations_beyond_plain
 from pipeline.assemble import ImageFacts, training_graph
 from pipeline.chains import ExactForms, Place, exact_chain, float_chain
 from pipeline.config import Config, parse_config
@@ -43,6 +43,7 @@ from pipeline.diagnosis import layer_figures
 from pipeline.engine_links import Engines, with_exact_engines, with_float_engines
 from pipeline.engines import stored_engines
 from pipeline.exact_stage import grid_of
+from pipeline.frozen import frozen_statistics
 from pipeline.graph.trained import trained_layers
 from pipeline.layout import (
     CERTIFICATE,
@@ -61,6 +62,7 @@ from pipeline.layout import (
     TRAINING_WEIGHTS,
     WEIGHTS,
 )
+from pipeline.methods.statistics import freeze_statistics, is_frozen
 from pipeline.networks import is_of_the_user
 from pipeline.staging import Trained
 from pipeline.verified import Verification
@@ -137,6 +139,9 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
     """Run the chain of an opened bundle on the samples and on hostile images."""
     graph = rebuilt_training_graph(bundle, asked.network)
     config = bundle_config(bundle)
+    frozen = frozen_statistics(_records(bundle, METRICS), config.training, str(bundle.folder / METRICS))
+    if frozen is not None:
+        freeze_statistics(graph)
     folded = fold(graph)
     _load(folded, bundle, WEIGHTS)
     _require_one_story(bundle, config)
@@ -151,12 +156,15 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
     record = Record(
         files={name: digest for name, digest in bundle.hashes.items() if name in COMPARED_FILES or name in map(plan_name, stored)},
         samples_made=(samples.description, f"{len(hostile.images)} hostile images: {hostile.description.partition(': ')[2]}"),
-        training_only=_training_only(graph, bundle.manifest.training_precision),
+        training_only=_training_only(graph, bundle.manifest.training_precision, frozen),
+        frozen_statistics=frozen,
+        not_foldable=tuple(NotFoldablePart(name=name, what=part.summary) for name, part in not_foldable_parts(graph).items()),
     )
     place = Place(_device(bundle), _spec(bundle.manifest.input), _spec(bundle.manifest.output), config.verify.runtimes)
     with tempfile.TemporaryDirectory() as folder:
         models = _laid_out(bundle, Path(folder))
-        engines = Engines(stored, asked.second_builds, models.get(FLOAT16_MODEL), config.export.tensorrt is not False)
+        wanted, beyond_plain = config.export.tensorrt is not False, operations_beyond_plain(graph)
+        engines = Engines(stored, asked.second_builds, models.get(FLOAT16_MODEL), wanted, beyond_plain)
         float_forms = float_chain(place, graph, folded, models[MODEL], folded_here=_folded_here(bundle, place.device))
         chains = [with_float_engines(float_forms, engines)]
         certificate = None
@@ -245,8 +253,12 @@ def _folded_here(bundle: Bundle, device: str) -> bool:
     return torch.device(bundle.manifest.device).type == torch.device(device).type
 
 
-def _training_only(graph: GraphModule, precision: str) -> tuple[TrainingOnlyPart, ...]:
-    parts = [TrainingOnlyPart(name=name, what=part.summary) for name, part in training_only_parts(graph).items()]
+def _training_only(graph: GraphModule, precision: str, frozen: FrozenStatistics | None) -> tuple[TrainingOnlyPart, ...]:
+    def off_since(part: TrainingOnly) -> int | None:
+        return frozen.since_step if frozen is not None and is_frozen(part) else None
+
+    found = training_only_parts(graph).items()
+    parts = [TrainingOnlyPart(name=name, what=part.summary, off_since_step=off_since(part)) for name, part in found]
     if precision != "float32":
         parts.append(TrainingOnlyPart(name="precision", what=f"the training steps computed in {precision}"))
     return tuple(parts)

@@ -4,13 +4,13 @@ Takes what was measured elsewhere. Needs neither torch nor a runtime.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from deploy.verify.certificate import Certificate
-from deploy.verify.report import report_html
+from deploy.verify.report import report_html, spoken_accuracies, spoken_counts
 from deploy.verify.verdict import LinkVerdict, StageErrors, Verdict, failure_sentence, place_words
 from export.bundle import json_bytes
 from export.files import write_file
@@ -62,6 +62,7 @@ class Verification:
         errors = {each.stage: each for each in self.verdict.errors}
         lines = [_link_line(link, errors.get(link.to)) for link in self.verdict.links]
         lines += [] if self.certificate is None else [_certificate_line(self.certificate)]
+        lines += _notes(self.verdict)
         verdict = {"pass": "the outputs are the same", "fail": "the outputs are NOT the same", "incomplete": "INCOMPLETE"}[self.word]
         return "\n".join([*lines, f"{verdict}, on {counted.count:,} samples: {', '.join(how.partition(':')[0] for how in counted.how)}"])
 
@@ -92,6 +93,15 @@ def _how_it_went(link: LinkVerdict, errors: StageErrors | None) -> str:
     if errors is None or errors.budget is None:
         return "passed"
     return f"passed, error against float64 {errors.max:.3g} of {errors.budget.max:.3g} allowed"
+
+
+def _notes(verdict: Verdict) -> list[str]:
+    """What is deployed as it was trained, and since when training was what is deployed."""
+    kept, frozen = verdict.not_foldable, verdict.frozen_statistics
+    notes = [f"not foldable, deployed as trained: {spoken_counts(part.what for part in kept)}"] if kept else []
+    if frozen is not None:
+        notes.append(f"without batch statistics from step {frozen.since_step} of {frozen.last_step} on; {spoken_accuracies(asdict(frozen))}")
+    return notes
 
 
 def _certificate_line(certificate: Certificate) -> str:

@@ -40,6 +40,9 @@ class EpochLines:
             self._progress.advance(steps_done)
             self._progress.line(f"going on after step {steps_done} of {num_epochs * steps_per_epoch}")
 
+    def statistics_frozen(self, step: int, test_accuracy: float) -> None:
+        self._progress.line(f"batch statistics recomputed and frozen after step {step}  test {test_accuracy:.2%}")
+
     def epoch_started(self, epoch: int) -> None:
         return
 

@@ -18,8 +18,10 @@ from deploy.verify.place import Places, find_place
 from deploy.verify.samples import SampleHash
 from deploy.verify.tolerance import Tolerance, ToleranceMeter
 from deploy.verify.verdict import (
+    FrozenStatistics,
     InvarianceVerdict,
     LinkVerdict,
+    NotFoldablePart,
     Requirement,
     Samples,
     StageErrors,
@@ -108,6 +110,8 @@ class Record:
     """Name of every file that was run, with its SHA-256."""
     samples_made: tuple[str, ...] = ()
     training_only: tuple[TrainingOnlyPart, ...] = ()
+    not_foldable: tuple[NotFoldablePart, ...] = ()
+    frozen_statistics: FrozenStatistics | None = None
 
 
 def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collection[str] = ()) -> Verdict:
@@ -251,6 +255,8 @@ class _Course:
             samples=Samples(sha256=self._samples.hexdigest, count=self._samples.num_samples, how=record.samples_made),
             training_only=record.training_only,
             interrupted=interrupted,
+            not_foldable=record.not_foldable,
+            frozen_statistics=record.frozen_statistics,
         )
 
     def _budget(self, stage: Stage) -> Budget | None:

@@ -7,7 +7,7 @@ Measures nothing and decides nothing, but never shows as passed what its own fig
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -328,7 +328,8 @@ def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence
     if failed:
         title = "The outputs are not the same."
     sentences = [
-        *(_training_only(verification.get("training_only")) if passed else ()),
+        *(_training_only(verification) if passed else ()),
+        *_not_foldable(verification.get("not_foldable")),
         *_held(ran, held),
         *_failures(failed, invariance),
         *_absent(links),
@@ -337,19 +338,56 @@ def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence
     return Summary(passed, title, tuple(sentences), _tiles(links, ran, held))
 
 
-def _training_only(listed: Sequence[Json] | None) -> list[str]:
-    """What training had and deployment has not; nothing is said where it was not recorded."""
+def _training_only(verification: Json) -> list[str]:
+    """What training had and deployment has not, and since when it had it no more; nothing is said where it was not recorded."""
+    listed: Sequence[Json] | None = verification.get("training_only")
     if listed is None:
         return []
     computed = [str(part.get("what")) for part in listed if part.get("name") == _PRECISION]
-    parts = [str(part.get("what")) for part in listed if part.get("name") != _PRECISION]
-    sentences = ["The training graph had nothing that the deployed one lacks."]
-    if parts:
-        number = "1 part" if len(parts) == 1 else f"{len(parts)} parts"
-        counted = "; ".join(f"{count} x {what}" for what, count in Counter(parts).items())
-        another = ", so its training graph was another than the deployed one" if any(what.startswith(_OF_THE_BATCH) for what in parts) else ""
-        sentences = [f"Training also had {number} that deployment has not, switched off for this comparison: {counted}{another}."]
+    parts = [part for part in listed if part.get("name") != _PRECISION]
+    to_the_end = [str(part.get("what")) for part in parts if part.get("off_since_step") is None]
+    sentences = [*_acting(to_the_end), *_frozen(verification, parts, to_the_end)] or ["The training graph had nothing that the deployed one lacks."]
     return [*sentences, *(f"{what[:1].upper()}{what[1:]}." for what in computed)]
+
+
+def _acting(parts: Sequence[str]) -> list[str]:
+    if not parts:
+        return []
+    number = "1 part" if len(parts) == 1 else f"{len(parts)} parts"
+    another = ", so its training graph was another than the deployed one" if any(what.startswith(_OF_THE_BATCH) for what in parts) else ""
+    return [f"Training also had {number} that deployment has not, switched off for this comparison: {spoken_counts(parts)}{another}."]
+
+
+def _frozen(verification: Json, parts: Sequence[Json], to_the_end: Sequence[str]) -> list[str]:
+    """From which step on the two graphs were the same, and what that did to the accuracy."""
+    frozen: Json | None = verification.get("frozen_statistics")
+    off = [str(part.get("what")) for part in parts if part.get("off_since_step") is not None]
+    if not frozen or not off:
+        return []
+    but = " but for what is named above" if to_the_end else ""
+    since, last = figure(frozen.get("since_step")), figure(frozen.get("last_step"))
+    return [
+        f"From step {since} of {last} on the training graph and the deployed graph were identical{but}: {spoken_counts(off)} had been recomputed "
+        f"over the whole training set and frozen; {spoken_accuracies(frozen)}."
+    ]
+
+
+def spoken_accuracies(frozen: Json) -> str:
+    """What freezing the statistics cost or gained."""
+    moments = {"before": "accuracy_before", "right after recomputing": "accuracy_recomputed", "at the end": "accuracy_at_end"}
+    known = {when: _number(frozen.get(key)) for when, key in moments.items()}
+    return "test accuracy " + ", ".join(f"{_NOTHING if share is None else f'{share:.2%}'} {when}" for when, share in known.items())
+
+
+def _not_foldable(listed: Sequence[Json] | None) -> list[str]:
+    """What is deployed as it was trained, because no plain layer computes it."""
+    counted = spoken_counts(str(part.get("what")) for part in listed or ())
+    return [f"Not foldable: {counted}. These layers are deployed as they were trained, with their own operations in the file."] if counted else []
+
+
+def spoken_counts(words: Iterable[str]) -> str:
+    """How often each of them occurs, in the order in which they come."""
+    return "; ".join(f"{count} x {what}" for what, count in Counter(words).items())
 
 
 def _held(ran: Sequence[LinkView], held: int) -> list[str]:

@@ -137,7 +137,28 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOnlyPart:
-    """A part that acts in training only, and was switched off for the comparison."""
+    """A part that acts in training only, and was switched off for the comparison unless training itself had done that."""
+
+    name: str
+    what: str
+    off_since_step: int | None = None
+    """The step behind which training did without it; None where it acted to the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenStatistics:
+    """From `since_step` on, to the last step, training did without batch statistics; test accuracies are shares."""
+
+    since_step: int
+    last_step: int
+    accuracy_before: float
+    accuracy_recomputed: float
+    accuracy_at_end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotFoldablePart:
+    """A part that no plain layer can compute: it is deployed as it was trained."""
 
     name: str
     what: str
@@ -158,6 +179,8 @@ class Verdict:
     training_only: tuple[TrainingOnlyPart, ...]
     interrupted: bool = False
     """Whether samples were left that nobody compared."""
+    not_foldable: tuple[NotFoldablePart, ...] = ()
+    frozen_statistics: FrozenStatistics | None = None
 
     @property
     def passed(self) -> bool:

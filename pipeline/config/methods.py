@@ -14,14 +14,10 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class CzmigOptions(Section):
-    """Channel-wise zero-mean initialisation and gradients (Mean Shift Rejection), recommended defaults."""
+class ZeroMeanOptions(Section):
+    """What CZMI and CZMIG (Mean Shift Rejection) have in common: filters that start at zero mean, on a learned scale."""
 
-    name: Literal["czmig"]
-    zmg: Share = 0.85
-    """z: how much of each slice's mean is taken out of its gradient. 0 leaves the initialisation only (CZMI)."""
-    zmg_form: Literal["paper", "code"] = "paper"
-    """paper: grad - z mean(grad). code: grad + z (grad - mean(grad)), the later form in the authors' file."""
+    name: str
     mean_over: Literal["slice", "filter"] = "slice"
     """slice: the mean over the kernel's height and width. filter: over the input channels too."""
     initial_scale: Annotated[float, Field(gt=0, le=100)] = 0.8
@@ -52,6 +48,22 @@ class CzmigOptions(Section):
     """ends: one after the first convolution and one on the classifier. all: every convolution has one."""
     slow_share: Positive = 0.25
     """Learning rate of biases and classifier as a share of the others' (0.1 against 0.4 in the authors' runs)."""
+
+
+class CzmigOptions(ZeroMeanOptions):
+    """Channel-wise zero-mean initialisation and gradients (Mean Shift Rejection), recommended defaults."""
+
+    name: Literal["czmig"]
+    zmg: Share = 0.85
+    """z: how much of each slice's mean is taken out of its gradient. 0 leaves the initialisation only (CZMI)."""
+    zmg_form: Literal["paper", "code"] = "paper"
+    """paper: grad - z mean(grad). code: grad + z (grad - mean(grad)), the later form in the authors' file."""
+
+
+class CzmiOptions(ZeroMeanOptions):
+    """Channel-wise zero-mean initialisation alone: CZMIG with gradients left as they are, the paper's rows with z = 0."""
+
+    name: Literal["czmi"]
 
 
 class BatchnormOptions(Section):
@@ -172,7 +184,43 @@ class ScaledwsOptions(Section):
     """all: every parameter. weights: not biases and gains."""
 
 
+class FixupOptions(Section):
+    """No normalisation: branches that start at zero, scalar biases and one multiplier per branch instead of norms (Fixup)."""
+
+    name: Literal["fixup"]
+    first_layer_bias: bool = False
+    """Whether the first convolution has a scalar bias in front of it. The paper's rule says yes, its code no."""
+    slow_share: Positive = 0.1
+    """Learning rate of biases and multipliers as a share of the others'. 1: the rule under which MimicNorm's authors ran Fixup."""
+    weight_decay: NonNegative = 5.0e-4
+    """L2 decay; 1e-4 goes with mixup."""
+    decay_on: Literal["all", "weights"] = "all"
+    """all: every parameter. weights: not biases and multipliers."""
+
+
+class GroupnormOptions(Section):
+    """Every BatchNorm becomes a GroupNorm: statistics of each sample over groups of channels. Not foldable."""
+
+    name: Literal["groupnorm"]
+    group_by: Literal["number", "channels"] = "number"
+    """What `size` counts: groups per norm, or channels per group."""
+    size: Annotated[int, Field(ge=1)] = 32
+    """Where it does not divide a norm's channels, the next smaller number that does."""
+    weight_decay: NonNegative = 5.0e-4
+    """L2 decay on every parameter."""
+
+
 MethodOptions = Annotated[
-    CzmigOptions | MimicnormOptions | EquinormOptions | SkipinitOptions | WeightnormOptions | ScaledwsOptions | BatchnormOptions | NonormOptions,
+    CzmigOptions
+    | CzmiOptions
+    | MimicnormOptions
+    | EquinormOptions
+    | SkipinitOptions
+    | WeightnormOptions
+    | ScaledwsOptions
+    | FixupOptions
+    | BatchnormOptions
+    | GroupnormOptions
+    | NonormOptions,
     Field(discriminator="name"),
 ]

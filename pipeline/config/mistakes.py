@@ -91,7 +91,8 @@ def _hint(path: Path, section: Schema, schema: Schema) -> str:
     *parents, key = path
     known = list(section["properties"])
     near = difflib.get_close_matches(str(key), known, n=1)
-    elsewhere = [p for p in _key_paths(schema, schema) if p[-1] == key]
+    paths = [p for p in _key_paths(schema, schema) if p[-1] == key]
+    elsewhere = [p for p in paths if len(p) == min(map(len, paths))]
     meant = [(*parents, near[0])] if near else elsewhere
     if 0 < len(meant) <= _MOST_HINTS:
         return f", did you mean {' or '.join(map(key_path, meant))}?"

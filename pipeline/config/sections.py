@@ -199,6 +199,14 @@ class ModelEma(Section):
     """Whether the decay starts lower, (1 + t) / (10 + t) after t steps, so that the first steps are soon forgotten."""
 
 
+class FreezeStatistics(Section):
+    """Training without batch statistics at the end, so that its graph is the deployed one to the last bit."""
+
+    epochs: NonNegativeInt = 0
+    """At the start of the last so many epochs the statistics are recomputed over the whole training set, as evaluation sees its images, and frozen:
+    from then on training computes on the weights that are deployed. 0: never."""
+
+
 class Training(Section):
     """The loop and its optimiser: SGD with momentum."""
 
@@ -230,6 +238,13 @@ class Training(Section):
     deflated_below: Positive = 0.05
     """In the figures of layers: a filter counts as deflated when its norm, before any scale, is below this."""
     schedule: Schedule = Schedule()
+    freeze_statistics: FreezeStatistics = FreezeStatistics()
+
+    @model_validator(mode="after")
+    def _something_is_trained_before_it_is_frozen(self) -> "Training":
+        if self.freeze_statistics.epochs >= self.epochs:
+            raise ValueError(f"freeze_statistics.epochs {self.freeze_statistics.epochs} must be less than epochs {self.epochs}")
+        return self
 
     @model_validator(mode="after")
     def _schedule_is_within_the_epochs(self) -> "Training":

@@ -37,6 +37,16 @@ class TrainingBatches:
         for step, (images, labels) in enumerate(self.split.batches_in_order(order, self.batch_size, draws), first_global_step):
             yield augmented(images, self.augment, self.seed, step), labels
 
+    def whole_set(self) -> Iterator[Batch]:
+        """Every image once, as evaluation sees it, shuffled; the batches differ by one image at most, and none is smaller than a training batch."""
+        num, number = self.split.num_samples, self.steps_per_epoch
+        size, num_larger = divmod(num, number)
+        order = torch.randperm(num, generator=generator_for(self.seed, "whole set", 0))
+        cut = num_larger * (size + 1)
+        for part, batch_size in ((order[:cut], size + 1), (order[cut:], size)):
+            if len(part):
+                yield from self.split.batches_in_order(part, batch_size)
+
     def _order(self, epoch: int) -> torch.Tensor:
         shuffled = torch.randperm(self.split.num_samples, generator=generator_for(self.seed, "order", epoch))
         return shuffled[: self.steps_per_epoch * self.batch_size]

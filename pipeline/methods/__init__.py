@@ -6,8 +6,11 @@ from typing import Any
 from pipeline.config.methods import MethodOptions
 from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
 from pipeline.methods.batchnorm import Batchnorm
+from pipeline.methods.czmi import Czmi
 from pipeline.methods.czmig import Czmig
 from pipeline.methods.equinorm import Equinorm
+from pipeline.methods.fixup import Fixup
+from pipeline.methods.groupnorm import Groupnorm
 from pipeline.methods.mimicnorm import Mimicnorm
 from pipeline.methods.nonorm import Nonorm
 from pipeline.methods.scaledws import Scaledws
@@ -16,12 +19,15 @@ from pipeline.methods.weightnorm import Weightnorm
 
 METHODS: dict[str, Callable[[Any], Method]] = {
     "czmig": Czmig,
+    "czmi": Czmi,
     "mimicnorm": Mimicnorm,
     "equinorm": Equinorm,
     "skipinit": Skipinit,
     "weightnorm": Weightnorm,
     "scaledws": Scaledws,
+    "fixup": Fixup,
     "batchnorm": Batchnorm,
+    "groupnorm": Groupnorm,
     "nonorm": Nonorm,
 }
 

@@ -6,26 +6,50 @@ A norm that follows no convolution becomes a 1x1 depthwise convolution in evalua
 import torch
 from torch import nn
 from torch.fx import GraphModule
+from torch.nn import functional as F
 
-from export.derived import Derivation, DerivedConv2d, Foldable, TrainingOnly, WeightAndBias
+from export.derived import Derivation, DerivedConv2d, Foldable, WeightAndBias
 from export.errors import UsageError
 from pipeline.config.methods import BatchnormOptions
-from pipeline.graph import Convolution, Norm, find_parts
+from pipeline.graph import Norm, find_parts
 from pipeline.graph.rewrite import bypass, finish, replace_layer
 from pipeline.methods.base import Method, Rewritten
 from pipeline.methods.groups import OneGroup
-from pipeline.methods.initialisation import he_normal, per_filter, xavier_normal
-from pipeline.methods.layers import derived
+from pipeline.methods.initialisation import per_filter
+from pipeline.methods.layers import derived, initialise_as_written
+from pipeline.methods.statistics import Moments, Statistics
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+_OF_A_NORM = "batch statistics of a BatchNorm"
 
 
-class BatchStatistics(TrainingOnly):
-    """Stands for the use of the batch's own mean and variance; switched off, the running ones are used."""
+class BatchStatistics(Statistics):
+    """Normalises by the batch's own mean and variance; where it does not act, the layer in front does it by stored ones, on its weight."""
+
+    def __init__(self, norm: BatchNorm, summary: str = _OF_A_NORM) -> None:
+        super().__init__()
+        self._norm = (norm,)  # in a tuple: it belongs to that layer, and no tensor is stored under two names
+        self._summary = summary
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (norm,) = self._norm
+        if not self.acts:
+            return x
+        if self.pooled is None:
+            return norm(x)
+        self.pooled.add(x)
+        return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+
+    def store(self, moments: Moments) -> None:
+        (norm,) = self._norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(moments.mean)
+        norm.running_var.copy_(moments.variance)
 
     @property
     def summary(self) -> str:
-        return "batch statistics of a BatchNorm"
+        return self._summary
 
 
 class NormOnWeight(Derivation):
@@ -59,18 +83,18 @@ class NormOnWeight(Derivation):
 class Normed(Foldable):
     """A convolution or linear layer and the norm behind it, as one layer."""
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, norm: BatchNorm) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, norm: BatchNorm, statistics: str = _OF_A_NORM) -> None:
         super().__init__()
         derivation = NormOnWeight(layer.weight, layer.bias, norm)
         self.operation = derived(layer, derivation)
-        self.statistics = BatchStatistics()
+        self.statistics = BatchStatistics(norm, statistics)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.statistics.acts:
             return self.operation(x)
         derivation = self.operation.derivation
         assert isinstance(derivation, NormOnWeight)
-        return derivation.norm(self.operation.run(x, derivation.weight, derivation.bias))
+        return self.statistics(self.operation.run(x, derivation.weight, derivation.bias))
 
     def evaluated(self) -> nn.Module:
         return self.operation
@@ -87,12 +111,11 @@ class NormAlone(Foldable):
         channels = norm.num_features
         ones = nn.Parameter(torch.ones(channels, 1, 1, 1), requires_grad=False)
         shape = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
-        self.norm = norm
         self.operation = DerivedConv2d(shape, NormOnWeight(ones, None, norm))
-        self.statistics = BatchStatistics()
+        self.statistics = BatchStatistics(norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        normed: torch.Tensor = self.norm(x) if self.statistics.acts else self.operation(x)
+        normed: torch.Tensor = self.statistics(x) if self.statistics.acts else self.operation(x)
         return normed
 
     def evaluated(self) -> nn.Module:
@@ -112,7 +135,7 @@ class Batchnorm(Method):
         parts = find_parts(graph)
         for layer in parts.convolutions:
             if self.options.initial_weights == "drawn":
-                _initialise(layer, generator)
+                initialise_as_written(layer, generator)
             if layer.norm is not None:
                 replace_layer(graph, layer.node, Normed(layer.module, _with_statistics(layer.norm)))
                 bypass(graph, layer.norm.node)
@@ -121,13 +144,6 @@ class Batchnorm(Method):
             if norm.follows is None:
                 replace_layer(graph, norm.node, _alone(norm))
         return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay))
-
-
-def _initialise(layer: Convolution, generator: torch.Generator) -> None:
-    draw = xavier_normal if layer.kind == "classifier" else he_normal
-    layer.module.weight = nn.Parameter(draw(layer.module.weight.shape, generator))
-    if layer.module.bias is not None:
-        nn.init.zeros_(layer.module.bias)
 
 
 def _with_statistics(norm: Norm) -> BatchNorm:

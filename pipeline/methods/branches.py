@@ -7,7 +7,8 @@ from torch import nn
 from torch.fx import Node
 
 from export.derived import Derivation, WeightAndBias
-from pipeline.graph import Convolution, ResidualUnit
+from export.errors import UsageError
+from pipeline.graph import Convolution, Parts, ResidualUnit
 
 
 class BranchScaled(Derivation):
@@ -30,6 +31,20 @@ def last_convolutions(units: Iterable[ResidualUnit]) -> dict[Node, ResidualUnit]
     """The units whose branches end in a convolution, by that convolution's node, in the order of the graph."""
     ends = ((_ends_in(unit.branch, unit.branch_end), unit) for unit in units)
     return {layer.node: unit for layer, unit in ends if layer is not None}
+
+
+def ends_of_all_branches(parts: Parts, method: str) -> dict[Node, ResidualUnit]:
+    """The same for a method that needs every branch to end in a convolution of its own; refused where one does not, or there is none."""
+    if not parts.units:
+        raise UsageError(f"method {method} scales residual branches, and the network has none; choose a residual network or another method")
+    ends = last_convolutions(parts.units)
+    for unit in parts.units:
+        if unit not in ends.values():
+            raise UsageError(
+                f"method {method} scales the last convolution of each branch, and the branch that node {unit.add.name!r} adds ends in "
+                f"{unit.branch_end.name!r}; end the branch in a convolution, or choose another method"
+            )
+    return ends
 
 
 def last_shortcut_convolutions(units: Iterable[ResidualUnit]) -> list[Node]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from export.derived import Derivation, DerivedConv2d, Foldable, TrainingOnly, WeightAndBias
+from export.derived import Derivation, DerivedConv2d, Foldable, WeightAndBias
 from export.errors import UsageError
 from pipeline.config.methods import EquinormOptions
 from pipeline.graph import Convolution, Normalise, Parts, find_parts
@@ -17,6 +17,7 @@ from pipeline.methods.base import Method, Rewritten
 from pipeline.methods.groups import OneGroup
 from pipeline.methods.initialisation import he_normal, he_normal_fan_out, per_filter, with_both_signs, xavier_normal
 from pipeline.methods.layers import with_bias
+from pipeline.methods.statistics import Moments, Statistics
 
 
 class Balanced(Derivation):
@@ -60,21 +61,34 @@ class Balanced(Derivation):
         return (self.weight * positive).sum((2, 3)) + shift.unsqueeze(1) * positive.sum((2, 3))
 
 
-class InputStatistics(TrainingOnly):
-    """Stands for the use of the batch's own channel means; switched off, the running ones are used."""
+class InputStatistics(Statistics):
+    """The batch's own channel means; where it does not act, the stored ones are used."""
 
-    def __init__(self, options: EquinormOptions) -> None:
+    def __init__(self, derivation: Balanced, options: EquinormOptions) -> None:
         super().__init__()
+        self._derivation = (derivation,)  # in a tuple: it belongs to the convolution
         self.momentum = options.statistics_momentum
         self.quarter, self.differentiated = options.statistics == "first_quarter", options.differentiate_statistics
 
-    def forward(self, x: torch.Tensor, running: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The means of the batch, which also move the running ones."""
+        running = self._running_means
         samples = x[: max(1, len(x) // 4)] if self.quarter else x
         means = samples.mean((0, 2, 3), dtype=running.dtype)
-        with torch.no_grad():
-            running.lerp_(means, self.momentum)
+        if self.pooled is not None:
+            self.pooled.add(x)
+        else:
+            with torch.no_grad():
+                running.lerp_(means, self.momentum)
         return means if self.differentiated else means.detach()
+
+    def store(self, moments: Moments) -> None:
+        self._running_means.copy_(moments.mean)
+
+    @property
+    def _running_means(self) -> torch.Tensor:
+        (derivation,) = self._derivation
+        return derivation.running_means
 
     @property
     def summary(self) -> str:
@@ -94,7 +108,7 @@ class BalancedConv2d(Foldable):
             return self.operation(x)
         derivation = self.operation.derivation
         assert isinstance(derivation, Balanced)
-        return self.operation.run(x, *derivation.balanced_by(self.statistics(x, derivation.running_means)))
+        return self.operation.run(x, *derivation.balanced_by(self.statistics(x)))
 
     def evaluated(self) -> nn.Module:
         return self.operation
@@ -128,7 +142,7 @@ class Equinorm(Method):
         dims = (1, 2, 3) if self.options.resample_signs == "filter" else (2, 3)
         weight = with_both_signs(he_normal_fan_out(shape, generator), dims, generator)
         derivation = Balanced(weight, module.in_channels, _pixel_ratio(layer.node, module), self.options)
-        return BalancedConv2d(module, derivation, InputStatistics(self.options))
+        return BalancedConv2d(module, derivation, InputStatistics(derivation, self.options))
 
 
 def _pixel_ratio(node: Node, module: nn.Conv2d) -> float:

@@ -18,9 +18,9 @@ def he_normal(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     return torch.empty(shape).normal_(0.0, math.sqrt(2.0 / shape[1:].numel()), generator=generator)
 
 
-def he_normal_fan_out(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+def he_normal_fan_out(shape: torch.Size, generator: torch.Generator, groups: int = 1) -> torch.Tensor:
     """Normal with variance 2 / fan_out."""
-    return torch.empty(shape).normal_(0.0, math.sqrt(2.0 / (shape[0] * shape[2:].numel())), generator=generator)
+    return torch.empty(shape).normal_(0.0, math.sqrt(2.0 * groups / (shape[0] * shape[2:].numel())), generator=generator)
 
 
 def with_both_signs(weight: torch.Tensor, dims: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

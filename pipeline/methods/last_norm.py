@@ -14,34 +14,19 @@ from export.layers import GlobalAveragePool
 from pipeline.graph import Convolution
 from pipeline.graph.rewrite import bypass, insert_in_front, replace_layer
 from pipeline.graph.vocabulary import is_rectifier
-from pipeline.methods.batchnorm import Normed, NormOnWeight
+from pipeline.methods.batchnorm import BatchStatistics, Normed, NormOnWeight
 from pipeline.methods.layers import derived
 
+_OF_LOGITS = "batch statistics of a BatchNorm over the logits"
 _AVERAGES = (GlobalAveragePool, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, TrainingOnly)
 _AVERAGING_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, torch.flatten, torch.reshape}
 _AVERAGING_METHODS = {"mean", "flatten", "view", "reshape", "contiguous"}
 
 
-class LogitStatistics(TrainingOnly):
-    """Normalises the logits with the batch's statistics; switched off, the classifier in front does it on its weight."""
-
-    def __init__(self, norm: nn.BatchNorm1d) -> None:
-        super().__init__()
-        self._norm = (norm,)  # in a tuple: it belongs to the classifier, and no tensor is stored under two names
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        (norm,) = self._norm
-        return norm(x) if self.acts else x
-
-    @property
-    def summary(self) -> str:
-        return "batch statistics of a BatchNorm over the logits"
-
-
 class NormedBehindPooling(Foldable):
     """A classifier whose norm stands behind the pooling: on the weight in evaluation, left to `statistics` where that acts."""
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d, statistics: LogitStatistics) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d, statistics: BatchStatistics) -> None:
         super().__init__()
         self.operation = derived(layer, NormOnWeight(layer.weight, layer.bias, norm))
         self._statistics = (statistics,)  # in a tuple: it has its own place in the graph
@@ -66,9 +51,9 @@ def normalise_logits(graph: GraphModule, classifier: Convolution) -> None:
     norm = nn.BatchNorm1d(classifier.module.weight.shape[0], affine=False)
     behind = _nodes_behind(graph, classifier.node)
     if not behind:
-        replace_layer(graph, classifier.node, Normed(classifier.module, norm))
+        replace_layer(graph, classifier.node, Normed(classifier.module, norm, _OF_LOGITS))
         return
-    statistics = LogitStatistics(norm)
+    statistics = BatchStatistics(norm, _OF_LOGITS)
     replace_layer(graph, classifier.node, NormedBehindPooling(classifier.module, norm, statistics))
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
     insert_in_front(graph, output, "logit_statistics", statistics)

@@ -6,14 +6,13 @@ The scale acts on the weight and bias of the branch's last convolution; what is 
 import math
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
-from export.errors import UsageError
 from pipeline.config.methods import SkipinitOptions
-from pipeline.graph import Dropout, Parts, find_parts
+from pipeline.graph import Dropout, find_parts
 from pipeline.graph.rewrite import finish, insert_in_front, remove_norms, replace_layer
 from pipeline.methods.base import Method, Rewritten
-from pipeline.methods.branches import BranchScaled, last_convolutions
+from pipeline.methods.branches import BranchScaled, ends_of_all_branches
 from pipeline.methods.groups import OneGroup
 from pipeline.methods.initialisation import he_normal, xavier_normal
 from pipeline.methods.layers import derived, with_bias
@@ -27,7 +26,7 @@ class Skipinit(Method):
 
     def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
         parts = find_parts(graph)
-        scaled = _ends_of_all_branches(parts)
+        scaled = ends_of_all_branches(parts, "skipinit")
         scale = 0.0 if self.options.initial_scale == "zero" else 1 / math.sqrt(len(scaled))
         remove_norms(graph, parts.norms)
         for layer in parts.convolutions:
@@ -38,16 +37,3 @@ class Skipinit(Method):
         if self.options.dropout > 0:
             insert_in_front(graph, parts.classifier.node, "classifier_dropout", Dropout(self.options.dropout))
         return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))
-
-
-def _ends_of_all_branches(parts: Parts) -> set[Node]:
-    if not parts.units:
-        raise UsageError("method skipinit scales residual branches, and the network has none; choose a residual network or another method")
-    ends = last_convolutions(parts.units)
-    for unit in parts.units:
-        if unit not in ends.values():
-            raise UsageError(
-                f"method skipinit scales the last convolution of each branch, and the branch that node {unit.add.name!r} adds ends in "
-                f"{unit.branch_end.name!r}; end the branch in a convolution, or choose another method"
-            )
-    return set(ends)

@@ -22,6 +22,10 @@ class TrainingBatches(Protocol):
         """The batches of an epoch (counted from 0), from its `first_step` on."""
         ...
 
+    def whole_set(self) -> Iterator[Batch]:
+        """Every image once, as evaluation sees it, in batches that are mixed like those of an epoch and no smaller."""
+        ...
+
 
 class TestSplit(Protocol):
     """All samples, in their own order."""

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from pipeline.config.sections import Training
 from pipeline.diagnosis import Figures, GradientNorms, layer_figures, with_gradient_norms
 from pipeline.graph.trained import trained_layers
 from pipeline.methods.base import Rewritten
+from pipeline.methods.statistics import freeze_statistics, recompute_statistics
 from pipeline.training.averaging import WeightAverage
 from pipeline.training.batches import Batch, TrainingBatches, TrainingData
 from pipeline.training.checkpoint import Checkpoint, Config, checkpoint_bytes, write_checkpoint
 from pipeline.training.device import arithmetic, autocast_type, cpu_threads, device_by_name, peak_memory_bytes
 from pipeline.training.evaluation import BATCH_SIZE, Evaluation, evaluate
 from pipeline.training.finite import NotFiniteError, all_finite, first_bad_activation, first_bad_weights
+from pipeline.training.freezing import Frozen, first_frozen_epoch
 from pipeline.training.interruption import Interruption
 from pipeline.training.metrics import EpochRecord, MetricsLog, Tally
 from pipeline.training.schedules import Moment, momentum, rate_share
@@ -109,6 +111,7 @@ class _Loop:
         self.layers = trained_layers(self.deployed) if diagnosed else ()
         self.interruption = Interruption()
         self.epoch, self.tally, self.records = 0, Tally(), list[EpochRecord]()
+        self.frozen: Frozen | None = None
 
     @contextmanager
     def opened(self, resume: Checkpoint | None) -> Iterator[None]:
@@ -133,6 +136,8 @@ class _Loop:
     def run(self) -> None:
         self.watcher.run_started(self.options.epochs, self.steps_per_epoch, self.num_steps_done)
         while self.epoch < self.options.epochs:
+            if self.epoch == first_frozen_epoch(self.options) and self.frozen is None:
+                self._freeze_statistics()
             self.watcher.epoch_started(self.epoch + 1)
             self._train_to_the_end_of_the_epoch()
             self._finish_epoch(self._evaluate())
@@ -148,6 +153,29 @@ class _Loop:
     @property
     def num_steps_done(self) -> int:
         return self.epoch * self.steps_per_epoch + self.tally.num_steps
+
+    def _freeze_statistics(self) -> None:
+        """Until the figures are there, a checkpoint is that of the epoch before: a run that is stopped here does all of it again."""
+        for graph in self._graphs:
+            recompute_statistics(graph.to(memory_format=torch.contiguous_format), self._images_of_the_whole_set())
+        accuracy = self._evaluate().accuracy
+        self._froze(Frozen(self.num_steps_done, accuracy))
+        self.watcher.statistics_frozen(self.num_steps_done, accuracy)
+
+    def _froze(self, frozen: Frozen) -> None:
+        self.frozen = frozen
+        for graph in self._graphs:
+            freeze_statistics(graph)
+
+    @property
+    def _graphs(self) -> tuple[GraphModule, ...]:
+        """The one that is trained, and the average where one is kept, which has statistics of its own."""
+        return (self.graph,) if self.average is None else (self.graph, self.average.graph)
+
+    def _images_of_the_whole_set(self) -> Iterator[torch.Tensor]:
+        for images, _ in self.data.training.whole_set():
+            self._stop_if_asked()
+            yield images.to(self.device, non_blocking=True)
 
     def _train_to_the_end_of_the_epoch(self) -> None:
         self.graph.train().to(memory_format=self._memory_format)
@@ -228,6 +256,8 @@ class _Loop:
             images_per_second=self.tally.num_samples / self.tally.seconds,
             peak_memory_bytes=peak_memory_bytes(self.device),
             penalty=self.tally.penalty,
+            frozen_at_step=None if self.frozen is None else self.frozen.step,
+            test_accuracy_at_freezing=None if self.frozen is None or self.epoch != first_frozen_epoch(self.options) else self.frozen.test_accuracy,
         )
 
     def _stop_if_asked(self) -> None:
@@ -244,6 +274,7 @@ class _Loop:
             "steps_per_epoch": self.steps_per_epoch,
             "tally": self.tally.as_dict(),
             "records": [record.as_dict() for record in self.records],
+            "frozen": None if self.frozen is None else asdict(self.frozen),
         }
         average = None if self.average is None else self.average.graph
         return checkpoint_bytes(self.graph, self.step.optimiser, position, self.settings.config, average)
@@ -262,6 +293,8 @@ class _Loop:
         self.records = [EpochRecord(**values) for values in position["records"]]
         if self.average is not None and self.num_steps_done:  # before the first step there is none
             checkpoint.restore_average(self.average.graph)
+        if (frozen := position.get("frozen")) is not None:
+            self._froze(Frozen(**frozen))
 
     def _rate(self, step: int) -> float:
         return self.options.learning_rate * rate_share(self._moment(step), self.options.schedule)

@@ -34,9 +34,13 @@ class EpochRecord:
     images_per_second: float
     peak_memory_bytes: int
     penalty: float | None = None
+    frozen_at_step: int | None = None
+    """After which step the batch statistics were recomputed and frozen."""
+    test_accuracy_at_freezing: float | None = None
+    """Right after they were recomputed; in the first epoch behind that."""
 
     def as_dict(self) -> dict[str, float]:
-        """What is written; `penalty` only where the method has one."""
+        """What is written; `penalty` only where the method has one, what tells of frozen statistics only where they are."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 

@@ -10,6 +10,8 @@ class Watcher(Protocol):
 
     def run_started(self, num_epochs: int, steps_per_epoch: int, steps_done: int) -> None: ...
 
+    def statistics_frozen(self, step: int, test_accuracy: float) -> None: ...
+
     def epoch_started(self, epoch: int) -> None: ...
 
     def step_done(self, epoch: int, step_in_epoch: int, loss: float) -> None: ...
@@ -21,6 +23,9 @@ class Silent:
     """Watches and says nothing."""
 
     def run_started(self, num_epochs: int, steps_per_epoch: int, steps_done: int) -> None:
+        return
+
+    def statistics_frozen(self, step: int, test_accuracy: float) -> None:
         return
 
     def epoch_started(self, epoch: int) -> None:

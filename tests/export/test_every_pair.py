@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from graphs import DEFAULTS, NUM_CLASSES, REFUSED, images, rewrite, step, traced
+from graphs import DEFAULTS, NUM_CLASSES, REFUSED, STARTS_AT_ZERO, images, rewrite, scatter, step, traced
 from onnx import numpy_helper
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -23,7 +23,7 @@ from deploy.runners.base import Runner, TensorSpec
 from deploy.runners.table import RunOptions, open_file
 from deploy.runners.torch import TorchPrecision, TorchRunner
 from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
-from export.derived import training_only_parts_off
+from export.derived import not_foldable_parts, training_only_parts_off
 from export.errors import UsageError
 from export.fold import fold
 from export.layers import Normalise
@@ -60,6 +60,8 @@ LIKE = {
 }
 """Deeper, wider, or with another stem: networks, and those of whose blocks they are made."""
 NUM_IMAGES = 2
+NUM_COMPARED = 8
+"""Of few images the largest error is a matter of luck, and with it the budget."""
 
 
 def _shapes() -> dict[str, Shape]:
@@ -85,6 +87,8 @@ class Network:
 
     def file_of(self, folded: GraphModule) -> bytes:
         """The folded graph as an ONNX file."""
+        if not_foldable_parts(folded):  # the exporter keeps no name for their weights
+            return onnx_from_graph(folded, self.shape, {})
         form = form_of(folded)
         if form not in self.files:
             self.files[form] = onnx_from_graph(with_all_biases(folded), self.shape, {})
@@ -188,7 +192,9 @@ def test_a_pair_is_converted_trained_folded_exported_and_run(method: str, networ
     found, file = network_of(network), tmp_path / "model.onnx"
     training = found.with_method(method)
     step(training, images(NUM_IMAGES, found.shape), rate=1e-3)
-    folded, batch = fold(training.graph), images(NUM_IMAGES, found.shape, seed=1)
+    if method in STARTS_AT_ZERO:
+        scatter(training)  # a step moves nothing of it but the classifier
+    folded, batch = fold(training.graph), images(NUM_COMPARED, found.shape, seed=1)
     in_training = InTraining(training.graph)(batch)
     assert torch.isfinite(in_training).all()
     assert in_training.std() > 0
@@ -229,6 +235,8 @@ def test_a_shared_file_has_the_bits_of_the_pairs_own(method: str, tmp_path: Path
     network = _small_in_one_file()
     training = network.with_method(method)
     step(training, images(NUM_IMAGES, network.shape))
+    if method in STARTS_AT_ZERO:
+        scatter(training)
     folded = fold(training.graph)
     batch = {"image": images(16, network.shape, seed=1).numpy()}
     outputs = []

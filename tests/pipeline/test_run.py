@@ -226,15 +226,19 @@ def test_exporting_what_is_no_run(tmp_path: Path, capfd: Capture) -> None:
     assert "holds no run" in done.error
 
 
-@pytest.mark.parametrize("method", ["batchnorm", "nonorm"])
+@pytest.mark.parametrize("method", ["batchnorm", "nonorm", "czmi", "fixup", "groupnorm"])
 def test_the_other_methods_pass_the_same_chain(tmp_path: Path, capfd: Capture, method: str) -> None:
     options = [*SHORT, "--set", f"method={{name: {method}}}", "--set", "training.learning_rate=0.05"]
     done = pipeline(capfd, "train-export", QUICKSTART, "--out", tmp_path / "run", *options)
     assert done.code == 0, done.err
     verification = json.loads((tmp_path / "run" / "bundle" / "verification.json").read_bytes())
     assert [link["observed"] for link in verification["links"][:2]] == ["bitwise", "bitwise"]
-    expected = {"batchnorm": 7, "nonorm": 0}[method]
+    expected = {"batchnorm": 7, "czmi": 3}.get(method, 0)
     assert len(verification["training_only"]) == expected
+    is_foldable = method != "groupnorm"
+    assert len(verification["not_foldable"]) == (0 if is_foldable else 7)
+    for place in (done.out + done.err, *((tmp_path / "run" / "bundle" / name).read_text() for name in ("README.md", "report.html"))):
+        assert ("ot foldable" not in place) == is_foldable
 
 
 def test_a_bundle_that_fails_is_kept_apart_and_the_good_one_stays(tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

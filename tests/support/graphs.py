@@ -7,7 +7,10 @@ from torch.nn import functional as F
 from pipeline.config.methods import (
     BatchnormOptions,
     CzmigOptions,
+    CzmiOptions,
     EquinormOptions,
+    FixupOptions,
+    GroupnormOptions,
     MethodOptions,
     MimicnormOptions,
     NonormOptions,
@@ -38,12 +41,15 @@ class PreActivation(nn.Module):
 
 DEFAULTS: dict[str, MethodOptions] = {
     "czmig": CzmigOptions(name="czmig"),
+    "czmi": CzmiOptions(name="czmi"),
     "mimicnorm": MimicnormOptions(name="mimicnorm"),
     "equinorm": EquinormOptions(name="equinorm"),
     "skipinit": SkipinitOptions(name="skipinit"),
     "weightnorm": WeightnormOptions(name="weightnorm"),
     "scaledws": ScaledwsOptions(name="scaledws"),
+    "fixup": FixupOptions(name="fixup"),
     "batchnorm": BatchnormOptions(name="batchnorm"),
+    "groupnorm": GroupnormOptions(name="groupnorm"),
     "nonorm": NonormOptions(name="nonorm"),
 }
 _SHUFFLENETS = frozenset({"shufflenetv2_x0_5", "shufflenetv2_x1_0", "torchvision:shufflenet_v2_x0_5", "torchvision:shufflenet_v2_x1_0"})
@@ -53,8 +59,14 @@ _VGGS = frozenset({"vgg11", "vgg16"})
 REFUSED: dict[str, frozenset[str]] = {
     "equinorm": _SHUFFLENETS | _MOBILENETS,
     "skipinit": _SHUFFLENETS | _SQUEEZENETS | _VGGS,
+    "fixup": _SHUFFLENETS | _SQUEEZENETS | _VGGS,
+    "groupnorm": frozenset({"torchvision:squeezenet1_0", "torchvision:squeezenet1_1"}),
 }
 """The networks that a method refuses with its default options, because the pair makes no sense."""
+STARTS_AT_ZERO = frozenset({"fixup"})
+"""The methods whose classifier starts at zero, and with it every logit."""
+NOT_FOLDABLE = frozenset({"groupnorm"})
+"""The methods whose norms stay in the deployed graph."""
 NUM_CLASSES = 10
 
 
@@ -76,6 +88,15 @@ def rewrite(graph: torch.fx.GraphModule, options: MethodOptions) -> Rewritten:
 def images(number: int, image_shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (number, *image_shape), dtype=torch.uint8, generator=generator)
+
+
+@torch.no_grad()
+def scatter(training: Rewritten, share: float = 0.05, seed: int = 2) -> None:
+    """Move every parameter off its initial value, so that no bias is 0 and no scale is 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in training.graph.parameters():
+        size = parameter.abs().mean().clamp_min(0.1) if parameter.dim() < 2 else parameter.abs().mean()
+        parameter.add_(share * size.clamp_min(0.01) * torch.randn(parameter.shape, generator=generator))
 
 
 def step(training: Rewritten, batch: torch.Tensor, rate: float = 0.05) -> None:

@@ -414,14 +414,15 @@ def test_json_has_the_fields_of_the_design(tmp_path: Path) -> None:
     verdict = run_chain(chain(onnx_stage(tmp_path / "model.onnx")), batches, RECORD)
     content = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
     assert content["verdict"] == "pass"
-    fields = {"links", "errors", "invariance", "environment", "stages", "files", "samples", "training_only", "interrupted"}
+    parts = {"training_only", "not_foldable", "frozen_statistics"}
+    fields = {"links", "errors", "invariance", "environment", "stages", "files", "samples", "interrupted", *parts}
     assert set(content) == {"verdict", "format_version", *fields}
     assert set(content["links"][1]) == {
         *("from", "to", "runtime", "device", "required", "observed", "status", "reason", "samples", "outputs"),
         *("max_ulp", "max_abs", "budget", "tolerance", "top1_changes", "ties", "changes", "first_difference", "worst", "place"),
     }
     assert content["links"][1]["first_difference"]["output"] == "logits"
-    assert content["training_only"] == [{"name": "noise", "what": "uniform around 1"}]
+    assert content["training_only"] == [{"name": "noise", "what": "uniform around 1", "off_since_step": None}]
     assert content["files"] == {"model.onnx": "ab" * 32}
     assert content["samples"]["how"] == ["noise of PCG64"]
     assert content["stages"]["onnx"]["providers"] == ["CPUExecutionProvider"]

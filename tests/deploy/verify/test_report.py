@@ -193,6 +193,40 @@ def test_a_pass_says_what_training_had_and_deployment_has_not(parts: list[tuple[
     assert sentence not in Page(failed).text
 
 
+def test_what_cannot_fold_is_said_and_listed() -> None:
+    kept = [{"name": "network.bn1", "what": "group normalisation"}, {"name": "network.bn2", "what": "group normalisation"}]
+    text = Page(report_html({**whole(), "not_foldable": kept})).text
+    assert "Not foldable: 2 x group normalisation. These layers are deployed as they were trained" in text
+    assert "network.bn2 group normalisation" in text
+    assert "ot foldable" not in Page(report_html({**whole(), "not_foldable": []})).text
+
+
+FROZEN = {"since_step": 110, "last_step": 176, "accuracy_before": 0.975, "accuracy_recomputed": 0.9725, "accuracy_at_end": 0.98}
+
+
+def test_a_pass_says_since_when_training_did_without_what_deployment_has_not() -> None:
+    off = {"name": "bn", "what": "batch statistics of a BatchNorm", "off_since_step": 110}
+    acting = {"name": "dropout", "what": "dropout with probability 0.5", "off_since_step": None}
+    identical = "From step 110 of 176 on the training graph and the deployed graph were identical"
+    recomputed = "2 x batch statistics of a BatchNorm had been recomputed over the whole training set and frozen; "
+    accuracies = "test accuracy 97.50% before, 97.25% right after recomputing, 98.00% at the end."
+    text = Page(report_html({**whole(), "training_only": [off, off], "frozen_statistics": FROZEN})).text
+    assert f"What was validated is what will run. {identical}: {recomputed}{accuracies} 3 links were compared" in text
+    assert "bn batch statistics of a BatchNorm, frozen from step 110 on" in text
+    text = Page(report_html({**whole(), "training_only": [off, acting, off], "frozen_statistics": FROZEN})).text
+    assert (
+        "Training also had 1 part that deployment has not, switched off for this comparison: 1 x dropout with probability 0.5. "
+        f"{identical} but for what is named above: {recomputed}{accuracies}"
+    ) in text
+
+
+def test_accuracies_that_are_no_numbers_are_not_shown_as_any() -> None:
+    off = {"name": "bn", "what": "batch statistics", "off_since_step": 110}
+    broken = {**FROZEN, "accuracy_recomputed": "NaN", "accuracy_at_end": None}
+    text = Page(report_html({**whole(), "training_only": [off], "frozen_statistics": broken})).text.replace("\N{EN DASH}", "-")
+    assert "test accuracy 97.50% before, - right after recomputing, - at the end." in text
+
+
 def test_what_training_had_is_not_guessed_where_it_was_not_recorded() -> None:
     assert "✓ PASS What was validated is what will run. 1 link was compared" in Page(report_html(verification(link("a", "b")))).text
 
@@ -441,6 +475,7 @@ def test_hostile_words_stay_words() -> None:
         files={hostile: hostile},
         samples={hostile: hostile},
         training_only=[{"name": hostile, "what": hostile}],
+        not_foldable=[{"name": hostile, "what": hostile}],
         **{hostile: hostile},
     )
     facts = {"network": hostile, "classes": [hostile, hostile], hostile: hostile, "files": {hostile: hostile}}

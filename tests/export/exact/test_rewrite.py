@@ -17,7 +17,8 @@ from pipeline.methods import METHODS
 SMALL, COLOUR = (1, 8, 8), (3, 32, 32)
 CASES = [("small", SMALL), ("resnet20", COLOUR), ("torchvision:shufflenet_v2_x0_5", (3, 64, 64))]
 BITS = GridBits()
-FOLDABLE = [name for name in METHODS if name not in ("fixup", "groupnorm")]
+OFF_THE_GRID = {"fixup": "ScalarBias", "groupnorm": "GroupNormalised"}
+FOLDABLE = [name for name in METHODS if name not in OFF_THE_GRID]
 
 
 def on_grid(network: str, shape: tuple[int, int, int], method: str = "czmig") -> GridGraph:
@@ -36,6 +37,13 @@ def test_before_anything_is_rounded_the_bits_are_those_of_the_network(method: st
         grid = grid_graph(graph, shape, BITS)
         with off_grid(grid.graph):
             assert torch.equal(grid.graph(batch), before)
+
+
+@pytest.mark.parametrize(("method", "layer"), OFF_THE_GRID.items())
+def test_a_method_whose_layers_have_no_exact_form_is_refused_by_their_name(method: str, layer: str) -> None:
+    with pytest.raises(UsageError, match=rf"cannot go onto the exact grid: {layer} has no form there") as caught:
+        on_grid("small", SMALL, method)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_residual_stream_has_one_step_and_branches_have_their_own() -> None:

@@ -168,6 +168,14 @@ MISTAKES = [
         "a.yaml:2: training: milestones [3] are never reached in 3 epochs",
     ),
     (
+        METHOD + "training: {epochs: 3, freeze_statistics: {epochs: 3}}",
+        "a.yaml:2: training: freeze_statistics.epochs 3 must be less than epochs 3",
+    ),
+    (
+        METHOD + "training: {freeze_statistics: {epochs: -1}}",
+        "a.yaml:2: training.freeze_statistics.epochs: got -1, expected a whole number, at least 0",
+    ),
+    (
         METHOD + "training: {schedule: {milestones: [1, -3]}}",
         "a.yaml:2: training.schedule.milestones[1]: got -3, expected a whole number, at least 1",
     ),

@@ -113,3 +113,19 @@ def test_a_start_beyond_the_epoch_is_a_bug() -> None:
 def test_a_batch_larger_than_the_split_is_refused() -> None:
     with pytest.raises(UsageError, match="batch_size 12 is more than the 11 training images"):
         TrainingBatches(numbered(11), 12, Augment(), seed=0)
+
+
+@pytest.mark.parametrize(("num", "batch_size"), [(11, 4), (9, 4), (8, 4), (7, 4), (5, 5), (50, 7)])
+def test_the_whole_set_is_every_image_once_mixed_and_never_in_a_small_batch(num: int, batch_size: int) -> None:
+    batches = TrainingBatches(numbered(num), batch_size, BOTH, seed=3)
+    found = list(batches.whole_set())
+    seen = [int(label) for _, labels in found for label in labels]
+    assert sorted(seen) == list(range(num))
+    assert num < 8 or seen != sorted(seen)
+    sizes = [len(labels) for _, labels in found]
+    assert min(sizes) >= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    for images, labels in found:  # as they are: neither cropped nor mirrored
+        assert torch.equal(images, labels.to(torch.uint8)[:, None, None, None].expand_as(images))
+    again = [int(label) for _, labels in TrainingBatches(numbered(num), batch_size, Augment(), seed=3).whole_set() for label in labels]
+    assert again == seen

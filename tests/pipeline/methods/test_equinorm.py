@@ -34,7 +34,7 @@ def layer(stride: int = 1, pixels: int = 8, groups: int = 1, **changes: object) 
     like = nn.Conv2d(4, 8, 3, stride, 1, groups=groups)
     out = (pixels - 1) // stride + 1
     derivation = Balanced(torch.randn(8, 4 // groups, 3, 3), 4, (stride * out / pixels) ** 2, options(**changes)).double()
-    return BalancedConv2d(like, derivation, InputStatistics(options(**changes))).train()
+    return BalancedConv2d(like, derivation, InputStatistics(derivation, options(**changes))).train()
 
 
 def derivation_of(balanced: BalancedConv2d) -> Balanced:

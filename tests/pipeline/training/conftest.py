@@ -29,6 +29,10 @@ class RandomTraining:
         for step in range(first_step, self.steps_per_epoch):
             yield _random_batch(1 + 100 * epoch + step, BATCH_SIZE)
 
+    def whole_set(self) -> Iterator[Batch]:
+        for number in range(self.steps_per_epoch):
+            yield _random_batch(5000 + number, BATCH_SIZE + number % 2)
+
 
 class RandomTest:
     """Two batches of unequal size."""

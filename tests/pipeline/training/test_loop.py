@@ -167,6 +167,9 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(build: Build, data
                 images, labels = zip(*batches[first : first + 2], strict=True)
                 yield torch.cat(images), torch.cat(labels)
 
+        def whole_set(self) -> Iterator[Batch]:
+            return data.training.whole_set()
+
     accumulated, joined = build(METHODS[2]), build(METHODS[2])
     records = train(accumulated, data, _with(settings, accumulate=2)).records
     expected = train(joined, replace(data, training=Joined()), replace(settings, folder=tmp_path / "joined")).records
@@ -187,6 +190,9 @@ def test_batches_that_fill_no_step_are_left_out_and_a_schedule_counts_steps(buil
             for step in range(first_step, 7):
                 seen.append(step)
                 yield next(data.training.epoch(epoch, step % 4))
+
+        def whole_set(self) -> Iterator[Batch]:
+            return data.training.whole_set()
 
     settings = _with(settings, accumulate=3, schedule=Schedule(name="constant", warmup_epochs=1.0))
     records = train(build(METHODS[2]), replace(data, training=Counted()), settings).records
@@ -439,6 +445,9 @@ def test_the_watcher_hears_of_everything(build: Build, data: TrainingData, setti
     class Listening:
         def run_started(self, num_epochs: int, steps_per_epoch: int, steps_done: int) -> None:
             heard.append((num_epochs, steps_per_epoch, steps_done))
+
+        def statistics_frozen(self, step: int, test_accuracy: float) -> None:
+            heard.append((step, test_accuracy))
 
         def epoch_started(self, epoch: int) -> None:
             heard.append(epoch)

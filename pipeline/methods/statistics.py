@@ -1,0 +1,104 @@
+"""Statistics of the batch, where evaluation uses stored ones: what all such parts have in common, recomputing the stored ones, freezing.
+
+Knows no method and no loop. A frozen part never acts again: training then computes, on weights, what evaluation computes.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from export.derived import TrainingOnly, parts_off, training_only_parts
+
+
+class Moments:
+    """Mean and variance of each channel over everything that was added, as of all values at once; pooled in float64."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean = self._squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, values: torch.Tensor) -> None:
+        """Take in a batch, channels in the second dimension."""
+        variance, mean = torch.var_mean(values, [0, *range(2, values.dim())], correction=0)
+        count = values.numel() // values.shape[1]
+        apart = mean.double() - self._mean.to(mean.device)
+        total = self._count + count
+        self._squares = self._squares.to(mean.device) + variance.double() * count + apart.square() * (self._count * count / total)
+        self._mean = self._mean.to(mean.device) + apart * (count / total)
+        self._count = total
+
+    @property
+    def mean(self) -> torch.Tensor:
+        self._require_some()
+        return self._mean
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """The mean square of the distance from the mean, of these very values: not an estimate for others."""
+        self._require_some()
+        return self._squares / self._count
+
+    def _require_some(self) -> None:
+        if not self._count:
+            raise RuntimeError("no values were added, so they have no moments")
+
+
+class Statistics(TrainingOnly):
+    """A part that acts by the statistics of the batch in training, and by stored ones in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = False
+        self.pooled: Moments | None = None
+        """While it is there, what the part sees goes into it, and the stored statistics stay as they are."""
+
+    @property
+    def acts(self) -> bool:
+        return super().acts and not self.frozen
+
+    @abstractmethod
+    def store(self, moments: Moments) -> None:
+        """Make these the stored statistics."""
+
+
+def statistics_parts(graph: nn.Module) -> dict[str, Statistics]:
+    """The parts of a graph that act by statistics of the batch, by name."""
+    return {name: part for name, part in training_only_parts(graph).items() if isinstance(part, Statistics)}
+
+
+def is_frozen(part: TrainingOnly) -> bool:
+    """Whether training itself has switched a part off for good."""
+    return isinstance(part, Statistics) and part.frozen
+
+
+def freeze_statistics(graph: nn.Module) -> None:
+    """Switch them off for good."""
+    for part in statistics_parts(graph).values():
+        part.frozen = True
+
+
+@torch.no_grad()
+def recompute_statistics(graph: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Replace the stored statistics by those of all these images, pooled: each value counts once, and none more than another.
+
+    One pass in training mode. Each layer sees what the layers in front of it make of the batch with the batch's statistics, as in training;
+    noise, dropout and whatever else only training has is off, since nobody will deploy it. The result depends on no earlier statistics. What
+    is seen is stored at the end, so that a pass that is broken off leaves the old ones.
+    """
+    parts = list(statistics_parts(graph).values())
+    others = [part for part in training_only_parts(graph).values() if not isinstance(part, Statistics)]
+    graph.train()
+    gathered = [Moments() for _ in parts]
+    try:
+        for part, moments in zip(parts, gathered, strict=True):
+            part.pooled = moments
+        with parts_off(others):
+            for images in batches:
+                graph(images)
+    finally:
+        for part in parts:
+            part.pooled = None
+    for part, moments in zip(parts, gathered, strict=True):
+        part.store(moments)

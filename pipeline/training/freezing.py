@@ -1,0 +1,37 @@
+"""When the batch statistics of a run are recomputed and frozen, and what must hold for that. Knows no method, only that graphs have such parts."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from export.errors import UsageError
+from pipeline.config.sections import Training
+from pipeline.methods.statistics import statistics_parts
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """That the statistics are frozen: after which step, and what the network scored right after they were recomputed."""
+
+    step: int
+    test_accuracy: float
+
+
+def first_frozen_epoch(options: Training) -> int | None:
+    """The epoch, counted from 0, at whose start the statistics are frozen; None where they never are."""
+    return options.epochs - options.freeze_statistics.epochs if options.freeze_statistics.epochs else None
+
+
+def require_usable_statistics(graph: nn.Module, options: Training, batch_size: int) -> None:
+    """Refuse, before training, batches that have no statistics of their own, and freezing where there is nothing to freeze."""
+    summaries = list(dict.fromkeys(part.summary for part in statistics_parts(graph).values()))
+    if summaries and batch_size < 2:
+        raise UsageError(
+            f"training steps on {batch_size} image have no use for {summaries[0]}: those of a single image say nothing of others; "
+            "set data.batch_size to 2 or more, or choose a method without batch statistics"
+        )
+    if not summaries and options.freeze_statistics.epochs:
+        raise UsageError(
+            f"training.freeze_statistics.epochs is {options.freeze_statistics.epochs}, and this method has no batch statistics on this network: "
+            "its training graph is the deployed one from the first step; set it to 0"
+        )

@@ -19,6 +19,8 @@ COMMANDS = {
     "train": ("pipeline.cli.train", "Train and keep checkpoints; export comes later."),
     "export": ("pipeline.cli.export", "Fold, export and verify a training run's last checkpoint, or a network trained elsewhere."),
     "verify": ("pipeline.cli.verify", "Check that a bundle's models, or any two forms of a model, give the same outputs."),
+    "reproduce": ("pipeline.cli.reproduce", "Run a table of a paper, and set its figures beside ours."),
+    "compare": ("pipeline.cli.compare", "Set any runs side by side, grouped by their config without the seed."),
     "doctor": ("pipeline.cli.doctor", "Say what this machine can run."),
 }
 """Name -> module, and the line that `pipeline --help` shows; a test holds it equal to the command's own."""

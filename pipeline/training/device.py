@@ -80,6 +80,12 @@ def arithmetic(*, deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """So that a run reports its own peak and not that of one before it in the same process; on a CPU there is no way to."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """On CUDA the most bytes that tensors held at once; on a CPU the largest size the whole process ever had."""
     if device.type == "cuda":

@@ -13,6 +13,7 @@ class NotFiniteError(UsageError):
     """Training has diverged; the weights of the last checkpoint are still good."""
 
     def __init__(self, what: str, *, epoch: int, step: int, rate: float, checkpoint: Path | None) -> None:
+        self.epoch = epoch
         kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written before"
         super().__init__(
             f"training diverged in epoch {epoch}, step {step}, at learning rate {rate:.6g}: {what}; {kept}; "

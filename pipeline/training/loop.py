@@ -25,7 +25,7 @@ from pipeline.methods.statistics import freeze_statistics, recompute_statistics
 from pipeline.training.averaging import WeightAverage
 from pipeline.training.batches import Batch, TrainingBatches, TrainingData
 from pipeline.training.checkpoint import Checkpoint, Config, checkpoint_bytes, write_checkpoint
-from pipeline.training.device import arithmetic, autocast_type, cpu_threads, device_by_name, peak_memory_bytes
+from pipeline.training.device import arithmetic, autocast_type, cpu_threads, device_by_name, forget_peak_memory, peak_memory_bytes
 from pipeline.training.evaluation import BATCH_SIZE, Evaluation, evaluate
 from pipeline.training.finite import NotFiniteError, all_finite, first_bad_activation, first_bad_weights
 from pipeline.training.freezing import Frozen, first_frozen_epoch
@@ -87,6 +87,7 @@ def train(
     """
     device = device_by_name(settings.training.device)
     network.graph.to(device)
+    forget_peak_memory(device)
     loop = _Loop(network, data, settings, watcher or Silent(), device)
     with ExitStack() as stack:
         stack.enter_context(arithmetic(deterministic=settings.training.deterministic))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from export.errors import NotHereError, UsageError
-from pipeline.training.device import arithmetic, autocast_type, cpu_threads, device_by_name, peak_memory_bytes
+from pipeline.training.device import arithmetic, autocast_type, cpu_threads, device_by_name, forget_peak_memory, peak_memory_bytes
 
 CPU = torch.device("cpu")
 
@@ -85,6 +85,14 @@ def test_switches_are_set_and_put_back(monkeypatch: pytest.MonkeyPatch, determin
         raise KeyError
     assert inside == (deterministic, deterministic, not deterministic, "ieee", "ieee")
     assert _switches() == before
+
+
+def test_a_peak_is_forgotten_on_cuda_and_left_alone_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", forgotten.append)
+    forget_peak_memory(CPU)
+    forget_peak_memory(torch.device("cuda:1"))
+    assert forgotten == [torch.device("cuda:1")]
 
 
 def test_peak_memory_on_a_cpu_is_that_of_the_process() -> None:

@@ -28,6 +28,7 @@ from pipeline.training import (
     read_checkpoint,
     train,
 )
+from pipeline.training import loop as training_loop
 from pipeline.training.batches import Batch
 from pipeline.training.mixing import draw
 
@@ -258,6 +259,20 @@ def test_another_seed_gives_other_noise(build: Build, data: TrainingData, settin
     train(one, data, settings)
     train(other, data, _with(settings, seed=1))
     assert not torch.equal(_state(one)["network.classifier.derivation.weight"], _state(other)["network.classifier.derivation.weight"])
+
+
+def test_a_run_counts_its_own_memory(build: Build, data: TrainingData, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one before it in this process took is forgotten first."""
+    events: list[str] = []
+
+    def peak(device: torch.device) -> int:
+        events.append("asked")
+        return 1
+
+    monkeypatch.setattr(training_loop, "forget_peak_memory", lambda device: events.append("forgotten"))
+    monkeypatch.setattr(training_loop, "peak_memory_bytes", peak)
+    train(build(NonormOptions(name="nonorm")), data, settings)
+    assert events == ["forgotten", *["asked"] * settings.training.epochs]
 
 
 def test_the_folder_holds_a_line_an_epoch_and_both_checkpoints(build: Build, data: TrainingData, settings: Settings) -> None:

@@ -1,0 +1,58 @@
+"""`pipeline reproduce`: its options."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli import options
+from pipeline.cli.console import Console
+
+
+@click.command("reproduce")
+@click.argument("table", required=False)
+@click.option("--list", "list_asked", is_flag=True, help="Show the tables, and the data, epochs and runs that each needs.")
+@click.option("--rows", "rows", multiple=True, metavar="NAMES", help="Only these rows, by name or pattern, with commas between. Repeatable.")
+@click.option("--seeds", type=click.IntRange(1), metavar="N", help="Runs of each row.  [default: as many as the paper's]")
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Shorten: every time of the schedule in proportion. Every output says so.")
+@click.option("--data", metavar="DIR", type=click.Path(path_type=Path), help="The data set's folder, or DIR/train/CLASS/* and DIR/test/CLASS/*.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where runs and tables go.  [default: runs/TABLE]")
+@options.overrides
+@options.as_json
+@click.pass_obj
+def command(
+    console: Console,
+    table: str | None,
+    list_asked: bool,
+    rows: tuple[str, ...],
+    seeds: int | None,
+    epochs: int | None,
+    data: Path | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Run a table of a paper, and set its figures beside ours."""
+    if list_asked:
+        _list(console)
+        return
+    if table is None:
+        raise click.UsageError("give a table, or --list to see which there are")
+    from pipeline.reproduction.listing import configs_folder, table_by_name
+    from pipeline.reproduction.plan import Asked, planned
+
+    folder = out or Path("runs") / table
+    names = tuple(name.strip() for some in rows for name in some.split(","))
+    asked = Asked(rows=names, num_seeds=seeds, epochs=epochs, data=data, overrides=overrides)
+    plan = planned(table_by_name(table), asked, configs_folder(), folder)  # before torch is imported: a mistake is said at once
+    from pipeline.reproduction import commands
+
+    outcome = commands.reproduce(plan, folder, console)
+    console.result(outcome.facts, outcome.text)
+    outcome.raise_failure()
+
+
+def _list(console: Console) -> None:
+    from pipeline.papers import TABLES
+    from pipeline.reproduction.listing import configs_folder, listing
+
+    facts, text = listing(TABLES.values(), configs_folder())
+    console.result({"tables": facts}, text)

@@ -1,0 +1,107 @@
+"""Any run folders as a result: grouped by their config without the seed, and named by what tells the groups apart."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from export.errors import UsageError
+from pipeline.config import Config, load_config
+from pipeline.importing import training_part
+from pipeline.reproduction.figures import RunFigures, require_run, run_figures
+from pipeline.reproduction.result import Group, Result
+
+Flat = dict[str, JsonValue]
+
+
+def comparison_of(folders: Sequence[Path]) -> Result:
+    """The result of these runs; each folder once."""
+    _require_different(folders)
+    configs = [_config(folder) for folder in folders]
+    groups: dict[str, list[tuple[Config, RunFigures]]] = {}
+    for folder, config in zip(folders, configs, strict=True):
+        groups.setdefault(json.dumps(_without_seed(config)), []).append((config, run_figures(folder, config.training.seed)))
+    labels = labels_of([_without_seed(runs[0][0]) for runs in groups.values()])
+    found = tuple(_group(label, runs) for label, runs in zip(labels, groups.values(), strict=True))
+    return Result(
+        name="comparison",
+        subject=f"Comparison of {len(folders)} runs",
+        columns=("network", "method", "settings"),
+        quantities=("accuracy", "train_accuracy", "memory", "minutes"),
+        statistic="mean and std",
+        memory_unit="MB",
+        picture="epochs",
+        groups=found,
+        notes=(*_MEANINGS, *_same_seeds(found)),
+        of_a_paper=False,
+    )
+
+
+_MEANINGS = (
+    "Training accuracy: of the last epoch, while training, with augmentation.",
+    "Peak memory: of tensors where a run was on CUDA; of the whole process where it was on a CPU, which compares nothing.",
+)
+
+
+def _require_different(folders: Sequence[Path]) -> None:
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        if (same := seen.setdefault(folder.resolve(), folder)) is not folder:
+            raise UsageError(f"{folder} and {same} are one run; give each once, or its spread is none")
+
+
+def _config(folder: Path) -> Config:
+    require_run(folder)
+    return load_config(folder / "config.yaml")
+
+
+def _without_seed(config: Config) -> Flat:
+    flat = _flat(training_part(config))
+    del flat["training.seed"]
+    return flat
+
+
+def _flat(values: Mapping[str, JsonValue], above: str = "") -> Flat:
+    found: Flat = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
+
+
+def labels_of(configs: Sequence[Flat]) -> list[tuple[str, str, str]]:
+    """Network, method, and the settings in which groups of the same two differ."""
+    labels = []
+    for config in configs:
+        alike = [other for other in configs if _head(other) == _head(config)]
+        differing = [key for key in config if any(other.get(key) != config[key] for other in alike)]
+        labels.append((*_head(config), ", ".join(f"{key}={json.dumps(config[key])}" for key in differing)))
+    return labels
+
+
+def _head(config: Flat) -> tuple[str, str]:
+    return str(config["network.name"]), str(config["method.name"])
+
+
+def _group(label: tuple[str, str, str], runs: Sequence[tuple[Config, RunFigures]]) -> Group:
+    training = runs[0][0].training
+    figures = tuple(sorted((run for _, run in runs), key=lambda run: run.seed))
+    return Group(
+        name=" ".join(filter(None, label)),
+        cells=label,
+        epochs=training.epochs,
+        num_planned=len(runs),
+        runs=figures,
+        rate=training.learning_rate,
+    )
+
+
+def _same_seeds(groups: Sequence[Group]) -> list[str]:
+    """A seed that counts twice makes a spread look smaller than it is."""
+    notes = []
+    for group in groups:
+        seeds = [run.seed for run in group.runs]
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            notes.append(f"{group.name}: seed {', '.join(map(str, twice))} is there more than once, so the spread is not one of seeds")
+    return notes

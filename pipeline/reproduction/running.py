@@ -1,0 +1,95 @@
+"""Runs a plan: each run an ordinary one, in a folder of its own; what is finished is read, what was interrupted goes on.
+
+Takes a plan and a console, and hands out each run that it made; knows no table and no output.
+"""
+
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deploy.verify.environment import cpu_model
+from export.errors import UsageError
+from export.files import write_file
+from pipeline import run
+from pipeline.config import Config, load_config
+from pipeline.importing import training_part
+from pipeline.reproduction.figures import DIVERGED, MACHINES, RunFigures, run_figures
+from pipeline.reproduction.plan import Plan, PlannedRun
+from pipeline.training import device_by_name
+from pipeline.training.checkpoint import first_difference
+from pipeline.training.finite import NotFiniteError
+from pipeline.watching import Console
+
+
+def run_plan(plan: Plan, console: Console) -> Iterator[PlannedRun]:
+    """Every run of the plan that is not finished yet, one by one."""
+    runs = [(row, each) for row in plan.rows for each in row.runs]
+    for number, (row, each) in enumerate(runs, start=1):
+        if not is_finished(each):
+            console.say(f"run {number} of {len(runs)}: {row.row.name}, seed {each.seed}, {each.config.training.epochs} epochs")
+            _run(each, console)
+            yield each
+
+
+def require_same_runs(plan: Plan) -> None:
+    """To be called first: what a folder of the plan holds is its own run, or nothing."""
+    for row in plan.rows:
+        for each in row.runs:
+            require_same_run(each)
+
+
+def is_finished(planned: PlannedRun) -> bool:
+    """Whether the folder holds all epochs of this run, or its divergence."""
+    figures = run_figures(planned.folder, planned.seed)
+    return figures.diverged is not None or len(figures.records) >= planned.config.training.epochs
+
+
+def require_same_run(planned: PlannedRun) -> None:
+    """A folder with a run of another config is neither continued nor read."""
+    path = planned.folder / "config.yaml"
+    if path.is_file() and (difference := first_difference(training_part(load_config(path)), training_part(planned.config))):
+        key, there, asked = difference
+        raise UsageError(f"{planned.folder} holds a run with {key} = {there}, asked for is {asked}; choose another --out, or remove that folder")
+
+
+def finished_run(config: Config, folder: Path, seed: int, console: Console) -> RunFigures:
+    """The figures of one run, which is trained where its folder does not hold them yet."""
+    planned = PlannedRun(seed, config, folder)
+    require_same_run(planned)
+    if not is_finished(planned):
+        _run(planned, console)
+    return run_figures(folder, seed)
+
+
+def _run(planned: PlannedRun, console: Console) -> None:
+    _note_machine(planned)
+    gc.collect()  # what the run before left would count in this one's memory
+    try:
+        run.train(planned.config, planned.folder, None, console)
+    except NotFiniteError as error:
+        console.say(str(error))
+        write_file(planned.folder / DIVERGED, _json([{"epoch": error.epoch, "message": str(error)}]))
+
+
+def _note_machine(planned: PlannedRun) -> None:
+    """Where the run computes; where it goes on on another machine, both."""
+    before = list(run_figures(planned.folder, planned.seed).machines)
+    here = machine(planned.config)
+    if here not in before:
+        planned.folder.mkdir(parents=True, exist_ok=True)
+        write_file(planned.folder / MACHINES, _json([*before, here]))
+
+
+def machine(config: Config) -> dict[str, Any]:
+    """The device of a config on this machine, and the version that computes."""
+    device = device_by_name(config.training.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+    return {"device": device.type, "name": name, "precision": config.training.precision, "torch": torch.__version__}
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

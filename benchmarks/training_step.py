@@ -6,31 +6,23 @@ The step is the one that training runs (`pipeline.training.step`): forward, back
 Rounds are interleaved: in each, every method makes a few steps in turn, and ratios are taken within the round, so that
 what else the machine does weighs on all alike. Writes results/training_step.json and prints a table.
 
-Memory is what tensors allocate, not what the process holds: torch's profiler reports what the allocator hands out and
-takes back. The peak of their running sum over one step counts, on top of the weights and the momentum that live between
-steps. It is the same in every run.
+Memory is what tensors allocate (`benchmarks/measured_step.py`): the peak over one step, with the weights and the momentum that live
+between steps.
 """
 
 import argparse
-import itertools
 import statistics
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.environment import write_result
+from benchmarks.measured_step import IMAGE, NOT_COUNTED, Measured, measured_step
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, NonormOptions
-from pipeline.config.sections import Training
-from pipeline.graph import Normalise, trace
-from pipeline.methods import method_from_options
-from pipeline.networks import network_by_name
 from pipeline.training.device import arithmetic
-from pipeline.training.step import TrainingStep, seed_step
 
-NETWORK, BATCH_SIZE, IMAGE, NUM_CLASSES = "resnet20", 128, (3, 32, 32), 10
+NETWORK, BATCH_SIZE = "resnet20", 128
 METHODS: dict[str, MethodOptions] = {
     "czmig": CzmigOptions(name="czmig"),
     "batchnorm": BatchnormOptions(name="batchnorm"),
@@ -41,28 +33,6 @@ TARGETS = {"batchnorm": {"time": 0.90, "memory": 0.85}, "nonorm": {"time": 1.10}
 STEPS_PER_TURN, WARM_UP_ROUNDS = 3, 2
 
 Results = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One method's step on one batch."""
-
-    step: TrainingStep
-    images: torch.Tensor
-    labels: torch.Tensor
-
-    def turn(self) -> None:
-        """One training step, as the loop makes it."""
-        seed_step(0, 0)
-        self.step.set_learning_rate(0.01)
-        self.step.backward(self.images, self.labels).read()
-        self.step.update()
-
-    def bytes_between_steps(self) -> int:
-        """Weights, statistics and momentum."""
-        momentum = [state["momentum_buffer"] for state in self.step.optimiser.state.values()]
-        held = (*self.step.graph.parameters(), *self.step.graph.buffers(), *momentum)
-        return sum(value.numel() * value.element_size() for value in held)
 
 
 def main() -> None:
@@ -79,10 +49,10 @@ def main() -> None:
 
 
 def _measured(autocast: torch.dtype | None, num_rounds: int) -> Results:
-    steps = {name: _step(options, autocast) for name, options in METHODS.items()}
+    steps = {name: measured_step(NETWORK, options, BATCH_SIZE, autocast) for name, options in METHODS.items()}
     rounds = [{name: _seconds(step) for name, step in steps.items()} for _ in range(WARM_UP_ROUNDS + num_rounds)]
     rounds = rounds[WARM_UP_ROUNDS:]
-    memory = {name: _peak_bytes(step) for name, step in steps.items()}
+    memory = {name: step.peak_bytes() for name, step in steps.items()}
     return {
         "milliseconds": {name: _spread([1e3 * turn[name] for turn in rounds]) for name in METHODS},
         "peak_bytes": memory,
@@ -97,46 +67,12 @@ def _measured(autocast: torch.dtype | None, num_rounds: int) -> Results:
     }
 
 
-def _step(options: MethodOptions, autocast: torch.dtype | None) -> Measured:
-    written = network_by_name(NETWORK, NUM_CLASSES, IMAGE[0])
-    graph = trace(written, Normalise((128.0,) * 3, (64.0,) * 3), IMAGE, NUM_CLASSES)
-    network = method_from_options(options).rewrite(graph, torch.Generator().manual_seed(0))
-    network.graph.to(memory_format=torch.channels_last)
-    step = TrainingStep(network, Training(learning_rate=0.01), torch.device("cpu"), autocast)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (BATCH_SIZE, *IMAGE), dtype=torch.uint8, generator=generator)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, NUM_CLASSES, (BATCH_SIZE,), generator=generator)
-
-    return Measured(step, images, labels)
-
-
 def _seconds(measured: Measured) -> float:
     """Per step, over one turn."""
     started = time.perf_counter()
     for _ in range(STEPS_PER_TURN):
         measured.turn()
     return (time.perf_counter() - started) / STEPS_PER_TURN
-
-
-def _peak_bytes(measured: Measured) -> dict[str, int]:
-    """What lives between steps, and the most that a step adds to it."""
-    measured.turn()
-    measured.step.optimiser.zero_grad(set_to_none=True)  # as the step would; freed before the profiler listens
-    between = measured.bytes_between_steps()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        measured.turn()
-    sums = list(itertools.accumulate(_changes(profiled)))
-    return {"peak": between + max(sums), "between_steps": between, "gradients": sums[-1]}
-
-
-def _changes(profiled: profile) -> list[int]:
-    """What the allocator handed out (bytes, positive) and took back (negative), in the order of time."""
-    profiler = profiled.profiler
-    assert profiler is not None
-    assert profiler.kineto_results is not None
-    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]  # type: ignore[attr-defined]
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -149,7 +85,7 @@ def _circumstances(num_rounds: int) -> dict[str, object]:
     return {
         "what": f"training step, {NETWORK}, batch {BATCH_SIZE}, {'x'.join(map(str, IMAGE))}, channels_last, CPU",
         "runs": {"rounds": num_rounds, "steps_a_round": STEPS_PER_TURN, "warm_up_rounds": WARM_UP_ROUNDS},
-        "memory": "bytes of torch's CPU allocator; a convolution library's own scratch memory is not in it",
+        "memory": NOT_COUNTED,
     }
 
 

@@ -52,8 +52,8 @@ NETWORKS: dict[str, Builder] = {
     "shufflenetv2_x1_0": partial(ShuffleNetV2, (116, 232, 464, 1024)),
     "mobilenetv2": MobileNetV2,
 }
-"""For small images; what else there is, torchvision has. resnet20 to resnet110 begin with 16 planes, the other ResNets with 64; wrn20, the wide
-one with 20 convolutions on its longest way, has 96, 192 and 384."""
+"""For small images; what else there is, torchvision has. resnet20 to resnet110 begin with 16 planes, the other ResNets with 64; wrn20 has 20 layers
+and 96, 192 and 384 planes, 96 in the stem."""
 
 FAMILIES = (Family("wrn-DEPTH-WIDTH", by_depth_and_width, ("wrn-16-8", "wrn-28-10", "wrn-40-4")),)
 

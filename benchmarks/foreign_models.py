@@ -93,13 +93,13 @@ def rows(name: str) -> Iterator[dict[str, object]]:
         drawn = np.random.default_rng(0).standard_normal((NUM_SAMPLES, 3, SIZE, SIZE)).astype(np.float32)
         np.savez(samples, **{end.name: drawn})  # type: ignore[arg-type]
         for kind in ("optimised", "plain"):
-            names = _names(paths["program"], paths[kind])
+            names = output_names(paths["program"], paths[kind])
             yield row(name, kind, verified(paths["program"], paths[kind], samples, names))
         for layer, wrong in twice(paths["plain"], folder):
-            yield row(name, f"plain, {layer} twice as large", verified(paths["program"], wrong, samples, _names(paths["program"], wrong)))
+            yield row(name, f"plain, {layer} twice as large", verified(paths["program"], wrong, samples, output_names(paths["program"], wrong)))
 
 
-def _names(program: Path, file: Path) -> dict[str, str]:
+def output_names(program: Path, file: Path) -> dict[str, str]:
     """The one output of each, where the exporter renamed it."""
     ours = torch.export.load(program).graph_signature.user_outputs[0]
     theirs = onnx.load(file).graph.output[0].name

@@ -63,7 +63,7 @@ def export_engines(folder: Path, options: EngineOptions, network: str | None, re
         facts = _facts(bundle.manifest)
         write_manifest(staged, facts)
         with_engines = open_bundle(staged)
-        asked = Asked(required=required, network=network, second_builds=second_builds(built))
+        asked = Asked(required=required, network=network, second_builds=second_builds(built), inside=True)
         found = verify_bundle(with_engines, stored_samples(with_engines), asked, console)
         if found.verdict.interrupted:
             raise KeyboardInterrupt

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.hosting.process import Limits
+from deploy.verify.budget import Precision
 from deploy.verify.compare import Arrays
-from deploy.verify.pair import Pair, verify_pair
+from deploy.verify.pair import Pair, compare_pair
 from deploy.verify.selection import BITWISE
 from deploy.verify.tolerance import Tolerance
 from export.errors import UsageError
+from pipeline.pictures import pictures_of
 from pipeline.verified import Verification
 from pipeline.watching import Console, shown
 
@@ -30,9 +32,11 @@ class Typed:
     max_ulp: int | None
     atol: float | None
     rtol: float | None
+    precision: Precision | None
     required: tuple[str, ...]
     only: str | None
     batched: bool
+    inside: bool
     memory_limit: float
     time_limit: float
 
@@ -47,9 +51,11 @@ class Typed:
             names=dict(_split(text, "--map", "REFERENCE=CANDIDATE") for text in self.maps),
             runtimes=self.runtimes or ("onnxruntime-cpu",),
             tolerance=Tolerance(max_ulp=self.max_ulp, atol=self.atol, rtol=self.rtol) if states_tolerance else None,
+            precision=self.precision,
             bitwise=BITWISE in self.required,
             sizes={name: _positive(text, name) for name, text in (_split(text, "--size", "NAME=NUMBER") for text in self.sizes)},
             batched=self.batched,
+            inside=self.inside,
             only=self.only,
             require=tuple(name for name in self.required if name != BITWISE),
             limits=Limits(gibibytes=self.memory_limit, seconds=self.time_limit),
@@ -62,9 +68,9 @@ def compare(typed: Typed, console: Console) -> Verification:
     def with_progress(batches: Iterable[Arrays], number: int) -> Iterator[Arrays]:
         return shown(console, batches, "comparing", number)
 
-    verdict = verify_pair(typed.pair, with_progress)
+    compared = compare_pair(typed.pair, with_progress)
     facts = {"reference": typed.reference.name, "candidate": typed.candidate.name}
-    return Verification(verdict, (), (), facts)
+    return Verification(compared.verdict, (), (), facts, pictures=pictures_of(compared.rows))
 
 
 def _split(text: str, option: str, form: str) -> tuple[str, str]:

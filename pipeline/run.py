@@ -180,7 +180,7 @@ def _published(trained: Trained, folder: Path, required: tuple[str, ...], consol
         write_bundle_files(staged, trained)
         built = engines_of_a_run(staged, trained.config, console)
         write_manifest(staged, trained.facts)
-        asked = Asked(required=required, network=trained.config.network.name, second_builds=second_builds(built))
+        asked = Asked(required=required, network=trained.config.network.name, second_builds=second_builds(built), inside=True)
         found = verify_bundle(open_bundle(staged), test_set(trained), asked, console)
         if found.verdict.interrupted:
             raise KeyboardInterrupt

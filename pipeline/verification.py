@@ -5,7 +5,7 @@ Takes an opened bundle and samples; what the links are and what each must hold i
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from deploy.verify.given import samples_for
 from deploy.verify.samples import hostile_images
 from deploy.verify.selection import required_runtimes, selected
 from deploy.verify.verdict import FrozenStatistics, NotFoldablePart, TrainingOnlyPart, together
+from deploy.verify.worst import rows_of, worst_samples
 from export.bundle import Bundle, TensorEntry, json_bytes
 from export.derived import TrainingOnly, not_foldable_parts, training_only_parts
 from export.engines.record import plan_name
@@ -64,6 +65,7 @@ from pipeline.layout import (
 )
 from pipeline.methods.statistics import freeze_statistics, is_frozen
 from pipeline.networks import is_of_the_user
+from pipeline.pictures import pictures_of
 from pipeline.staging import Trained
 from pipeline.verified import Verification
 from pipeline.watching import Console, shown
@@ -90,6 +92,8 @@ class Asked:
     """Runtimes without which there is no verdict; and "bitwise": see `selected`."""
     only: str | None = None
     """The one link that is checked."""
+    inside: bool = False
+    """Whether the report is to show the errors at inner tensors."""
     network: str | None = None
     """Code of the user's own that may build the network."""
     second_builds: Mapping[str, EngineFile] = field(default_factory=dict)
@@ -147,10 +151,13 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
     _require_one_story(bundle, config)
     hostile = hostile_images(_image_shape(bundle))
 
-    def batches() -> Iterator[dict[str, NDArray[np.uint8]]]:
-        for images in shown(console, samples.batches(), "comparing", samples.num_batches):
+    def inputs(batches: Iterable[NDArray[np.uint8]]) -> Iterator[dict[str, NDArray[np.uint8]]]:
+        for images in batches:
             yield {bundle.manifest.input.name: images}
         yield {bundle.manifest.input.name: hostile.images}
+
+    def batches() -> Iterator[dict[str, NDArray[np.uint8]]]:
+        return inputs(shown(console, samples.batches(), "comparing", samples.num_batches))
 
     stored = dict(stored_engines(bundle))
     record = Record(
@@ -178,12 +185,21 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
         verdicts = []
         for chain in selected(chains, asked.only, asked.required):
             require = required_runtimes(chain, (*asked.required, "onnxruntime-cpu"), asked.only)
-            verdicts.append(run_chain(chain, batches, record, require=require))
+            verdicts.append(run_chain(chain, batches, record, require=require, inside=asked.inside))
             if verdicts[-1].interrupted:
                 break
     proved = certificate if asked.only is None else None
     filters = tuple(layer_figures(trained_layers(graph), config.training.deflated_below))
-    return Verification(together(verdicts), _records(bundle, METRICS), filters, _facts(bundle, graph), _diagnosed(bundle), proved)
+    verdict = together(verdicts)
+    return Verification(
+        verdict,
+        _records(bundle, METRICS),
+        filters,
+        _facts(bundle, graph),
+        _diagnosed(bundle),
+        pictures_of(rows_of(inputs(samples.batches()), worst_samples(verdict))),
+        proved,
+    )
 
 
 def _require_the_stored_certificate(bundle: Bundle, found: Certificate) -> None:

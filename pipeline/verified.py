@@ -4,7 +4,7 @@ Takes what was measured elsewhere. Needs neither torch nor a runtime.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -26,6 +26,8 @@ class Verification:
     filters: tuple[Mapping[str, object], ...]
     facts: Mapping[str, object]
     diagnosed: tuple[Mapping[str, object], ...] = ()
+    pictures: Mapping[int, bytes] = field(default_factory=dict)
+    """Of the worst samples, as PNG files."""
     certificate: Certificate | None = None
     """Of the exact file, where there is one; recomputed from that file alone."""
 
@@ -73,7 +75,15 @@ class Verification:
         if self.certificate is not None:
             write_file(folder / CERTIFICATE, json_bytes(self.certificate.to_json()))
         certificate = None if self.certificate is None else self.certificate.to_json()
-        page = report_html(content, metrics=self.metrics, filters=self.filters, facts=self.facts, diagnosed=self.diagnosed, certificate=certificate)
+        page = report_html(
+            content,
+            metrics=self.metrics,
+            filters=self.filters,
+            facts=self.facts,
+            diagnosed=self.diagnosed,
+            certificate=certificate,
+            pictures=self.pictures,
+        )
         write_file(folder / "report.html", page.encode())
 
 

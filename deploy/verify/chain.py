@@ -14,7 +14,7 @@ from deploy.verify.environment import environment
 from deploy.verify.interruption import noted_interruption
 from deploy.verify.invariance import InvarianceMeter, Variant, not_run
 from deploy.verify.judging import Evidence, Side, judged
-from deploy.verify.place import Places, find_place
+from deploy.verify.place import Places, find_place, growth
 from deploy.verify.samples import SampleHash
 from deploy.verify.tolerance import Tolerance, ToleranceMeter
 from deploy.verify.verdict import (
@@ -33,6 +33,7 @@ from deploy.verify.worst import WorstMeter
 from export.errors import NotHereError, SamegraphError
 
 Batches = Callable[[], Iterable[Arrays]]
+NUM_SAMPLES_INSIDE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +115,10 @@ class Record:
     frozen_statistics: FrozenStatistics | None = None
 
 
-def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collection[str] = ()) -> Verdict:
+def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collection[str] = (), inside: bool = False) -> Verdict:
     """Run every stage once per batch and judge every link. What is in `require` and not here raises NotHereError.
+
+    `inside`: also measure the errors at inner tensors, of the last link that has a budget.
 
     Ctrl-C ends the pass: the verdict is on what was compared until then, says so, and is no pass.
     """
@@ -129,7 +132,10 @@ def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collec
                 if interruption.asked:
                     break
         verdict = course.verdict(record, interrupted=interruption.asked)
-    return verdict if interruption.asked else _placed(verdict, chain, batches)
+    if interruption.asked:
+        return verdict
+    placed = _placed(verdict, chain, batches)
+    return _with_growth(placed, chain, batches) if inside else placed
 
 
 def _placed(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
@@ -144,6 +150,20 @@ def _with_place(found: LinkVerdict, link: Link, batches: Batches) -> LinkVerdict
     sample = found.worst[0].sample
     batch = batch_with(batches(), sample)
     return replace(found, place=find_place(link.places(batch), sample))
+
+
+def _with_growth(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
+    """On a few samples: float64 takes its time, and errors are of one kind on all of them."""
+    links = list(verdict.links)
+    able = [place for place, link in enumerate(chain.links) if link.required == "budget" and link.places and links[place].status != "not run"]
+    if not able:
+        return verdict
+    first = next(iter(batches()))
+    places = chain.links[able[-1]].places
+    assert places is not None
+    found = growth(places({name: rows[:NUM_SAMPLES_INSIDE] if rows.ndim else rows for name, rows in first.items()}))
+    links[able[-1]] = replace(links[able[-1]], growth=found)
+    return replace(verdict, links=tuple(links))
 
 
 def batch_with(batches: Iterable[Arrays], sample: int) -> Arrays:
@@ -275,7 +295,9 @@ class _Course:
         if running.invariance is None:
             reason = running.absent or running.broken or "there was no batch"
             return not_run(running.stage.name, running.stage.variants, required, reason)
-        return running.invariance.verdicts(running.stage.name, required, self._budget(running.stage))
+        allowed = self._budget(running.stage)
+        astray = allowed is not None and not allowed.covers(running.errors.result)
+        return running.invariance.verdicts(running.stage.name, required, allowed, astray=astray)
 
     def _link_verdict(self, running: _RunningLink) -> LinkVerdict:
         link, target = running.link, self._running[running.link.to]
@@ -303,6 +325,7 @@ class _Course:
             first_difference=comparison.first_difference,
             worst=running.worst.result,
             place=None,
+            growth=(),
         )
 
     def _evidence(self, running: _RunningLink) -> Evidence:

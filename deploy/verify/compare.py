@@ -70,6 +70,8 @@ class OutputComparison:
     """Places where a side is NaN or infinite."""
     nonfinite_apart: int
     """Of these, the places where the sides do not both hold NaN, or both +inf, or both -inf."""
+    ulp_histogram: tuple[int, ...]
+    """How many values are 0, 1, 2 to 3, 4 to 7, ... units in the last place apart, up to the farthest."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,7 @@ class _Tally:
         self._num_samples = self._num_values = self._max_ulp = 0
         self._different_bits = self._different_values = self._nonfinite = self._nonfinite_apart = 0
         self._magnitudes = Magnitudes()
+        self._lengths = np.zeros(65, np.int64)
 
     def update(self, a: Array, b: Array, different: NDArray[np.bool_], total: Magnitudes) -> None:
         self._num_samples += len(a) if a.ndim else 1
@@ -281,7 +284,9 @@ class _Tally:
     def _add_differences(self, a: Array, b: Array) -> None:
         self._different_bits += a.size
         self._different_values += int(np.count_nonzero(_values_differ(a, b)))
-        self._max_ulp = max(self._max_ulp, int(ulp_distance(a, b).max(initial=0)))
+        distances = ulp_distance(a, b)
+        self._max_ulp = max(self._max_ulp, int(distances.max(initial=0)))
+        self._lengths += np.bincount(_bit_lengths(distances).reshape(-1), minlength=65)
 
     @property
     def result(self) -> OutputComparison:
@@ -297,7 +302,19 @@ class _Tally:
             different_values=self._different_values,
             nonfinite=self._nonfinite,
             nonfinite_apart=self._nonfinite_apart,
+            ulp_histogram=self._histogram(),
         )
+
+    def _histogram(self) -> tuple[int, ...]:
+        counts = [self._num_values - self._different_bits, *self._lengths[1:].tolist()]
+        return tuple(counts[: self._max_ulp.bit_length() + 1])
+
+
+def _bit_lengths(distances: Array) -> NDArray[np.int64]:
+    """How many bits each needs; exact, for which a float64 holds too few digits at once."""
+    high, low = (distances.astype(np.uint64) >> np.uint64(32), distances.astype(np.uint64) & np.uint64(0xFFFFFFFF))
+    lengths = np.where(high > 0, 32 + np.frexp(high.astype(np.float64))[1], np.frexp(low.astype(np.float64))[1])
+    return lengths.astype(np.int64)
 
 
 def _as_arrays(outputs: Arrays) -> dict[str, Array]:

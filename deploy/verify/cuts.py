@@ -62,8 +62,8 @@ class CutPlaces(Places):
             verdict = run_chain(chain, lambda: [self.batch], Record())
         except SamegraphError:  # a graph that cannot be cut there
             return None
-        errors = next((each for each in verdict.errors if each.stage == AFTER), None)
-        return verdict.links[0], errors
+        errors = {each.stage: each for each in verdict.errors}
+        return Found(verdict.links[0], errors.get(BEFORE), errors.get(AFTER))
 
 
 def _stage(name: str, cut: Cut, pairing: Pairing) -> Stage:

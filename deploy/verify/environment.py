@@ -20,6 +20,7 @@ def environment() -> dict[str, object]:
         "cpu": cpu_model(),
         "num_cpus": os.cpu_count(),
         "machine": platform.machine(),
+        **({"nvidia_driver": driver} if (driver := nvidia_driver()) else {}),
         "system": f"{platform.system()} {platform.release()}",
         "thread_variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
     }
@@ -32,6 +33,11 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
+
+
+def nvidia_driver(version: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """The kernel's driver for NVIDIA GPUs, as it calls itself; None where there is none."""
+    return version.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip() if version.is_file() else None
 
 
 def _version(package: str) -> str | None:

@@ -41,6 +41,7 @@ class Form(ABC):
     """None where any will do."""
     outputs: tuple[TensorSpec, ...]
     precision: Precision
+    """The narrowest that it computes in."""
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ Takes a runner, its variants (the same stage opened with other settings) and one
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class _Check:
 
     comparator: Comparator = field(default_factory=Comparator)
     errors: ErrorMeter = field(default_factory=ErrorMeter)
+    from_the_stage: ErrorMeter = field(default_factory=ErrorMeter)
     beyond: ToleranceMeter | None = None
     settings: list[str] = field(default_factory=list)
     samples: set[int] = field(default_factory=set)
@@ -57,6 +58,7 @@ class _Check:
     def take_in(self, expected: Arrays, found: Arrays) -> None:
         """Compare two sets of outputs that must be alike."""
         self.comparator.update(expected, found)
+        self.from_the_stage.update(expected, found)
         if self.beyond is not None:
             self.beyond.update(expected, found)
 
@@ -90,9 +92,13 @@ class InvarianceMeter:
         for variant in self._variants:
             self._open(variant, _Trial(variant.check, variant.setting, everything), batch_seen)
 
-    def verdicts(self, stage: str, required: Requirement, budget: Budget | None) -> tuple[InvarianceVerdict, ...]:
-        """Passed where every bit is equal or, if a budget is all that is required, every variant lies within it."""
-        return tuple(_verdict(stage, name, check, required, budget) for name, check in self._checks.items())
+    def verdicts(self, stage: str, required: Requirement, budget: Budget | None, *, astray: bool = False) -> tuple[InvarianceVerdict, ...]:
+        """Passed where every bit is equal or, if a budget is all that is required, every variant lies within it.
+
+        `astray`: the stage itself is outside its budget, and so are its variants; then they may be that far from the stage.
+        """
+        checks = {name: replace(check, errors=check.from_the_stage) if astray else check for name, check in self._checks.items()}
+        return tuple(_verdict(stage, name, check, required, budget) for name, check in checks.items())
 
     def _trials(self, runner: Runner, size: int) -> Iterator[_Trial]:
         yield _Trial(RERUN, "the batch again", np.arange(size))

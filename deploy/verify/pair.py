@@ -14,6 +14,7 @@ import numpy as np
 from deploy.hosting.process import HostError, Limits
 from deploy.runners.base import Runner, TensorSpec
 from deploy.runners.renamed import RenamedRunner
+from deploy.verify.budget import Precision
 from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
 from deploy.verify.compare import Arrays
 from deploy.verify.cuts import Cut, CutPlaces
@@ -24,6 +25,7 @@ from deploy.verify.place import Pairing, Places, paired
 from deploy.verify.selection import selected
 from deploy.verify.tolerance import Tolerance
 from deploy.verify.verdict import Requirement, Verdict
+from deploy.verify.worst import rows_of, worst_samples
 from export.errors import UsageError
 
 _STATE = "state what may differ with --max-ulp, or with --atol and --rtol"
@@ -46,17 +48,34 @@ class Pair:
     """What an ONNX candidate is run in."""
     tolerance: Tolerance | None = None
     bitwise: bool = False
+    precision: Precision | None = None
+    """What was asked of the candidate; as of the reference where that is None, whatever types the file holds."""
     batch_size: int = 64
     sizes: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     batched: bool = True
+    inside: bool = False
+    """Whether the errors at inner tensors are measured too."""
     only: str | None = None
     """The one link that is checked, where the candidate is run in several runtimes."""
     require: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
 
-def verify_pair(pair: Pair, shown: Shown | None = None) -> Verdict:
+@dataclass(frozen=True)
+class Compared:
+    """A verdict, and the inputs of the samples that it calls the worst."""
+
+    verdict: Verdict
+    rows: Mapping[int, Arrays]
+
+
+def verify_pair(pair: Pair) -> Verdict:
+    """The verdict on a pair."""
+    return compare_pair(pair).verdict
+
+
+def compare_pair(pair: Pair, shown: Shown | None = None) -> Compared:
     """Run both forms on the samples and judge the link between them."""
     if pair.bitwise and pair.tolerance:
         raise UsageError("--require bitwise and a tolerance exclude each other; drop one of them")
@@ -75,7 +94,8 @@ def verify_pair(pair: Pair, shown: Shown | None = None) -> Verdict:
         def batches() -> Iterator[Arrays]:
             yield from shown(given.batches(), given.num_batches) if shown else given.batches()
 
-        return run_chain(chain, batches, record, require=pair.require)
+        verdict = run_chain(chain, batches, record, require=pair.require, inside=pair.inside)
+        return Compared(verdict, rows_of(given.batches(), worst_samples(verdict)))
 
 
 def _budget_source(pair: Pair, reference: Form, given: Given) -> Stage | None:
@@ -133,13 +153,17 @@ class _Matched:
             name=name,
             runtime=runtime,
             device="cuda" if runtime.endswith("cuda") else "cpu",
-            precision=form.precision,
+            precision=self._asked(form),
             open=lambda: RenamedRunner(form.open(runtime, self._inputs), names),
             batched=self._pair.batched,
             invariance_required=None if variants is None else self._required,
             invariance_tolerance=None if variants is None else self._pair.tolerance,
             variants=tuple(_renamed(variant, names) for variant in variants or ()),
         )
+
+    def _asked(self, form: Form) -> Precision:
+        """A file that computes in less than was asked for must not widen its own budget by that."""
+        return self._pair.precision or self._reference.precision if form is self._candidate else form.precision
 
     def _places(self, runtime: str, *, with_budget: bool) -> Callable[[Arrays], Places] | None:
         """How both are cut at tensors that are the same by name, layer or order; recordings have none."""
@@ -152,7 +176,7 @@ class _Matched:
                 found=paired(ours.contents.points, theirs.contents.points),
                 batch=batch,
                 before=_cut_of_reference(ours, float64=False),
-                after=_cut_of_candidate(theirs, runtime, self._pair.names),
+                after=_cut_of_candidate(theirs, runtime, self._pair.names, self._asked(theirs)),
                 float64=_cut_of_reference(ours, float64=True) if with_budget else None,
                 required=self._required,
                 tolerance=self._pair.tolerance,
@@ -203,13 +227,13 @@ def _cut_of_reference(form: Model, *, float64: bool) -> Cut:
     return Cut(open=opened, precision="float64" if float64 else form.precision, output=lambda pairing: pairing.before)
 
 
-def _cut_of_candidate(form: Model, runtime: str, names: Mapping[str, str]) -> Cut:
+def _cut_of_candidate(form: Model, runtime: str, names: Mapping[str, str], precision: Precision) -> Cut:
     inputs = {own: theirs for own, theirs in names.items() if any(spec.name == theirs for spec in form.inputs or ())}
 
     def opened(pairing: Pairing) -> Runner:
         return RenamedRunner(form.open_until(pairing.point.name, runtime, float64=False), inputs)
 
-    return Cut(open=opened, precision=form.precision, output=lambda pairing: pairing.point.name)
+    return Cut(open=opened, precision=precision, output=lambda pairing: pairing.point.name)
 
 
 def _common(one: TensorSpec, other: TensorSpec, name: str, other_name: str) -> TensorSpec:

@@ -10,10 +10,16 @@ from dataclasses import dataclass, replace
 
 from deploy.runners.cut import Point
 from deploy.verify.budget import Budget
-from deploy.verify.verdict import LinkVerdict, Place, PlaceInput, StageErrors
+from deploy.verify.verdict import InnerError, LinkVerdict, Place, PlaceInput, StageErrors
 
-Found = tuple[LinkVerdict, StageErrors | None]
-"""A link at one tensor, and how far its second stage is from float64 there."""
+
+@dataclass(frozen=True)
+class Found:
+    """A link at one tensor, and how far its stages are from float64 there, where that was measured."""
+
+    link: LinkVerdict
+    before: StageErrors | None = None
+    after: StageErrors | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ class _Search:
 
     def described(self, name: str, worst_sample: int) -> Place:
         pairing = self._pairings[name]
-        link, errors = self._known(name)
+        found = self._known(name)
+        link, errors = found.link, found.after
         return Place(
             tensor=name,
             reference_tensor=pairing.before,
@@ -108,7 +115,7 @@ class _Search:
 
     def _fails(self, name: str) -> bool:
         found = self._at(name)
-        return found is not None and found[0].status == "failed"
+        return found is not None and found.link.status == "failed"
 
     def _known(self, name: str) -> Found:
         found = self._at(name)
@@ -119,13 +126,36 @@ class _Search:
         """What was compared there; where shapes or dtypes differ, nothing was, and the two are not the same tensor."""
         if name not in self._seen:
             found = self._places.at(self._pairings[name])
-            self._seen[name] = found if found is not None and found[0].outputs else None
+            self._seen[name] = found if found is not None and found.link.outputs else None
         return self._seen[name]
 
     def _input(self, name: str) -> PlaceInput:
-        link, errors = self._known(name)
+        found = self._known(name)
+        link, errors = found.link, found.after
         inside = link.status == "passed"
         return PlaceInput(tensor=name, max_abs=link.max_abs, error=errors.max if errors else None, allowed=_allowed(link.budget), inside=inside)
+
+
+def growth(places: Places, most: int = 12) -> tuple[InnerError, ...]:
+    """Both stages' errors at tensors spread evenly over the graph, its last one among them."""
+    pairings = [each for each in places.pairings() if each.point.inputs] or list(places.pairings())
+    chosen = sorted({round(i * (len(pairings) - 1) / max(1, most - 1)) for i in range(most)}) if pairings else []
+    return tuple(error for place in chosen if (error := _inner_error(places, pairings[place])) is not None)
+
+
+def _inner_error(places: Places, pairing: Pairing) -> InnerError | None:
+    found = places.at(pairing)
+    if found is None or found.before is None or found.after is None or not found.link.outputs:
+        return None
+    point = pairing.point
+    return InnerError(
+        tensor=point.name,
+        operation=point.operation,
+        layer=point.layer,
+        before=found.before.max,
+        after=found.after.max,
+        allowed=_allowed(found.link.budget),
+    )
 
 
 def paired(ours: Sequence[Point], theirs: Sequence[Point]) -> list[Pairing]:

@@ -16,7 +16,9 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.verify.differences import Bar, bar_on, histogram_of, inner_errors, number_in, worst_of
 from deploy.verify.drawing import (
+    Axis,
     BoxChart,
     ChainPicture,
     CurveChart,
@@ -91,9 +93,10 @@ def report_html(
     facts: Json | None = None,
     diagnosed: Sequence[Json] = (),
     certificate: Json | None = None,
+    pictures: Mapping[int, bytes] | None = None,
 ) -> str:
     """The report. What is empty or missing is said in a sentence. `diagnosed` holds the figures of all layers after an epoch,
-    `certificate` what certificate.json holds.
+    `certificate` what certificate.json holds, `pictures` are PNG files of samples.
     """
     errors = {str(entry["stage"]): entry for entry in verification.get("errors") or ()}
     links = [_link(entry, errors) for entry in verification.get("links") or ()]
@@ -104,6 +107,9 @@ def report_html(
         links=links,
         chains=_chains(links),
         errors=_error_bars(list(errors.values())),
+        inside=[view for link in links if (view := inner_errors(link.name, link.record)) is not None],
+        histograms=[histogram_of(link.name, link.record) for link in links if link.record.get("samples")],
+        worst=[(link.name, worst_of(link.record, pictures or {})) for link in links if link.record.get("worst")],
         invariance=_invariance_table(invariance),
         training=_training(metrics),
         filters=_filters(filters),
@@ -142,16 +148,10 @@ def figure(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    number = _number(value)
+    number = number_in(value)
     if number is None:
         return str(value)
     return short_number(number, 3)
-
-
-def _number(value: object) -> float | None:
-    """A finite float, or None: JSON's null, and the strings that stand for NaN and the infinities."""
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    return number if math.isfinite(number) else None
 
 
 def _percent(share: float | None) -> str:
@@ -263,7 +263,7 @@ def _tone(record: Json, share: float | None = None) -> Tone:
 def _share(error: Json, budget: Json | None) -> float | None:
     if not error or not budget:
         return None
-    return max(_part(_number(error.get(key)), _number(budget.get(key))) for key in ("max", "rms"))
+    return max(_part(number_in(error.get(key)), number_in(budget.get(key))) for key in ("max", "rms"))
 
 
 def _part(used: float | None, allowed: float | None) -> float:
@@ -312,6 +312,7 @@ class Summary:
     """The verdict as sentences, and the figures beside it."""
 
     passed: bool
+    word: str
     title: str
     sentences: tuple[str, ...]
     tiles: tuple[tuple[str, str, Tone], ...]
@@ -327,6 +328,8 @@ def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence
     title = "What was validated is what will run." if passed else "The outputs are not shown to be the same."
     if failed:
         title = "The outputs are not the same."
+    elif verdict == "incomplete":
+        title = "The comparison was interrupted: samples are left that nobody compared."
     sentences = [
         *(_training_only(verification) if passed else ()),
         *_not_foldable(verification.get("not_foldable")),
@@ -335,7 +338,8 @@ def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence
         *_absent(links),
         *_contradiction(verdict, passed, links),
     ]
-    return Summary(passed, title, tuple(sentences), _tiles(links, ran, held))
+    word = "PASS" if passed else "INCOMPLETE" if verdict == "incomplete" and not failed else "FAIL"
+    return Summary(passed, word, title, tuple(sentences), _tiles(links, ran, held))
 
 
 def _training_only(verification: Json) -> list[str]:
@@ -375,7 +379,7 @@ def _frozen(verification: Json, parts: Sequence[Json], to_the_end: Sequence[str]
 def spoken_accuracies(frozen: Json) -> str:
     """What freezing the statistics cost or gained."""
     moments = {"before": "accuracy_before", "right after recomputing": "accuracy_recomputed", "at the end": "accuracy_at_end"}
-    known = {when: _number(frozen.get(key)) for when, key in moments.items()}
+    known = {when: number_in(frozen.get(key)) for when, key in moments.items()}
     return "test accuracy " + ", ".join(f"{_NOTHING if share is None else f'{share:.2%}'} {when}" for when, share in known.items())
 
 
@@ -416,8 +420,8 @@ def _absent(links: Sequence[LinkView]) -> list[str]:
 
 
 def _contradiction(verdict: object, passed: bool, links: Sequence[LinkView]) -> list[str]:
-    if verdict not in ("pass", "fail"):
-        return ["The data holds no verdict of “pass” or “fail”."]
+    if verdict not in ("pass", "fail", "incomplete"):
+        return ["The data holds no verdict of “pass”, “fail” or “incomplete”."]
     if verdict == "pass" and not passed:
         called = ", ".join(link.name for link in links if link.contradicts)
         return ["The data says “pass”, and its own figures contradict it" + (f" at {called}." if called else ".")]
@@ -452,16 +456,6 @@ def _tiles(links: Sequence[LinkView], ran: Sequence[LinkView], held: int) -> tup
 
 
 @dataclass(frozen=True)
-class Bar:
-    """An error on the common log scale, in percent of its length; None where there is no number."""
-
-    value: object
-    budget: object
-    length: float | None
-    limit: float | None
-
-
-@dataclass(frozen=True)
 class ErrorBars:
     """The stages' errors side by side."""
 
@@ -474,16 +468,13 @@ def _error_bars(errors: Sequence[Json]) -> ErrorBars | None:
     if not errors:
         return None
     records = [record for entry in errors for record in (entry, entry.get("budget") or {})]
-    axis = log_axis([_number(record.get(key)) for record in records for key in ("max", "rms")], 2, 100)
-
-    def bar(entry: Json, key: str) -> Bar:
-        value, limit = entry.get(key), (entry.get("budget") or {}).get(key)
-        number, allowed = _number(value), _number(limit)
-        length = None if number is None else axis.at(number) if number > 0 else 0.0
-        return Bar(value, limit, length, axis.at(allowed) if allowed else None)
-
-    rows = tuple((str(entry["stage"]), bar(entry, "max"), bar(entry, "rms")) for entry in errors)
+    axis = log_axis([number_in(record.get(key)) for record in records for key in ("max", "rms")], 2, 100)
+    rows = tuple((str(entry["stage"]), _bar_of(axis, entry, "max"), _bar_of(axis, entry, "rms")) for entry in errors)
     return ErrorBars(axis.low, axis.high, rows)
+
+
+def _bar_of(axis: Axis, entry: Json, key: str) -> Bar:
+    return bar_on(axis, entry.get(key), (entry.get("budget") or {}).get(key))
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -526,13 +517,13 @@ def _training(metrics: Sequence[Json]) -> TrainingView | None:
         for record in metrics
         for _, keys in _CURVES
         for key in keys.values()
-        if key in record and _number(record[key]) is None
+        if key in record and number_in(record[key]) is None
     ]
     return TrainingView(_run(metrics), tuple(charts), tuple(gaps))
 
 
 def _curves(title: str, keys: Mapping[str, str], epochs: Sequence[float], metrics: Sequence[Json]) -> CurvesView:
-    series = [[_number(record.get(key)) for record in metrics] for key in keys.values()]
+    series = [[number_in(record.get(key)) for record in metrics] for key in keys.values()]
     labels = tuple((label, figure(metrics[-1].get(key))) for label, key in keys.items())
     return CurvesView(title, curve_chart(epochs, series), labels)
 
@@ -544,7 +535,7 @@ def _run(metrics: Sequence[Json]) -> str:
         parts.append(f"{sorted(rates)[len(rates) // 2]:,.0f} images per second in the median epoch")
     if peaks := _known(metrics, "peak_memory_bytes"):
         parts.append(f"{max(peaks) / 2**20:,.0f} MiB of memory at the peak")
-    tested = [record for record in metrics if _number(record.get("test_accuracy")) is not None]
+    tested = [record for record in metrics if number_in(record.get("test_accuracy")) is not None]
     if tested:
         best = max(tested, key=lambda record: float(record["test_accuracy"]))
         parts.append(f"best test accuracy {100 * best['test_accuracy']:.2f} % (epoch {figure(best.get('epoch'))})")
@@ -552,7 +543,7 @@ def _run(metrics: Sequence[Json]) -> str:
 
 
 def _known(metrics: Sequence[Json], key: str) -> list[float]:
-    return [number for record in metrics if (number := _number(record.get(key))) is not None]
+    return [number for record in metrics if (number := number_in(record.get(key))) is not None]
 
 
 def _duration(seconds: float) -> str:
@@ -647,10 +638,10 @@ def _development(diagnosed: Sequence[Json], num_epochs: int) -> tuple[FilterChar
 
 def _over_layers(layers: Sequence[Json], key: str) -> Quantiles | None:
     values = [layer.get(key) for layer in layers]
-    numbers = [_number(value[2] if isinstance(value, Sequence) and len(value) == 5 else value) for value in values]
+    numbers = [number_in(value[2] if isinstance(value, Sequence) and len(value) == 5 else value) for value in values]
     return quantiles(np.asarray([number for number in numbers if number is not None], np.float64))
 
 
 def _box(values: Sequence[object] | None) -> Quantiles | None:
-    numbers = [number for value in values or () if (number := _number(value)) is not None]
+    numbers = [number for value in values or () if (number := number_in(value)) is not None]
     return numbers if len(numbers) == 5 else None

@@ -54,6 +54,19 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InnerError:
+    """How far both stages of a link are from float64 at an inner tensor."""
+
+    tensor: str
+    operation: str
+    layer: str
+    before: float
+    after: float
+    allowed: float | None
+    """For the second stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorstSample:
     """A sample on which the two stages of a link are farthest apart."""
 
@@ -97,6 +110,8 @@ class LinkVerdict:
     """Farthest apart first; none where all bits are equal."""
     place: Place | None
     """Looked for where the link failed and both stages can be cut."""
+    growth: tuple[InnerError, ...]
+    """From the first layers to the last, where that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

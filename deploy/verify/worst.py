@@ -4,12 +4,13 @@ Takes pairs of outputs, batch by batch, and keeps a handful of samples.
 """
 
 import heapq
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.verify.compare import Array, Arrays, is_comparable
-from deploy.verify.verdict import WorstSample
+from deploy.verify.verdict import Verdict, WorstSample
 
 NUM_KEPT = 6
 NUM_CLASSES = 5
@@ -53,6 +54,26 @@ class WorstMeter:
         heapq.heappush(self._kept, (apart, -sample, name, worst))
         if len(self._kept) > 2 * NUM_KEPT:
             heapq.heappop(self._kept)
+
+
+def worst_samples(verdict: Verdict) -> set[int]:
+    """Of all links."""
+    return {worst.sample for link in verdict.links for worst in link.worst}
+
+
+def rows_of(batches: Iterable[Arrays], samples: Collection[int]) -> dict[int, dict[str, Array]]:
+    """The inputs of these samples, counted over all batches; none of a batch whose arrays do not all have a row a sample."""
+    found: dict[int, dict[str, Array]] = {}
+    start, last = 0, max(samples, default=-1)
+    for batch in batches:
+        if start > last:
+            break
+        number = max((len(rows) for rows in batch.values() if rows.ndim), default=0)
+        if all(rows.ndim and len(rows) == number for rows in batch.values()):
+            inside = [sample for sample in samples if start <= sample < start + number]
+            found |= {sample: {name: rows[sample - start] for name, rows in batch.items()} for sample in inside}
+        start += number
+    return found
 
 
 def distances(a: Array, b: Array) -> NDArray[np.float64]:

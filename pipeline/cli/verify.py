@@ -1,6 +1,7 @@
 """`pipeline verify`: its options."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -8,7 +9,8 @@ from pipeline.cli import certificate as certificates
 from pipeline.cli import options
 from pipeline.cli.console import Console
 
-_OF_PAIRS = ("map_", "size", "runtime", "max_ulp", "atol", "rtol", "no_batch", "memory_limit", "time_limit")
+_PRECISIONS = click.Choice(["float32", "tf32", "float16", "bfloat16"])
+_OF_PAIRS = ("precision", "map_", "size", "runtime", "max_ulp", "atol", "rtol", "no_batch", "memory_limit", "time_limit")
 _OF_BOTH = ("samples", "required", "only", "against", "report", "junit")
 _WORDS = {"bundle": "a BUNDLE", "certificate": "--certificate", "reference": "--reference and --candidate"}
 _IN_BRIEF = """\b
@@ -29,6 +31,7 @@ _IN_BRIEF = """\b
 @click.option("--max-ulp", type=click.IntRange(min=0), help="Allow so many units in the last place, instead of the derived budget.")
 @click.option("--atol", type=click.FloatRange(min=0), help="Allow atol + rtol |reference|, instead of the derived budget.")
 @click.option("--rtol", type=click.FloatRange(min=0), help="See --atol.")
+@click.option("--precision", type=_PRECISIONS, help="What was asked of the candidate.  [default: the reference's]")
 @click.option("--no-batch", is_flag=True, help="The first axis does not count samples.")
 @click.option("--memory-limit", type=click.FloatRange(min=0), metavar="GIB", help="For each file's process; 0 for none.  [default: 16]")
 @click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="For opening a file, for a batch.  [default: 600]")
@@ -53,6 +56,7 @@ def command(
     max_ulp: int | None,
     atol: float | None,
     rtol: float | None,
+    precision: Any,
     no_batch: bool,
     memory_limit: float | None,
     time_limit: float | None,
@@ -75,7 +79,7 @@ def command(
 
     wanted = checking.Wanted(against=against, report=report, junit=junit)
     if bundle is not None:
-        outcome = checking.verify(bundle, Asked(required=required, only=only, network=network), samples, wanted, console)
+        outcome = checking.verify(bundle, Asked(required=required, only=only, network=network, inside=report is not None), samples, wanted, console)
     else:
         assert reference is not None
         assert candidate is not None
@@ -89,9 +93,11 @@ def command(
             max_ulp=max_ulp,
             atol=atol,
             rtol=rtol,
+            precision=precision,
             required=required,
             only=only,
             batched=not no_batch,
+            inside=report is not None,
             memory_limit=16 if memory_limit is None else memory_limit,
             time_limit=600 if time_limit is None else time_limit,
         )

@@ -23,7 +23,7 @@ from deploy.runners.base import Runner, TensorSpec
 from deploy.runners.table import RunOptions, open_file
 from deploy.runners.torch import TorchPrecision, TorchRunner
 from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
-from export.derived import not_foldable_parts, training_only_parts_off
+from export.derived import training_only_parts_off
 from export.errors import UsageError
 from export.fold import fold
 from export.onnx import onnx_from_graph
@@ -90,7 +90,7 @@ class Network:
         return rewrite(copy.deepcopy(self.graph), DEFAULTS[method])
 
     def shared_file_of(self, folded: GraphModule) -> bytes:
-        """The folded graph as an ONNX file that others of its form share; by itself where weights are in other layers too: the exporter keeps no name for those."""
+        """The folded graph as an ONNX file that others of its form share; by itself where other layers have weights too: those lose their names."""
         if any(not isinstance(layer, CONVOLUTIONS_AND_LINEAR) for layer in folded.modules() if [*layer.parameters(recurse=False)]):
             return onnx_from_graph(folded, self.shape, {})
         form = form_of(folded)

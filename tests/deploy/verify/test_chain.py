@@ -419,7 +419,7 @@ def test_json_has_the_fields_of_the_design(tmp_path: Path) -> None:
     assert set(content) == {"verdict", "format_version", *fields}
     assert set(content["links"][1]) == {
         *("from", "to", "runtime", "device", "required", "observed", "status", "reason", "samples", "outputs"),
-        *("max_ulp", "max_abs", "budget", "tolerance", "top1_changes", "ties", "changes", "first_difference", "worst", "place"),
+        *("max_ulp", "max_abs", "budget", "tolerance", "top1_changes", "ties", "changes", "first_difference", "worst", "place", "growth"),
     }
     assert content["links"][1]["first_difference"]["output"] == "logits"
     assert content["training_only"] == [{"name": "noise", "what": "uniform around 1", "off_since_step": None}]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.verify.compare import compare, ulp_distance
+from deploy.verify.compare import _bit_lengths, compare, ulp_distance
 
 FORMATS = {  # dtype: (digits of precision, smallest and largest exponent)
     np.dtype(np.float16): (11, -14, 15),
@@ -105,6 +105,23 @@ def test_every_number_of_sixteen_bits_stands_in_order(dtype: np.dtype[np.float64
     ranked = finite[order]
     assert np.all(ulp_distance(ranked[:-1], ranked[1:]) == 1)
     assert distance(ranked[:1], ranked[-1:]) == ranked.size - 1
+
+
+@every_format
+@given(values=st.lists(st.tuples(bits, bits), min_size=1, max_size=20))
+def test_the_histogram_counts_every_value_by_its_distance(dtype: np.dtype[np.float64], values: list[tuple[int, int]]) -> None:
+    a, b = (np.concatenate([of_bits(pair[side], dtype) for pair in values]) for side in (0, 1))
+    (output,) = compare({"x": a}, {"x": b}).outputs
+    expected = [0] * (output.max_ulp.bit_length() + 1)
+    for x, y in zip(a, b, strict=True):
+        expected[distance(x[None], y[None]).bit_length()] += 1
+    assert list(output.ulp_histogram) == expected
+    assert sum(output.ulp_histogram) == output.num_values
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 4, 2**32 - 1, 2**32, 2**53 - 1, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1])
+def test_lengths_in_bits_are_exact(number: int) -> None:
+    assert _bit_lengths(np.array([number], np.uint64)).tolist() == [number.bit_length()]
 
 
 @given(values=st.lists(st.tuples(bits, bits), min_size=1, max_size=20))

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deploy.verify.environment import cpu_model, environment
+from deploy.verify.environment import cpu_model, environment, nvidia_driver
 
 
 def test_versions_and_machine() -> None:
@@ -26,3 +26,10 @@ def test_processor(tmp_path: Path) -> None:
 def test_verification_imports_no_runtime() -> None:
     code = "import sys, deploy.verify.chain; sys.exit(bool({'torch', 'onnxruntime', 'onnx'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
+
+
+def test_the_driver_of_the_gpu(tmp_path: Path) -> None:
+    version = tmp_path / "version"
+    assert nvidia_driver(version) is None
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.1\nGCC version: 12\n")
+    assert nvidia_driver(version) == "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.1"

@@ -36,10 +36,11 @@ def compared(status: Status, outputs: tuple[OutputComparison, ...]) -> LinkVerdi
         first_difference=None,
         worst=(),
         place=None,
+        growth=(),
     )
 
 
-OUTPUT = OutputComparison("x", "float32", 1, 1, 0, 0.0, 0.0, 0, 0, 0, 0)
+OUTPUT = OutputComparison("x", "float32", 1, 1, 0, 0.0, 0.0, 0, 0, 0, 0, (1,))
 
 
 class Known(Places):
@@ -56,8 +57,8 @@ class Known(Places):
     def at(self, pairing: Pairing) -> Found | None:
         self.tried.append(pairing.point.name)
         if pairing.point.name in self.apart:
-            return compared("failed", ()), None
-        return compared("failed" if pairing.point.name in self.failing else "passed", (OUTPUT,)), None
+            return Found(compared("failed", ()))
+        return Found(compared("failed" if pairing.point.name in self.failing else "passed", (OUTPUT,)))
 
 
 def chain(number: int) -> dict[str, list[str]]:

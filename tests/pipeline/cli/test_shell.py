@@ -307,7 +307,9 @@ NOT_IMPORTED: dict[str, object] = {"network": None, "weights": None, "images": N
             "verify",
             ["bundle", "--require", "onnxruntime-cpu", "--network", "m:f", "--report", "there"],
             {
-                **dict.fromkeys(["certificate", "reference", "candidate", "samples", "max_ulp", "atol", "rtol", "memory_limit", "time_limit"]),
+                **dict.fromkeys(
+                    ["certificate", "reference", "candidate", "samples", "max_ulp", "atol", "rtol", "precision", "memory_limit", "time_limit"]
+                ),
                 **dict.fromkeys(["only", "against", "junit"]),
                 **dict.fromkeys(["map_", "size", "runtime"], ()),
                 "bundle": Path("bundle"),

@@ -1,6 +1,10 @@
 """`pipeline verify` as it is typed: bundles and pairs, what is written, and one line for each mistake."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,6 +15,7 @@ import pytest
 from commands import Done, pipeline
 from onnx_files import pixels, random_weights, write_onnx
 
+ROOT = Path(__file__).parents[3]
 Run = Callable[..., Done]
 WEIGHTS = random_weights()
 
@@ -131,3 +136,26 @@ def test_what_is_written_for_others(verify: Run, bundle: Path, tmp_path: Path, m
 
 def test_the_files_of_the_examples_are_models(files: Path) -> None:
     onnx.checker.check_model(onnx.load(files / "wrong.onnx"), full_check=True)
+
+
+@pytest.mark.hosted
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_report_of_what_was_compared(files: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "verify", "--reference", str(files / "model.onnx"), "--candidate", str(files / "model.onnx")]
+    asked = ["--samples", "100000000", "--report", str(tmp_path), "--json"]
+    with subprocess.Popen([*command, *asked], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(25)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, "Traceback" in err) == (130, False), err
+    found = json.loads(out)
+    assert found["error"]["kind"] == "Interrupted"
+    written = json.loads((tmp_path / "verification.json").read_text())
+    assert written == found["verification"]
+    assert (written["verdict"], written["interrupted"]) == ("incomplete", True)
+    (link,) = written["links"]
+    assert (link["status"], link["samples"]) == ("passed", written["samples"]["count"])
+    assert 0 < link["samples"] < 100_000_000
+    page = (tmp_path / "report.html").read_text()
+    assert "✕ INCOMPLETE" in page
+    assert "samples are left that nobody compared" in page

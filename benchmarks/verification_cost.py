@@ -1,0 +1,135 @@
+"""What verifying costs: time beside the bare forward passes of the same stages, and memory as the number of samples grows.
+
+Run: python -m benchmarks.verification_cost. Time is that of this process's CPU, so that others on the machine do not count; memory is
+the peak of a process of its own, for each number of samples.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from benchmarks.corpus import images, network, trained_weights
+from benchmarks.environment import write_result
+from deploy.runners.base import Array, Runner, TensorSpec
+from deploy.runners.onnxruntime import OnnxRuntimeRunner
+from deploy.runners.torch import TorchRunner
+from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
+from deploy.verify.pair import Pair, verify_pair
+from export.derived import training_only_parts
+from export.fold import fold
+from export.onnx import onnx_from_graph
+from pipeline.assemble import ImageFacts, training_graph
+from pipeline.config import parse_config
+
+NUM_IMAGES, BATCH, SIZE = 10_000, 250, 32
+FEW, MANY = 1_000, 100_000
+IMAGE, LOGITS = TensorSpec("image", "uint8", (None, 3, SIZE, SIZE)), TensorSpec("logits", "float32", (None, 10))
+Open = Mapping[str, Callable[[], Runner]]
+
+
+def batches(number: int) -> Iterator[dict[str, Array]]:
+    """Synthetic images of CIFAR's shape, a batch at a time."""
+    rng = np.random.default_rng(0)
+    for start in range(0, number, BATCH):
+        yield {"image": rng.integers(0, 256, (min(BATCH, number - start), 3, SIZE, SIZE), dtype=np.uint8)}
+
+
+def stages(folder: Path) -> Open:
+    """Training graph, folded graph, ONNX Runtime and the float64 evaluation of a ResNet-20."""
+    config = parse_config("{network: {name: resnet20}, method: {name: czmig}}")
+    graph = training_graph(config, ImageFacts((3, SIZE, SIZE), 10, (128.0,) * 3, (64.0,) * 3)).graph
+    folded = fold(graph)
+    path = folder / "model.onnx"
+    path.write_bytes(onnx_from_graph(folded, (3, SIZE, SIZE), {}))
+    for part in training_only_parts(graph.train()).values():
+        part.active = False
+    return {
+        "training graph": lambda: TorchRunner(graph, [IMAGE], [LOGITS], gradients=True),
+        "folded graph": lambda: TorchRunner(folded, [IMAGE], [LOGITS]),
+        "ONNX Runtime": lambda: OnnxRuntimeRunner(path, threads=1),
+        "float64 evaluation": lambda: TorchRunner(folded, [IMAGE], [LOGITS], precision="float64"),
+    }
+
+
+def chain_of(opens: Open) -> Chain:
+    first, second, third, last = (
+        Stage(name=name, runtime=name, device="cpu", precision="float64" if name.startswith("float64") else "float32", open=open_)
+        for name, open_ in opens.items()
+    )
+    links = (Link(first.name, second.name, "bitwise"), Link(second.name, third.name, "budget"))
+    return Chain(stages=(first, second, third), links=links, reference=last, training=first.name)
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def bare(open_: Callable[[], Runner], number: int) -> float:
+    with open_() as runner:
+        return cpu_seconds(lambda: [runner.run(batch) for batch in batches(number)])
+
+
+def time_beside_bare_passes(number: int) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as folder:
+        opens = stages(Path(folder))
+        passes = {name: bare(open_, number) for name, open_ in opens.items()}
+        making = cpu_seconds(lambda: list(batches(number)))
+        passes = {name: seconds - making for name, seconds in passes.items()}
+        verifying = cpu_seconds(lambda: run_chain(chain_of(opens), lambda: batches(number), Record())) - making
+    three = sum(seconds for name, seconds in passes.items() if not name.startswith("float64"))
+    return {
+        "images": number,
+        "bare_seconds": passes,
+        "verifying_seconds": verifying,
+        "ratio_to_all_passes": verifying / sum(passes.values()),
+        "ratio_to_passes_without_float64": verifying / three,
+    }
+
+
+def peak_of(number: int) -> dict[str, object]:
+    """In a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.verification_cost", "--peak", str(number)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_peak(number: int) -> None:
+    """A pair from files, so many samples: the peak of this process, and of the largest of its host processes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        onnx.save(network(trained_weights()), folder / "model.onnx")
+        np.savez(folder / "samples.npz", image=images(FEW).repeat(number // FEW, axis=0))
+        pair = Pair(reference=folder / "model.onnx", candidate=folder / "model.onnx", samples=str(folder / "samples.npz"), batch_size=BATCH)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        verdict = verify_pair(pair)
+    own, hosts = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(json.dumps({"samples": verdict.samples.count, "passed": verdict.passed, "kib_before": before, "kib": own, "kib_of_hosts": hosts}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peak", type=int)
+    parser.add_argument("--images", type=int, default=NUM_IMAGES)
+    asked = parser.parse_args()
+    if asked.peak:
+        print_peak(asked.peak)
+        return
+    memory = [peak_of(number) for number in (FEW, MANY)]
+    print(memory)
+    found = time_beside_bare_passes(asked.images)
+    print(found)
+    print(write_result("verification_cost", {"time": found, "memory": memory}))
+
+
+if __name__ == "__main__":
+    main()

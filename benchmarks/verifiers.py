@@ -1,0 +1,139 @@
+"""Three verifiers on one corpus of planted faults and harmless changes: samegraph, Polygraphy's comparator, torch.onnx's verification.
+
+Each as its own documentation uses it, and Polygraphy once more on our samples. Needs `pip install polygraphy` beside the project.
+Run: python -m benchmarks.verifiers
+"""
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import torch
+from torch.onnx.verification import verify_onnx_program
+
+from benchmarks.corpus import FAULTS, HARMLESS, UNCOMPARABLE, Case, Network, images, network, renamed, trained_weights
+from benchmarks.environment import write_result
+from deploy.verify.pair import Pair, verify_pair
+from export.errors import UsageError
+
+WEIGHTS = trained_weights()
+FEW, MANY = 64, 10_000
+TORCH_MOST_ABSOLUTE, TORCH_MOST_RELATIVE = 5e-3, 1e-1
+"""From torch.onnx's exporter, which calls them arbitrary; it warns where they are reached."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The reference and the samples, on the disk and in memory."""
+
+    folder: Path
+
+    @property
+    def reference(self) -> Path:
+        return self.folder / "reference.onnx"
+
+    def samples(self, case: Case) -> np.ndarray:
+        return images(MANY if case.needs_many else FEW)
+
+
+def samegraph(bench: Bench, candidate: Path, samples: np.ndarray) -> dict[str, object]:
+    """The derived budget; the place where there is one."""
+    np.savez(bench.folder / "samples.npz", image=samples)
+    try:
+        verdict = verify_pair(Pair(reference=bench.reference, candidate=candidate, samples=str(bench.folder / "samples.npz"), batch_size=256))
+    except UsageError as error:
+        return {"found": True, "refused": str(error)}
+    (link,) = verdict.links
+    place = link.place
+    return {"found": not verdict.passed, "layer": place.layer if place else None, "max_abs": link.max_abs}
+
+
+def polygraphy(bench: Bench, candidate: Path, samples: np.ndarray | None) -> dict[str, object]:
+    """Its comparator with its own tolerance of 1e-5, on one random batch of its own, or on our samples."""
+    from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+    from polygraphy.comparator import Comparator, CompareFunc
+    from polygraphy.logger import G_LOGGER
+
+    G_LOGGER.module_severity = {"": G_LOGGER.ULTRA_VERBOSE + 100}
+    runners = [OnnxrtRunner(SessionFromOnnx(str(path), providers=["cpu"])) for path in (bench.reference, candidate)]
+    given: dict[str, Any] = {} if samples is None else {"data_loader": [{"image": samples}]}
+    results = Comparator.run(runners, **given)
+    return {"found": not bool(Comparator.compare_accuracy(results, compare_func=CompareFunc.simple()))}
+
+
+@cache
+def exported() -> torch.onnx.ONNXProgram:
+    """The network in PyTorch, exported; the files that are verified take its model's place."""
+    batch = torch.export.Dim("batch", min=1)
+    example = torch.from_numpy(images(2))
+    program = torch.onnx.export(Network(WEIGHTS), (example,), dynamo=True, opset_version=20, verbose=False, dynamic_shapes=({0: batch},))
+    assert program is not None
+    return program
+
+
+def torch_onnx(bench: Bench, candidate: Path, samples: np.ndarray) -> dict[str, object]:
+    """What the exporter does under verify=True, on our samples: a warning beyond its two thresholds."""
+    program = exported()
+    program.release()  # or it would go on with the session of the model before
+    program.model = onnx_ir.from_proto(onnx.load(candidate))
+    found = verify_onnx_program(program, (torch.from_numpy(samples),))
+    most = [(each.max_abs_diff, each.max_rel_diff) for each in found]
+    warned = any(absolute >= TORCH_MOST_ABSOLUTE or relative >= TORCH_MOST_RELATIVE for absolute, relative in most)
+    return {"found": warned, "max_abs": most[0][0]}
+
+
+def quietly(run: Callable[[], dict[str, object]]) -> dict[str, object]:
+    """Without what the tools print. A tool that stops has said nothing about the outputs."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            return run()
+        except Exception as error:
+            return {"found": None, "stopped": f"{type(error).__name__}: {error}"[:200]}
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def row(bench: Bench, case: Case, model: onnx.ModelProto) -> dict[str, object]:
+    candidate = bench.folder / "candidate.onnx"
+    onnx.save(model, candidate)
+    samples = bench.samples(case)
+    return {
+        "case": case.name,
+        "layer": case.layer,
+        "samples": len(samples),
+        "samegraph": quietly(lambda: samegraph(bench, candidate, samples)),
+        "polygraphy": quietly(lambda: polygraphy(bench, candidate, None)),
+        "polygraphy on these samples": quietly(lambda: polygraphy(bench, candidate, samples)),
+        "torch.onnx": quietly(lambda: torch_onnx(bench, candidate, samples)),
+    }
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        onnx.save(network(WEIGHTS), bench.reference)
+        cases = [(case, case.model(WEIGHTS)) for case in (*FAULTS, *UNCOMPARABLE, *HARMLESS)]
+        cases.append((Case("other names inside", None), renamed(network(WEIGHTS))))
+        rows = []
+        for case, model in cases:
+            rows.append(row(bench, case, model))
+            print(rows[-1])
+    versions = {name: metadata.version(name) for name in ("polygraphy", "torch", "onnxruntime-gpu")}
+    print(write_result("verifiers", {"versions": versions, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Networks that this project did not train: torchvision's, exported by torch.onnx, are within the budget; one layer twice as large is not."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from in_process import HereHost
+
+from benchmarks.foreign_models import exported, output_names, perturbed, twice
+from deploy.verify.pair import Pair, verify_pair
+from deploy.verify.verdict import failure_sentence
+
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr("deploy.verify.forms.HostProcess", HereHost)
+    np.savez(tmp_path / "samples.npz", x=np.random.default_rng(0).standard_normal((8, 3, 64, 64)).astype(np.float32))
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield tmp_path
+
+
+def test_exports_are_within_and_a_wrong_layer_is_outside(folder: Path, name: str) -> None:
+    paths = exported(perturbed(name), folder)
+
+    def pair(candidate: Path) -> Pair:
+        names = output_names(paths["program"], candidate)
+        return Pair(reference=paths["program"], candidate=candidate, samples=str(folder / "samples.npz"), batch_size=4, names=names)
+
+    for kind in ("optimised", "plain"):
+        verdict = verify_pair(pair(paths[kind]))
+        assert verdict.passed, failure_sentence(verdict)
+        assert verdict.links[0].observed == "budget"
+    for layer, wrong in twice(paths["optimised"], folder):
+        (link,) = verify_pair(pair(wrong)).links
+        assert (link.status, link.observed) == ("failed", "outside"), layer
+        assert link.place is not None
+        assert link.place.operation == "Conv"

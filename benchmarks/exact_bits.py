@@ -1,19 +1,23 @@
 """The same bits everywhere: exact networks of each family, briefly trained, in every form, runtime and setting.
 
-    python -m benchmarks.exact_bits --data DIR [--networks resnet20 ...] [--images 10000] [--steps 40]
+    python -m benchmarks.exact_bits --data DIR [--networks resnet20 ...] [--images 10000] [--combined 500] [--steps 40]
 
 DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg, 32 x 32. Each network trains for some steps, goes onto the grid, trains there for
 as many, and is exported. Then all test images and the hostile ones go through: PyTorch's training graph and folded graph (contiguous
-and channels_last), ONNX Runtime at four optimisation levels with 1 and 2 threads in batches of 1, 3 and 64 (the last of them not
-full), the file for TensorRT, OpenVINO, and onnx's ReferenceEvaluator on a few. What is compared is a hash of all outputs' bits, in
-order. Writes results/exact_bits.json after each network.
+and channels_last), the file for TensorRT, OpenVINO, and ONNX Runtime at each of four optimisation levels, with 1 and 2 threads, in
+batches of 1, 3 and 64, the last of them not full. The first --combined of them and the hostile ones go through every combination of
+these, and two through onnx's ReferenceEvaluator. What is compared is a hash of all outputs' bits, in order. Writes
+results/exact_bits.json after each network; what it holds of other networks stays where all else was the same.
 """
 
 import argparse
 import hashlib
+import itertools
+import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -22,7 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.environment import write_result
+from benchmarks.environment import RESULTS, write_result
 from deploy.verify.samples import hostile_images
 from export.exact.calibration import calibrate, mend
 from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
@@ -34,12 +38,23 @@ from pipeline.config.sections import Data
 from pipeline.data import open_data
 from pipeline.methods import Rewritten
 
-NETWORKS = ("resnet20", "resnet18", "preactresnet18", "wrn20", "vgg11", "squeezenet", "shufflenetv2_x1_0", "mobilenetv2")
-LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
+NETWORKS = ("resnet20", "wrn-10-1", "shufflenetv2_x0_5", "mobilenetv2", "squeezenet", "vgg11", "resnet18", "preactresnet18", "resnet50")
+"""One of each family, light ones first."""
+LEVELS = ("ORT_ENABLE_ALL", "ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED")
+FOLDED = "PyTorch, folded, contiguous"
+THREADS, BATCHES = (2, 1), (64, 1, 3)
 NUM_CLASSES, SHAPE, NUM_FOR_REFERENCE, TRAINING_BATCH, TORCH_BATCH = 10, (3, 32, 32), 2, 64, 256
 
 Pixels = NDArray[np.uint8]
 Run = Callable[[Pixels], NDArray[np.float32]]
+
+
+class Form(NamedTuple):
+    """A network in a runtime and its settings."""
+
+    name: str
+    run: Run
+    batch: int
 
 
 def main() -> None:
@@ -47,35 +62,58 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--combined", type=int, default=500)
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     data = open_data(Data(name="imagefolder", root=str(options.data)), torch.device("cpu"))
     (test, _) = next(data.test.batches(options.images))
-    images = np.concatenate([test.numpy(), hostile_images(SHAPE).images])
+    samples = Samples(test.numpy(), hostile_images(SHAPE).images, options.combined)
     (train, labels) = next(data.train.batches_in_order(torch.randperm(data.train.num_samples, generator=torch.Generator().manual_seed(0)), 64 * 40))
-    found = {}
+    facts = {"images": len(samples.all), "images_in_all_combinations": len(samples.some), "steps_of_training": options.steps}
+    found = _found_before(facts)
     for network in options.networks:
-        found[network] = _network(network, train, labels, images, options.steps)
+        found[network] = _network(network, train, labels, samples, options.steps)
         print(network, "the same bits" if found[network]["same"] else f"NOT the same: {found[network]['different']}", flush=True)
-        write_result("exact_bits", {"images": len(images), "steps_of_training": options.steps, "networks": found})
+        write_result("exact_bits", {**facts, "networks": found})
 
 
-def _network(network: str, train: torch.Tensor, labels: torch.Tensor, images: Pixels, steps: int) -> dict[str, Any]:
+class Samples:
+    """All images, and the fewer ones for what takes long; the hostile ones in both."""
+
+    def __init__(self, test: Pixels, hostile: Pixels, num_some: int) -> None:
+        self.all, self.some = np.concatenate([test, hostile]), np.concatenate([test[:num_some], hostile])
+        self.few = np.concatenate([test[:1], hostile[-1:]])
+
+
+def _found_before(facts: dict[str, Any]) -> dict[str, Any]:
+    """The networks of the result file, where they were measured in the same way."""
+    path = RESULTS / "exact_bits.json"
+    before = json.loads(path.read_bytes()) if path.is_file() else {}
+    found: dict[str, Any] = before.get("networks", {})
+    return found if facts.items() <= before.items() else {}
+
+
+def _network(network: str, train: torch.Tensor, labels: torch.Tensor, samples: Samples, steps: int) -> dict[str, Any]:
+    started = time.perf_counter()
     grid = _trained(network, train, labels, steps)
     model = exact_onnx(grid, SHAPE, NUM_CLASSES, {})
-    hashes = {name: _hash(run, images, batch) for name, run, batch in _forms(grid, model)}
-    wanted = hashes["PyTorch, folded, contiguous"]
-    different = [name for name, found in hashes.items() if found != wanted]
-    few = images[: NUM_FOR_REFERENCE // 2], images[-NUM_FOR_REFERENCE // 2 :]
-    for_reference = np.concatenate(few)
-    reference = np.array_equal(_bits(_reference(model)(for_reference)), _bits(_torch(fold(grid.graph))(for_reference)))
+    everywhere = {form.name: _hash(form, samples.all) for form in _forms(grid, model)}
+    combined = {form.name: _hash(form, samples.some) for form in _combinations(grid, model)}
+    reference = _bits(_reference(model)(samples.few)).tobytes() == _bits(_torch(fold(grid.graph))(samples.few)).tobytes()
+    different = [*_different(everywhere), *_different(combined)]
     return {
         "same": not different and reference,
         "different": different,
-        "forms": sorted(hashes),
-        "outputs_sha256": wanted,
-        "reference_evaluator": {"images": len(for_reference), "same": reference},
+        "forms_on_all_images": list(everywhere),
+        "forms_in_all_combinations": list(combined),
+        "outputs_sha256": everywhere[FOLDED],
+        "reference_evaluator": {"images": len(samples.few), "same": reference},
+        "minutes": round((time.perf_counter() - started) / 60, 1),
     }
+
+
+def _different(hashes: dict[str, str]) -> list[str]:
+    return [name for name, found in hashes.items() if found != hashes[FOLDED]]
 
 
 def _trained(network: str, train: torch.Tensor, labels: torch.Tensor, steps: int) -> GridGraph:
@@ -102,24 +140,46 @@ def _train(network: Rewritten, train: torch.Tensor, labels: torch.Tensor, steps:
         network.rules.project()
 
 
-def _forms(grid: GridGraph, model: bytes) -> Iterator[tuple[str, Run, int]]:
+def _forms(grid: GridGraph, model: bytes) -> Iterator[Form]:
+    """Each runtime, and each value of each setting, the others as they are by default."""
     folded = fold(grid.graph)
-    yield "PyTorch, folded, contiguous", _torch(folded), TORCH_BATCH
-    yield "PyTorch, folded, channels_last", _torch(folded, torch.channels_last), TORCH_BATCH
-    yield "PyTorch, training graph", _torch(grid.graph.train(), gradients=True), TORCH_BATCH
-    for level in LEVELS:
-        for threads in (1, 2):
-            for batch in (1, 3, 64):
-                yield f"ONNX Runtime, {level}, {threads} threads, batch {batch}", _onnxruntime(model, level, threads), batch
-    yield "ONNX Runtime, file for TensorRT, ORT_ENABLE_ALL", _onnxruntime(exact_tensorrt_onnx(grid, SHAPE, NUM_CLASSES, {}), LEVELS[-1], 2), 64
-    yield "OpenVINO, f32 hint, batch 64", _openvino(model), 64
-    yield "OpenVINO, f32 hint, batch 1", _openvino(model), 1
+    yield Form(FOLDED, _torch(folded), TORCH_BATCH)
+    yield Form("PyTorch, folded, channels_last", _torch(folded, torch.channels_last), TORCH_BATCH)
+    yield Form("PyTorch, training graph", _torch(grid.graph.train(), gradients=True), TORCH_BATCH)
+    for level, threads, batch in _settings():
+        if _num_changed(level, threads, batch) <= 1:
+            yield _onnxruntime_form(model, level, threads, batch)
+    yield Form(
+        "ONNX Runtime, file for TensorRT, ORT_DISABLE_ALL",
+        _onnxruntime(exact_tensorrt_onnx(grid, SHAPE, NUM_CLASSES, {}), "ORT_DISABLE_ALL", THREADS[0]),
+        BATCHES[0],
+    )
+    yield Form("OpenVINO, f32 hint, batch 64", _openvino(model), 64)
+    yield Form("OpenVINO, f32 hint, batch 1", _openvino(model), 1)
 
 
-def _hash(run: Run, images: Pixels, batch: int) -> str:
+def _combinations(grid: GridGraph, model: bytes) -> Iterator[Form]:
+    yield Form(FOLDED, _torch(fold(grid.graph)), TORCH_BATCH)
+    for level, threads, batch in _settings():
+        yield _onnxruntime_form(model, level, threads, batch)
+
+
+def _settings() -> Iterator[tuple[str, int, int]]:
+    return itertools.product(LEVELS, THREADS, BATCHES)
+
+
+def _num_changed(level: str, threads: int, batch: int) -> int:
+    return (level != LEVELS[0]) + (threads != THREADS[0]) + (batch != BATCHES[0])
+
+
+def _onnxruntime_form(model: bytes, level: str, threads: int, batch: int) -> Form:
+    return Form(f"ONNX Runtime, {level}, {threads} threads, batch {batch}", _onnxruntime(model, level, threads), batch)
+
+
+def _hash(form: Form, images: Pixels) -> str:
     digest = hashlib.sha256()
-    for start in range(0, len(images), batch):
-        digest.update(_bits(run(images[start : start + batch])).tobytes())
+    for start in range(0, len(images), form.batch):
+        digest.update(_bits(form.run(images[start : start + form.batch])).tobytes())
     return digest.hexdigest()
 
 

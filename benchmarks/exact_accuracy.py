@@ -1,13 +1,15 @@
 """What the exact grid costs in accuracy: float32, straight after calibration, and after training on the grid.
 
-    python -m benchmarks.exact_accuracy --data DIR [--methods czmig mimicnorm batchnorm] [--seeds 1] [--runs FOLDER]
+    python -m benchmarks.exact_accuracy --data DIR [--methods czmig mimicnorm batchnorm] [--seeds 1] [--runs FOLDER] [--set key.path=value ...]
 
 DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg (the JPEG copy of CIFAR-10). Each method trains by its file in configs/, then goes through
-`pipeline train-export`; runs that are there already go on, or are only read. Writes results/exact_accuracy.json.
+`pipeline train-export`; what is in FOLDER/METHOD-SEED already goes on, or is only read (benchmarks.learning trains the same runs).
+Beside the accuracies stands how much room the certificate leaves, and how much of it is the signs of the weights. Writes results/exact_accuracy.json.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -25,15 +27,18 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["czmig", "mimicnorm", "batchnorm"])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs") / "exact_accuracy")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY.PATH=VALUE")
     options = parser.parse_args()
-    rows = [_row(method, seed, options.data, options.runs) for method in options.methods for seed in range(options.seeds)]
+    rows = [_row(method, seed, options) for method in options.methods for seed in range(options.seeds)]
     print(write_result("exact_accuracy", {"network": "resnet20", "data": "CIFAR-10 as JPEG", "targets": TARGETS, "runs": rows}))
 
 
-def _row(method: str, seed: int, data: Path, runs: Path) -> dict[str, Any]:
-    config, folder = CONFIGS / f"{method}-resnet20-6epochs.yaml", runs / f"{method}-{seed}"
-    options = ["--set", f"data.root={data}", "--set", f"training.seed={seed}", "--out", str(folder), "--json"]
-    done = subprocess.run([sys.executable, "-m", "pipeline", "train-export", str(config), *options], stdout=subprocess.PIPE, text=True, check=True)
+def _row(method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    config, folder = CONFIGS / f"{method}-resnet20-6epochs.yaml", options.runs / f"{method}-{seed}"
+    settings = [f"data.root={options.data}", f"training.seed={seed}", *options.overrides]
+    given = [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "pipeline", "train-export", str(config), *given, "--out", str(folder), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     verification = json.loads(done.stdout)["verification"]
     facts = json.loads((folder / "bundle" / "manifest.json").read_bytes())["metrics"]
     exact = facts["exact"]
@@ -49,10 +54,18 @@ def _row(method: str, seed: int, data: Path, runs: Path) -> dict[str, Any]:
         "epochs_on_the_grid": exact["epochs"],
         "verdict": verification["verdict"],
         "samples": verification["samples"]["count"],
+        "room_bits": _room(folder / "bundle" / "certificate.json"),
         "exact_links": {f"{link['from']} -> {link['to']}": link["max_ulp"] for link in exact_links},
     }
     print(json.dumps(row), flush=True)
     return row
+
+
+def _room(path: Path) -> dict[str, float]:
+    """Bits up to 2^24 over the layers, and how many of them a bound without signs would not see."""
+    layers = json.loads(path.read_bytes())["layers"]
+    gains = [layer["headroom_bits"] - layer["plain_headroom_bits"] for layer in layers]
+    return {"least": round(min(layer["headroom_bits"] for layer in layers), 3), "mean_gain_of_signs": round(statistics.mean(gains), 3)}
 
 
 if __name__ == "__main__":

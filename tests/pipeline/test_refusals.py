@@ -101,11 +101,6 @@ def test_an_image_too_many_for_the_last_batch_makes_no_batch_of_one(capfd: Captu
     assert "frozen after step 11 " in done.err
 
 
-def test_mimicnorm_without_its_last_norm_takes_single_images(capfd: Capture) -> None:
-    options = ["--set", "method={name: mimicnorm, last_norm: false}", "--set", "data.batch_size=1", "--set", "training.learning_rate=0.0001"]
-    assert pipeline(capfd, "train", QUICKSTART, "--out", "run", *SHORT, *options).code == 0
-
-
 def test_nothing_to_freeze(capfd: Capture) -> None:
     assert refused(capfd, "training.epochs=2", "training.freeze_statistics.epochs=1") == (
         "error: training.freeze_statistics.epochs is 1, and this method has no batch statistics on this network: "

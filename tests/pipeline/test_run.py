@@ -148,7 +148,7 @@ def test_the_report_shows_the_run_and_fetches_nothing(finished_run: Path) -> Non
     page = (finished_run / "bundle" / "report.html").read_text()
     addresses = Addresses()
     addresses.feed(page)
-    assert not [each for each in addresses.found if not each.startswith("#")]
+    assert not [each for each in addresses.found if not each.startswith(("#", "data:image/png;base64,"))]
     for part in ("training graph", "folded graph", "onnxruntime-cpu", "network.stages.0.0.conv1"):
         assert part in page
 

@@ -218,8 +218,11 @@ def test_a_batch_of_one_is_refused_where_its_statistics_are_used(build: Build, o
     require_usable_statistics(graph, Training(), 2)
 
 
-def test_a_method_without_batch_statistics_takes_any_batch_and_freezes_nothing(build: Build) -> None:
-    graph = build(CzmigOptions(name="czmig")).graph
+@pytest.mark.parametrize(
+    "options", [CzmigOptions(name="czmig"), MimicnormOptions(name="mimicnorm", last_norm=False)], ids=lambda options: options.name
+)
+def test_a_method_without_batch_statistics_takes_any_batch_and_freezes_nothing(build: Build, options: MethodOptions) -> None:
+    graph = build(options).graph
     require_usable_statistics(graph, Training(), 1)
     with pytest.raises(UsageError, match=r"training\.freeze_statistics\.epochs is 3, and this method has no batch statistics"):
         require_usable_statistics(graph, Training(freeze_statistics=FreezeStatistics(epochs=3)), 8)

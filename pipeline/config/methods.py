@@ -12,6 +12,7 @@ from pipeline.config.base import Section
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+DropoutShare = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ZeroMeanOptions(Section):
@@ -96,9 +97,16 @@ class MimicnormOptions(Section):
     gain: Literal["code", "paper"] = "code"
     """What a ReLU takes from zero-mean filters. paper: 1.2112 on every centred weight. code: 1.2 per convolution in the branch's scale;
     sqrt(1.4) on weights outside scaled branches, their shortcuts and the first layer in front of them."""
+    fan: Literal["in", "out"] = "in"
+    """He's fan of convolutions: in, or out as in the authors' VGG for ImageNet. Linear layers have fan-in."""
+    fan_channels: Annotated[int, Field(ge=1)] = 1
+    """The fan-in reckons with at least so many input channels per group: 4 in the authors' ShuffleNetV2, whose depthwise convolutions have 1."""
     branch_scale: Literal["code", "paper", "none"] = "code"
     """A learned scale on each residual branch that ends in a convolution; of the l-th it starts at: code 1.2^k / l, k convolutions; paper
     1 / sqrt(l). The code's stays bounded in depth."""
+    joined_scale: Literal["none", "code"] = "none"
+    """Where branches are concatenated. code: a learned scale on the last convolution of each, and of the way from the last join to the
+    classifier, which starts at 1.2^k, k convolutions, as in the authors' ShuffleNetV2."""
     shortcut_scale: Positive | None = None
     """Where a shortcut ends in a convolution, the start of a learned scale on it. null: none (CIFAR); 1.2: the authors' ImageNet networks."""
     last_norm: bool = True
@@ -138,7 +146,7 @@ class SkipinitOptions(Section):
     name: Literal["skipinit"]
     initial_scale: Literal["zero", "inverse_root"] = "zero"
     """What the scales start at: zero, or 1 / sqrt(d) for d residual units."""
-    dropout: Share = 0.0
+    dropout: DropoutShare = 0.0
     """Probability of the dropout in front of the classifier; 0 leaves it out."""
     weight_decay: NonNegative = 5.0e-4
     """L2 decay."""
@@ -150,7 +158,7 @@ class WeightnormOptions(Section):
     """Weight normalisation, w = (g / |v|) v, and dropout in the residual branches (Training Without Batch Normalization)."""
 
     name: Literal["weightnorm"]
-    dropout: Share = 0.1
+    dropout: DropoutShare = 0.1
     """Probability of the dropout in front of the last convolution of each residual branch that ends in one; 0 leaves it out.
     The paper gives neither place nor value."""
     weight_decay: NonNegative = 0.0

@@ -15,6 +15,8 @@ Text = Annotated[str, Field(min_length=1)]
 Area = Annotated[float, Field(gt=0, le=1)]
 CudaDevice = Annotated[str, Field(pattern=r"^cuda:\d+$", examples=["cuda:0"])]
 
+CYCLE_EPOCHS = 10.0
+"""What the schedule cyclic takes where no length is given."""
 _LEAST_ALPHA = 0.001
 """Below, nearly every draw from Beta(alpha, alpha) is 0 or 1: nothing is mixed."""
 
@@ -137,6 +139,8 @@ class Schedule(Section):
                 raise ValueError(f"the epochs of {name} must rise, got {epochs}")
         if (self.name == "points") != bool(self.rate_points):
             raise ValueError("rate_points go with the schedule named points, and it needs at least one")
+        if self.rate_points and not any(share for _, share in self.rate_points):
+            raise ValueError("rate_points are all 0, so nothing would be learned; give one a share above 0")
         return self
 
 
@@ -241,6 +245,12 @@ class Training(Section):
     freeze_statistics: FreezeStatistics = FreezeStatistics()
 
     @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "Training":
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov looks ahead along the momentum, and momentum is 0; raise it, or set nesterov: false")
+        return self
+
+    @model_validator(mode="after")
     def _something_is_trained_before_it_is_frozen(self) -> "Training":
         if self.freeze_statistics.epochs >= self.epochs:
             raise ValueError(f"freeze_statistics.epochs {self.freeze_statistics.epochs} must be less than epochs {self.epochs}")
@@ -253,6 +263,8 @@ class Training(Section):
             raise ValueError(f"milestones {late} are never reached in {self.epochs} epochs")
         if self.schedule.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs {self.schedule.warmup_epochs} is more than epochs {self.epochs}")
+        if self.schedule.name == "cyclic" and (self.schedule.cycle_epochs or CYCLE_EPOCHS) / 2 > self.epochs:
+            raise ValueError(f"cycle_epochs {self.schedule.cycle_epochs or CYCLE_EPOCHS}: {self.epochs} epochs do not reach the top of a triangle")
         if self.schedule.name == "one_cycle" and (self.schedule.cycle_epochs or 0) > self.epochs:
             raise ValueError(f"cycle_epochs {self.schedule.cycle_epochs} is more than epochs {self.epochs}")
         for name, points in (("rate_points", self.schedule.rate_points), ("momentum_points", self.schedule.momentum_points)):
@@ -372,6 +384,7 @@ class Config(Section):
 
 
 __all__ = [
+    "CYCLE_EPOCHS",
     "AdaptiveClipping",
     "Augment",
     "Clipping",

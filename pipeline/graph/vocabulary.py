@@ -63,6 +63,11 @@ def is_addition(node: Node) -> bool:
     return (node.op == "call_function" and node.target in ADDITIONS) or (node.op == "call_method" and node.target in {"add", "add_"})
 
 
+def is_concatenation(node: Node) -> bool:
+    """Whether the node puts values side by side."""
+    return node.op == "call_function" and node.target is torch.cat
+
+
 def is_rectifier(graph: GraphModule, node: Node) -> bool:
     """Whether the node's values are those of a ReLU."""
     if node.op == "call_module":

@@ -1,14 +1,15 @@
 """Scales on residual branches, written on the weight and bias of the convolution that ends the branch, so that folding keeps the bits."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from export.derived import Derivation, WeightAndBias
 from export.errors import UsageError
 from pipeline.graph import Convolution, Parts, ResidualUnit
+from pipeline.graph.vocabulary import is_concatenation
 
 
 class BranchScaled(Derivation):
@@ -51,6 +52,26 @@ def last_shortcut_convolutions(units: Iterable[ResidualUnit]) -> list[Node]:
     """The convolutions in which shortcuts end, in the order of the graph."""
     ends = (_ends_in(unit.shortcut, unit.shortcut_end) for unit in units)
     return [layer.node for layer in ends if layer is not None]
+
+
+def chains_to_joins(graph: GraphModule, parts: Parts) -> list[tuple[Convolution, ...]]:
+    """The layers on each way into a concatenation, last first, and on the way from there to the classifier, which is left out.
+
+    A way begins where others read the same value, or at another join. A network that concatenates nothing has none.
+    """
+    layer_at = {layer.node: layer for layer in parts.convolutions}
+    joins = [node for node in graph.graph.nodes if is_concatenation(node)]
+    ends = [before for join in joins for before in join.all_input_nodes] + [before for before in parts.classifier.node.all_input_nodes if joins]
+    ways = (tuple(layer_at[node] for node in _straight_way_to(end) if node in layer_at) for end in ends)
+    return [way for way in ways if way]
+
+
+def _straight_way_to(end: Node) -> Iterator[Node]:
+    """Backwards, as long as each node has one input and one reader."""
+    node = end
+    while len(node.users) == 1 and len(node.all_input_nodes) == 1:
+        yield node
+        (node,) = node.all_input_nodes
 
 
 def _ends_in(layers: tuple[Convolution, ...], end: Node) -> Convolution | None:

@@ -68,13 +68,12 @@ class InputStatistics(Statistics):
         super().__init__()
         self._derivation = (derivation,)  # in a tuple: it belongs to the convolution
         self.momentum = options.statistics_momentum
-        self.quarter, self.differentiated = options.statistics == "first_quarter", options.differentiate_statistics
+        self.one_in, self.differentiated = 4 if options.statistics == "first_quarter" else 1, options.differentiate_statistics
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The means of the batch, which also move the running ones."""
         running = self._running_means
-        samples = x[: max(1, len(x) // 4)] if self.quarter else x
-        means = samples.mean((0, 2, 3), dtype=running.dtype)
+        means = x[: self.num_seen(len(x))].mean((0, 2, 3), dtype=running.dtype)
         if self.pooled is not None:
             self.pooled.add(x)
         else:
@@ -92,7 +91,7 @@ class InputStatistics(Statistics):
 
     @property
     def summary(self) -> str:
-        return f"channel means of {'a quarter of ' if self.quarter else ''}the batch, in the filters"
+        return f"channel means of {'a quarter of ' if self.one_in == 4 else ''}the batch, in the filters"
 
 
 class BalancedConv2d(Foldable):

@@ -4,6 +4,7 @@ The weight mean is a projection outside the graph, for all layers at once; the s
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,9 +14,9 @@ from pipeline.config.methods import MimicnormOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
 from pipeline.graph.rewrite import finish, remove_norms, replace_layer
 from pipeline.methods.base import Method, Rewritten
-from pipeline.methods.branches import BranchScaled, last_convolutions, last_shortcut_convolutions
+from pipeline.methods.branches import BranchScaled, chains_to_joins, last_convolutions, last_shortcut_convolutions
 from pipeline.methods.groups import OneGroup
-from pipeline.methods.initialisation import he_normal, xavier_normal
+from pipeline.methods.initialisation import he_normal, he_normal_fan_out, xavier_normal
 from pipeline.methods.last_norm import normalise_logits
 from pipeline.methods.layers import derived, with_bias
 from pipeline.methods.stacks import Stacks
@@ -48,8 +49,9 @@ class Mimicnorm(Method):
 
     def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
         parts = find_parts(graph)
-        scales = self._scales(parts)
-        plainly_drawn = _compensated_by_scales(parts, scales)
+        joined = chains_to_joins(graph, parts) if self.options.joined_scale == "code" else []
+        scales = self._scales(parts, joined)
+        plainly_drawn = _compensated_by_scales(parts, scales, joined)
         remove_norms(graph, parts.norms)
         centred: list[nn.Parameter] = []
         for layer in parts.convolutions:
@@ -72,14 +74,23 @@ class Mimicnorm(Method):
         shape = layer.module.weight.shape
         if layer.kind == "classifier":
             return xavier_normal(shape, generator)
-        weight = he_normal(shape, generator)
+        weight = self._drawn(layer, generator)
         if self.options.gain == "paper":
             return weight * _PAPER_GAIN if self._is_centred(layer) else weight
         return weight if plain or _is_depthwise(layer) or layer.kind == "linear" else weight * _CODE_GAIN
 
-    def _scales(self, parts: Parts) -> dict[Node, float]:
+    def _drawn(self, layer: Convolution, generator: torch.Generator) -> torch.Tensor:
+        """He's, by the fan that the options name."""
+        shape = layer.module.weight.shape
+        if not isinstance(layer.module, nn.Conv2d):
+            return he_normal(shape, generator)
+        if self.options.fan == "out":
+            return he_normal_fan_out(shape, generator, layer.module.groups)
+        return he_normal(shape, generator) * math.sqrt(shape[1] / max(shape[1], self.options.fan_channels))
+
+    def _scales(self, parts: Parts, joined: Sequence[Sequence[Convolution]]) -> dict[Node, float]:
         """The initial scale of each convolution that has one."""
-        scales: dict[Node, float] = {}
+        scales = {layers[0].node: _code_scale(layers) for layers in joined}
         if self.options.shortcut_scale is not None:
             scales |= dict.fromkeys(last_shortcut_convolutions(parts.units), self.options.shortcut_scale)
         if self.options.branch_scale != "none":
@@ -90,15 +101,19 @@ class Mimicnorm(Method):
     def _branch_scale(self, unit: ResidualUnit, number: int) -> float:
         if self.options.branch_scale == "paper":
             return 1 / math.sqrt(number)
-        num_convolutions = sum(not _is_depthwise(layer) for layer in unit.branch)
-        return float(_CODE_GAIN_PER_CONVOLUTION**num_convolutions / number)
+        return _code_scale(unit.branch) / number
 
 
-def _compensated_by_scales(parts: Parts, scales: dict[Node, float]) -> set[Node]:
+def _code_scale(layers: Sequence[Convolution]) -> float:
+    num_convolutions = sum(not _is_depthwise(layer) for layer in layers)
+    return float(_CODE_GAIN_PER_CONVOLUTION**num_convolutions)
+
+
+def _compensated_by_scales(parts: Parts, scales: dict[Node, float], joined: Sequence[Sequence[Convolution]]) -> set[Node]:
     """Convolutions that the authors draw with plain He variance: scaled branches, their shortcuts, and the first layer in front of them."""
     scaled = [unit for node, unit in last_convolutions(parts.units).items() if node in scales]
-    layers = [layer for unit in scaled for layer in unit.branch + unit.shortcut]
-    first = [layer for layer in parts.convolutions if scaled and layer.kind == "first"]
+    layers = [layer for unit in scaled for layer in unit.branch + unit.shortcut] + [layer for each in joined for layer in each]
+    first = [layer for layer in parts.convolutions if layers and layer.kind == "first"]
     return {layer.node for layer in layers + first}
 
 

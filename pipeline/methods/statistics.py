@@ -48,6 +48,9 @@ class Moments:
 class Statistics(TrainingOnly):
     """A part that acts by the statistics of the batch in training, and by stored ones in evaluation."""
 
+    one_in = 1
+    """It sees the first of so many equal parts of the batch; one sample at least."""
+
     def __init__(self) -> None:
         super().__init__()
         self.frozen = False
@@ -57,6 +60,10 @@ class Statistics(TrainingOnly):
     @property
     def acts(self) -> bool:
         return super().acts and not self.frozen
+
+    def num_seen(self, batch_size: int) -> int:
+        """How many samples its statistics are of."""
+        return max(1, batch_size // self.one_in)
 
     @abstractmethod
     def store(self, moments: Moments) -> None:

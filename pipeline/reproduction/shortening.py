@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pipeline.config import Config, parse_config
-from pipeline.config.sections import Schedule
-
-_CYCLE_EPOCHS = 10.0
-"""What the schedule `cyclic` takes where no length is given."""
+from pipeline.config.sections import CYCLE_EPOCHS, Schedule
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ def _times(schedule: Schedule, share: Fraction) -> dict[str, object]:
     def scaled(time: float) -> float:
         return float(Fraction(time) * share)
 
-    cycle = schedule.cycle_epochs or (_CYCLE_EPOCHS if schedule.name == "cyclic" else None)
+    cycle = schedule.cycle_epochs or (CYCLE_EPOCHS if schedule.name == "cyclic" else None)
     return {
         "warmup_epochs": scaled(schedule.warmup_epochs),
         "cycle_epochs": None if cycle is None else scaled(cycle),

@@ -24,13 +24,14 @@ def first_frozen_epoch(options: Training) -> int | None:
 
 def require_usable_statistics(graph: nn.Module, options: Training, batch_size: int) -> None:
     """Refuse, before training, batches that have no statistics of their own, and freezing where there is nothing to freeze."""
-    summaries = list(dict.fromkeys(part.summary for part in statistics_parts(graph).values()))
-    if summaries and batch_size < 2:
-        raise UsageError(
-            f"training steps on {batch_size} image have no use for {summaries[0]}: those of a single image say nothing of others; "
-            "set data.batch_size to 2 or more, or choose a method without batch statistics"
-        )
-    if not summaries and options.freeze_statistics.epochs:
+    parts = statistics_parts(graph).values()
+    for part in parts:
+        if part.num_seen(batch_size) < 2:
+            raise UsageError(
+                f"training steps on {batch_size} {'image' if batch_size == 1 else 'images'} have no use for {part.summary}: those of a single image "
+                f"say nothing of others; set data.batch_size to {2 * part.one_in} or more, or choose a method without batch statistics"
+            )
+    if not parts and options.freeze_statistics.epochs:
         raise UsageError(
             f"training.freeze_statistics.epochs is {options.freeze_statistics.epochs}, and this method has no batch statistics on this network: "
             "its training graph is the deployed one from the first step; set it to 0"

@@ -5,9 +5,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.config.sections import Schedule
+from pipeline.config.sections import CYCLE_EPOCHS, Schedule
 
-_CYCLE_EPOCHS = 10.0
 _SHARE_OF_ONE_CYCLE = 0.9
 
 
@@ -68,7 +67,7 @@ def _monotonic(moment: Moment, options: Schedule) -> float:
 
 
 def _cyclic(moment: Moment, options: Schedule) -> float:
-    place = moment.epoch / (options.cycle_epochs or _CYCLE_EPOCHS) % 1.0
+    place = moment.epoch / (options.cycle_epochs or CYCLE_EPOCHS) % 1.0
     return _between(options.last, 1.0, _height(place))
 
 

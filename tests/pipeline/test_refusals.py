@@ -91,6 +91,14 @@ def test_a_batch_of_one_where_its_statistics_are_used(capfd: Capture, method: st
     )
 
 
+def test_a_quarter_of_a_batch_that_is_one_image(capfd: Capture) -> None:
+    quarter = "method={name: equinorm, statistics: first_quarter}"
+    line = refused(capfd, quarter, "data.batch_size=7")
+    assert "training steps on 7 images have no use for channel means of a quarter of the batch, in the filters" in line
+    assert "set data.batch_size to 8 or more" in line
+    assert pipeline(capfd, "train", QUICKSTART, "--out", "run", *SHORT, "--set", quarter, "--set", "data.batch_size=8").code == 0
+
+
 @pytest.mark.parametrize("method", ["batchnorm", "mimicnorm", "equinorm"])
 def test_an_image_too_many_for_the_last_batch_makes_no_batch_of_one(capfd: Capture, method: str) -> None:
     """1,442 training images are 11 batches of 131 and one image. It is left out of the epoch, and the pass that recomputes has 11 batches too."""

@@ -1,11 +1,14 @@
+import numpy as np
 import torch
 from graphs import DEFAULTS, PreActivation, images, rewritten, step, traced
 from torch import nn
+from torch.nn import functional as F
 
 from export.derived import training_only_parts, training_only_parts_off
 from export.fold import fold
 from pipeline.graph import Normalise, trace
 from pipeline.methods import method_from_options
+from pipeline.methods.batchnorm import Normed, NormOnWeight
 
 SHAPE = (3, 32, 32)
 
@@ -20,6 +23,36 @@ def test_in_training_it_is_the_network_as_it_is_written() -> None:
         setattr(plain.get_submodule("network.classifier"), key, training.graph.get_parameter(f"network.classifier.{key}"))
     batch = images(8, SHAPE)
     assert torch.equal(training.graph.train()(batch), plain.train()(batch))
+
+
+def test_training_statistics_and_fold_are_the_papers_formulas() -> None:
+    """In float64: biased variance over samples and pixels to normalise, unbiased variance and a share of 0.1 for the running values."""
+    torch.manual_seed(0)
+    layer = Normed(nn.Conv2d(3, 5, 3, bias=True), nn.BatchNorm2d(5, eps=1e-3)).double().train()
+    derivation = layer.operation.derivation
+    assert isinstance(derivation, NormOnWeight)
+    assert isinstance(derivation.norm, nn.BatchNorm2d)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(4, 3, 6, 6, dtype=torch.float64) + 1
+    gamma, beta, weight = (each.detach().numpy() for each in (derivation.norm.weight, derivation.norm.bias, derivation.weight))
+    y = F.conv2d(x, derivation.weight, derivation.bias).detach().numpy()
+    mean, variance = y.mean(axis=(0, 2, 3)), y.var(axis=(0, 2, 3))
+    normalised = (y - mean[:, None, None]) / np.sqrt(variance + 1e-3)[:, None, None]
+    expected = gamma[:, None, None] * normalised + beta[:, None, None]
+    assert np.abs(layer(x).detach().numpy() - expected).max() < 1e-12
+    n = y.size // 5
+    running_mean, running_variance = 0.1 * mean, 0.9 + 0.1 * variance * n / (n - 1)
+    assert derivation.norm.running_mean is not None
+    assert derivation.norm.running_var is not None
+    assert np.abs(derivation.norm.running_mean.numpy() - running_mean).max() < 1e-14
+    assert np.abs(derivation.norm.running_var.numpy() - running_variance).max() < 1e-14
+    found_weight, found_bias = derivation()
+    assert found_bias is not None
+    assert derivation.bias is not None
+    factor = gamma / np.sqrt(running_variance + 1e-3)
+    assert np.abs(found_weight.detach().numpy() - weight * factor[:, None, None, None]).max() < 1e-13
+    assert np.abs(found_bias.detach().numpy() - ((derivation.bias.detach().numpy() - running_mean) * factor + beta)).max() < 1e-13
 
 
 def test_each_norm_is_listed_as_training_only() -> None:

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from graphs import DEFAULTS, images, rewritten, step
+from graphs import DEFAULTS, images, rewritten, scatter, step
 from probes import values_of
 from torch import nn
 from torch.nn import functional as F
 
 from export.derived import DerivedConv2d, DerivedLinear, training_only_parts
 from export.errors import UsageError
+from export.fold import fold
 from pipeline.config.methods import MimicnormOptions
 from pipeline.graph import Dropout, Normalise, trace
 from pipeline.methods import Rewritten, method_from_options
@@ -70,14 +71,13 @@ def test_the_mean_is_taken_out_again_after_each_step() -> None:
     step(training, images(8, SHAPE))
     assert centred(training) == before
     with torch.no_grad():
-        for parameter in training.graph.parameters():
+        for parameter in training.graph.double().parameters():
             parameter.add_(0.25)
-    shifted = weights(training)
-    expected = {name: w.double().numpy() for name, w in shifted.items()}
+    expected = {name: w.numpy().copy() for name, w in weights(training).items()}
     expected = {name: w - w.mean(axis=(1, 2, 3), keepdims=True) if name in before else w for name, w in expected.items()}
     training.rules.project()
     for name, weight in weights(training).items():
-        assert np.abs(weight.double().numpy() - expected[name]).max() < 2.0**-24
+        assert np.abs(weight.numpy() - expected[name]).max() < 1e-15
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -146,15 +146,37 @@ def test_shortcuts_have_a_scale_where_asked() -> None:
     assert np.allclose(scales(scaled), [1.2] * 3, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(("network", "shape"), [("shufflenetv2_x1_0", SHAPE), ("torchvision:shufflenet_v2_x0_5", (3, 64, 64))])
+def test_joined_branches_have_a_scale_where_asked(network: str, shape: tuple[int, int, int]) -> None:
+    """As in the authors' ShuffleNetV2: 1.2^2 on each branch, 1.2 on the other half of a reducing unit and on the last convolution."""
+    assert scales(mimicnorm(network, shape)) == []
+    training = mimicnorm(network, shape, joined_scale="code", fan_channels=4)
+    found = {name: layer.scale.item() for name, layer in training.graph.named_modules() if isinstance(layer, BranchScaled)}
+    expected = [value for units in (4, 8, 4) for value in (1.2, *[1.44] * units)] + [1.2]
+    assert np.allclose(sorted(found.values()), sorted(expected), rtol=1e-6, atol=0)
+    once = {name.removeprefix("network.").removesuffix(".derivation") for name, scale in found.items() if scale < 1.3}
+    ours = {"units.0.reduction.conv2", "units.4.reduction.conv2", "units.12.reduction.conv2", "conv5"}
+    assert once == (ours if ":" not in network else {*(f"stage{number}.0.branch1.2" for number in (2, 3, 4)), "conv5.0"})
+    drawn = {name: weight.double().numpy() for name, weight in weights(training).items()}
+    last = drawn["network.conv5" if ":" not in network else "network.conv5.0"]
+    assert abs(last.std() / np.sqrt(2 / last[0].size) - 1) < 0.01  # plain He: the scale compensates
+    scatter(training)
+    batch = images(4, shape)
+    assert torch.equal(training.graph.eval()(batch), fold(training.graph)(batch))
+
+
+def test_networks_that_join_nothing_have_no_joined_scale() -> None:
+    assert scales(mimicnorm(branch_scale="none", joined_scale="code")) == []
+
+
 def test_the_scale_acts_on_weight_and_bias() -> None:
-    derivation = BranchScaled(torch.randn(4, 3, 3, 3), 0.72)
+    derivation = BranchScaled(torch.randn(4, 3, 3, 3), 0.72).double()
     with torch.no_grad():
         derivation.bias.normal_()
     weight, bias = derivation()
     assert bias is not None
     for got, raw in ((weight, derivation.weight), (bias, derivation.bias)):
-        expected = raw.detach().double().numpy() * derivation.scale.item()
-        assert np.abs(got.detach().double().numpy() - expected).max() <= 2.0**-24 * np.abs(expected).max()
+        assert np.array_equal(got.detach().numpy(), raw.detach().numpy() * derivation.scale.item())
 
 
 class Chain(nn.Module):
@@ -207,6 +229,9 @@ def test_the_scale_of_activations_at_the_start(rule: str, listed: tuple[float, f
 def test_the_last_norm_is_that_of_the_logits(network: str, shape: tuple[int, int, int]) -> None:
     """In float64, against NumPy: the batch's statistics in training, the running ones on the classifier's weight in evaluation."""
     normed, plain = (mimicnorm(network, shape, last_norm=on).graph.double() for on in (True, False))
+    for graph in (normed, plain):
+        (bias,) = (each for name, each in graph.named_parameters() if ".classifier" in name and name.endswith("bias"))
+        nn.init.normal_(bias, generator=torch.Generator().manual_seed(0))
     if network != "resnet20":
         (rectifier,) = (node for node in plain.graph.nodes if node.target == "network.classifier.2")
         rectifier.replace_all_uses_with(rectifier.all_input_nodes[0])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.methods import CzmigOptions, MimicnormOptions
+from pipeline.config.methods import CzmigOptions, CzmiOptions, MimicnormOptions, ZeroMeanOptions
 from pipeline.papers import TABLES, Printed, Row
 from pipeline.papers.table import Quantity
 from pipeline.reproduction.plan import config_of
@@ -173,8 +173,10 @@ def test_a_rows_cells_are_what_it_runs() -> None:
     for row in rows_of("czmig-table1"):
         config = config_of(row, CONFIGS)
         assert config.training.learning_rate == float(row.cells[1])
-        if isinstance(config.method, CzmigOptions):
-            assert (config.method.zmg, config.method.noise) == (float(row.cells[2]), float(row.cells[3]))
+        if isinstance(config.method, ZeroMeanOptions):
+            z = config.method.zmg if isinstance(config.method, CzmigOptions) else 0
+            assert (z, config.method.noise) == (float(row.cells[2]), float(row.cells[3]))
+            assert isinstance(config.method, CzmiOptions) == (row.cells[0] == "CZMI")
     for name, cell in (("mimicnorm-table2", 0), ("gaur-table2", 1), ("gaur-table4", 2)):
         assert all(config_of(row, CONFIGS).training.learning_rate == float(row.cells[cell]) for row in TABLES[name].rows)
     thresholds = [config_of(row, CONFIGS).training.clip for row in rows_of("gaur-table3")]

@@ -59,11 +59,19 @@ def sole_use(folder: Path) -> Iterator[None]:
                 each.rmdir()
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder that the user named, and those above it, where they are missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise UsageError(f"no folder can be made at {folder}; choose another path") from error
+
+
 def _locked(folder: Path) -> int:
     """The descriptor of the lock file, locked. A file that its holder has just removed locks nothing: then once more."""
     path = folder / _LOCK
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with suppress(FileNotFoundError):
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:

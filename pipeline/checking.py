@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from deploy.verify import github
 from deploy.verify.against import Json, changes, read_verification
 from deploy.verify.junit import junit_xml
-from export.files import write_file
+from export.files import make_folder, write_file
 from pipeline.outcome import Outcome
 from pipeline.pairs import Typed
 from pipeline.pairs import compare as compared
@@ -57,10 +57,10 @@ def compare(typed: Typed, wanted: Wanted, console: Console) -> Outcome:
 def _told(found: Verification, what: Mapping[str, JsonValue], wanted: Wanted, earlier: Json | None) -> Outcome:
     changed = None if earlier is None else changes(earlier, found.as_json)
     if wanted.report is not None:
-        wanted.report.mkdir(parents=True, exist_ok=True)
+        make_folder(wanted.report)
         found.write(wanted.report)
     if wanted.junit is not None:
-        wanted.junit.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(wanted.junit.parent)
         write_file(wanted.junit, junit_xml(found.verdict, found.other_failures))
     _tell_github(found)
     lines = [found.text, *(f"{kind}: {path}" for kind, path in what.items()), *_changed_lines(changed, wanted.against)]

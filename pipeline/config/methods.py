@@ -132,6 +132,8 @@ class EquinormOptions(Section):
     """Share of the newest batch in the running means that evaluation uses."""
     resample_signs: Literal["filter", "slice"] = "filter"
     """Which part of a filter must not start all positive or all negative: the whole filter or each of its 2-D slices."""
+    shortcuts: Literal["balanced", "plain"] = "balanced"
+    """Whether convolutions on shortcuts are balanced too; the paper does not say."""
     eps: Positive = 1.0e-12
     """Least value of a divisor; the paper has none, but a channel that is dead throughout would give 0 / 0."""
     weight_decay: NonNegative = 1.0e-4

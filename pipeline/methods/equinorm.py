@@ -129,15 +129,25 @@ class Equinorm(Method):
         for layer in graph.modules():
             if isinstance(layer, Normalise):
                 layer.mean.zero_()
+        plain = self._plain_layers(parts)
         for convolution in parts.convolutions:
-            replace_layer(graph, convolution.node, self._layer(convolution, generator))
+            layer = self._plain(convolution, generator) if convolution.node in plain else self._balanced(convolution, generator)
+            replace_layer(graph, convolution.node, layer)
         return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))
 
-    def _layer(self, layer: Convolution, generator: torch.Generator) -> nn.Module:
+    def _plain_layers(self, parts: Parts) -> set[Node]:
+        """Linear layers and the classifier, and shortcuts if asked for."""
+        on_shortcuts = {layer.node for unit in parts.units for layer in unit.shortcut} if self.options.shortcuts == "plain" else set()
+        return on_shortcuts | {each.node for each in parts.convolutions if each.kind == "classifier" or isinstance(each.module, nn.Linear)}
+
+    @staticmethod
+    def _plain(layer: Convolution, generator: torch.Generator) -> nn.Module:
+        draw = xavier_normal if layer.kind == "classifier" else he_normal
+        return with_bias(layer.module, draw(layer.module.weight.shape, generator))
+
+    def _balanced(self, layer: Convolution, generator: torch.Generator) -> nn.Module:
         module, shape = layer.module, layer.module.weight.shape
-        if layer.kind == "classifier" or isinstance(module, nn.Linear):
-            draw = xavier_normal if layer.kind == "classifier" else he_normal
-            return with_bias(module, draw(shape, generator))
+        assert isinstance(module, nn.Conv2d)
         dims = (1, 2, 3) if self.options.resample_signs == "filter" else (2, 3)
         weight = with_both_signs(he_normal_fan_out(shape, generator), dims, generator)
         derivation = Balanced(weight, module.in_channels, _pixel_ratio(layer.node, module), self.options)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from export.files import write_file
+from export.files import make_folder, write_file
 from pipeline.reproduction.charts import charts_of, sheet_of
 from pipeline.reproduction.drawing import png, svg
 from pipeline.reproduction.result import Result
@@ -12,7 +12,7 @@ from pipeline.reproduction.writing import csv_text, json_facts, markdown
 
 def write_outputs(result: Result, folder: Path) -> tuple[Path, ...]:
     """Write all of it; the paths, tables first."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     contents = {
         "table.md": markdown(result).encode(),
         "table.csv": csv_text(result).encode(),

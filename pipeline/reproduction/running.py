@@ -13,7 +13,7 @@ import torch
 
 from deploy.verify.environment import cpu_model
 from export.errors import UsageError
-from export.files import write_file
+from export.files import make_folder, write_file
 from pipeline import run
 from pipeline.config import Config, load_config
 from pipeline.importing import training_part
@@ -80,7 +80,7 @@ def _note_machine(planned: PlannedRun) -> None:
     before = list(run_figures(planned.folder, planned.seed).machines)
     here = machine(planned.config)
     if here not in before:
-        planned.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(planned.folder)
         write_file(planned.folder / MACHINES, _json([*before, here]))
 
 

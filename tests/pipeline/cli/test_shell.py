@@ -149,6 +149,12 @@ def test_any_other_trouble_with_files_is_a_bug(raising: str) -> None:
     assert "Traceback" in done.stderr
 
 
+def test_a_run_folder_where_none_can_be_made_is_one_line() -> None:
+    done = pipeline("train", "configs/quickstart.yaml", "--out", "/proc/run")
+    assert done.returncode == 2
+    assert done.stderr == "error: no folder can be made at /proc/run; choose another path\n"
+
+
 def test_a_run_folder_inside_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = pipeline("train", "configs/quickstart.yaml", "--out", str(tmp_path / "file" / "run"))

@@ -172,6 +172,14 @@ def test_each_convolution_is_balanced_and_listed() -> None:
     assert isinstance(training.graph.get_submodule("network.fc"), nn.Linear)
 
 
+def test_shortcuts_may_stay_plain() -> None:
+    training = equinorm("torchvision:resnet18", shortcuts="plain")
+    layers = dict(training.graph.named_modules())
+    plain = [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]
+    assert plain == [f"network.layer{number}.0.downsample.0" for number in (2, 3, 4)]
+    assert len([layer for layer in layers.values() if isinstance(layer, BalancedConv2d)]) == 17
+
+
 @pytest.mark.parametrize("network", ["torchvision:mobilenet_v2", "torchvision:shufflenet_v2_x0_5"])
 def test_inputs_that_can_be_negative_are_refused(network: str) -> None:
     with pytest.raises(UsageError, match=r"needs inputs that are never negative, and those of convolution '.*' can be; put a ReLU"):

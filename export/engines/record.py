@@ -87,6 +87,8 @@ class EngineRecord(_Entry):
     built_on: Machine
     flags: dict[str, bool]
     """Every builder flag, as read back before the build."""
+    tactic_sources: list[str]
+    """Where kernels may come from besides TensorRT's own, as read back before the build."""
     version_compatible: bool
     gpus: Gpus
     inputs: list[Tensor]

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from export.bundle import Manifest, open_bundle, write_manifest
 from export.engines.flavour import FLAVOURS
 from export.engines.gpu import Gpu, gpu_here
-from export.engines.record import EngineRecord, parsed_record
+from export.engines.record import EngineRecord, Shapes, parsed_record
 from export.errors import NotHereError, UsageError
 from export.files import sha256_of
 from export.tensorrt.builder import Engine
@@ -111,6 +111,7 @@ def test_the_verdict_has_a_link_to_each_and_says_that_it_did_not_run(with_engine
     checks = [check for check in verdict["invariance"] if check["stage"].startswith("engine ")]
     assert {check["status"] for check in checks} == {"not run"}
     assert sum(check["check"] == "builds" for check in checks) == 3
+    assert sum(check["check"] == "profile" for check in checks) == 3
 
 
 def test_float16_has_a_budget_of_its_own(with_engines: Path) -> None:
@@ -119,6 +120,13 @@ def test_float16_has_a_budget_of_its_own(with_engines: Path) -> None:
     half, single = errors["float16 ONNX file"], errors["ONNX file"]
     assert half["budget"]["max"] == pytest.approx(single["budget"]["max"] * 2**13)
     assert single["budget"]["max"] < half["max"] <= half["budget"]["max"]
+
+
+def test_batches_are_tried_over_the_whole_profile(with_engines: Path) -> None:
+    record = parsed_record((with_engines / "engines" / "exact-rtx.json").read_bytes(), "here")
+    assert engine_links._sizes_over(record) == (1, 2, 4, 8, 16, 32, 64, 128, 255, 256)
+    odd = Shapes(least=[3, 1, 8, 8], best=[5, 1, 8, 8], most=[20, 1, 8, 8])
+    assert engine_links._sizes_over(record.model_copy(update={"profile": {"image": odd}})) == (3, 4, 5, 8, 16, 19, 20)
 
 
 def test_a_bundle_without_engines_says_so(finished_run: Path) -> None:

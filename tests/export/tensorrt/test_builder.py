@@ -56,6 +56,27 @@ def test_tf32_is_off_unless_asked_for_and_read_back(precision: Any, allowed: boo
     assert [name for name, on in flags.items() if on] == ["DISTRIBUTIVE_INDEPENDENCE", *(["TF32"] if allowed else [])]
 
 
+def test_kernels_come_from_where_products_are_added_up_as_they_are(tmp_path: Path) -> None:
+    """Set by name and read back: what a later TensorRT may add to its default is left out."""
+    record = built(tmp_path, dataclasses.replace(WANTED, precision="exact")).record
+    assert record.tactic_sources == ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
+
+
+@pytest.mark.parametrize("accepts", [False, True])
+def test_sources_of_kernels_that_do_not_stay_set_end_the_build(accepts: bool) -> None:
+    class Keeps:
+        """A config that keeps another source than it was told to."""
+
+        def set_tactic_sources(self, sources: int) -> bool:
+            return accepts
+
+        def get_tactic_sources(self) -> int:
+            return 0b111
+
+    with listening(trt) as said, pytest.raises(NotHereError, match="does not let its tactics be chosen"):
+        _Build(RTX, trt, said)._allow_direct_tactics(Keeps())  # type: ignore[arg-type]
+
+
 def test_a_flag_that_does_not_stay_set_ends_the_build() -> None:
     """EXCLUDE_LEAN_RUNTIME without VERSION_COMPATIBLE is refused by TensorRT in a message only."""
     with listening(trt) as said:

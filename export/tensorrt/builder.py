@@ -110,10 +110,13 @@ class _Build:
         self.flavour, self.module, self.said = flavour, module, said
         self.trt = cast("api.TensorRt", module)
         self.builder = self.trt.Builder(logger_of(module))
+        self.used: list[object] = []
+        """What TensorRT reads until the build is over, kept for so long."""
 
     def parsed(self, onnx: bytes, name: str) -> api.Network:
         network = self.builder.create_network()
         parser = self.trt.OnnxParser(network, logger_of(self.module))
+        self.used.append(parser)
         if not parser.parse(onnx):
             reasons = "; ".join(_parser_error(parser.get_error(index)) for index in range(parser.num_errors))
             raise UsageError(f"{name}: {self.flavour.runtime} cannot take it: {reasons or self.said}; export only what its parser supports")
@@ -162,6 +165,7 @@ class _Build:
         for content in (cache, None):
             timings = config.create_timing_cache(content or b"")
             if timings is not None and config.set_timing_cache(timings, False):
+                self.used.append(timings)
                 return content
             if demanded:
                 break

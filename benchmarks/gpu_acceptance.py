@@ -37,6 +37,7 @@ from benchmarks.environment import RESULTS, environment
 from deploy.runners.base import Runner
 from deploy.runners.table import open_file, require_runtimes
 from deploy.runners.tensorrt import EngineFile, open_engine
+from deploy.runners.torch import available_device
 from export.bundle import json_bytes
 from export.engines.flavour import FLAVOURS, Flavour
 from export.engines.gpu import gpu_here
@@ -356,18 +357,16 @@ def _as_run(runner: Runner) -> Run:
     return ran
 
 
-def _torch(forms: _Forms, form: EnginePrecision, *, compiled: bool) -> Run:
+def _torch(forms: _Forms, form: EnginePrecision, *, compiled: bool, device: str = "cuda") -> Run:
     """True float32 products; float16 by autocast; exact by the rounding graph, which computes in float32 and without cuDNN's transforms."""
-    if not torch.cuda.is_available():
-        raise NotHereError(f"torch {torch.__version__} finds no CUDA device")
-    graph = copy.deepcopy(forms.exact if form == "exact" else forms.float32).cuda()
+    graph = copy.deepcopy(forms.exact if form == "exact" else forms.float32).to(available_device(device))
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     module = torch.compile(graph) if compiled else graph
 
     def ran(images: Images) -> NDArray[np.float32]:
         torch.backends.cudnn.enabled = form != "exact"
-        with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=form == "float16"):
-            logits: NDArray[np.float32] = module(torch.from_numpy(images).cuda()).float().cpu().numpy()
+        with torch.inference_mode(), torch.autocast(device, torch.float16, enabled=form == "float16"):
+            logits: NDArray[np.float32] = module(torch.from_numpy(images).to(device)).float().cpu().numpy()
         return logits
 
     return ran

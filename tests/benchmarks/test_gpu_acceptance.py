@@ -19,6 +19,7 @@ from benchmarks import gpu_acceptance
 from benchmarks.gpu_acceptance import Contestant, Images, Part, main
 from deploy.runners.table import open_file
 from deploy.verify.environment import nvidia_driver
+from export.engines.record import EnginePrecision
 
 SHORT = ["--network", "small", "--rounds", "2", "--seconds", "0", "--epochs", "1"]
 Json = dict[str, Any]
@@ -62,8 +63,10 @@ class BrokenError(Exception):
 
 
 def on_the_cpu(forms: Any, held: ExitStack, part: Part) -> Iterator[Contestant]:
-    """Contestants in the place of those on a GPU: a sound one in float32 and in exact, and one that breaks in the second round."""
-    for form in ("float32", "exact"):
+    """Contestants in the place of those on a GPU: sound ones in float32 and in exact, and one that breaks in the second round."""
+    forms_in_both: tuple[EnginePrecision, ...] = ("float32", "exact")
+    for form in forms_in_both:
+        yield Contestant(form, "torch", gpu_acceptance._torch(forms, form, compiled=False, device="cpu"))
         runner = held.enter_context(open_file("onnxruntime-cpu", forms.files[form]))
         yield Contestant(form, "sound", lambda images, runner=runner: runner.run({"image": images})["logits"])  # type: ignore[misc]
     calls: list[int] = []
@@ -86,13 +89,14 @@ def test_one_that_breaks_drops_out_and_the_others_are_measured(tmp_path: Path, m
     (failed,) = result["failed"]
     assert failed.startswith("float16, brittle, batch ")
     assert failed.endswith(": BrokenError: it broke in the middle")
-    for name in ("float32, sound", "exact, sound"):
+    for name in ("float32, sound", "exact, sound", "float32, torch", "exact, torch"):
         measured = speed["measured"][name]
         assert list(measured) == ["1", "8", "64", "256"]
         assert {figures["calls"] for figures in measured.values()} == {2 * gpu_acceptance.FEWEST_CALLS}
         assert all(0 < figures["quartile_ms"] <= figures["median_ms"] <= figures["p99_ms"] for figures in measured.values())
     assert speed["measured"]["float16, brittle"]["1"]["calls"] >= gpu_acceptance.FEWEST_CALLS
-    assert speed["same_bits_of_exact"] == {"sound": {"1": True, "8": True, "64": True, "256": True}}
+    same = {"1": True, "8": True, "64": True, "256": True}
+    assert speed["same_bits_of_exact"] == {"sound": same, "torch": same}
     assert speed["errors"]["float32, sound"]["max_abs_from_torch_cpu"] < 1e-4
     assert "onnxruntime-cuda" in speed["not_run"]["float16, absent"]
     assert result["complete"] is False

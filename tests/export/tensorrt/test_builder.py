@@ -14,6 +14,7 @@ from export.engines.messages import listening, logger_of
 from export.engines.record import parsed_record
 from export.errors import NotHereError, UsageError
 from export.files import sha256_of
+from export.tensorrt import builder
 from export.tensorrt.builder import Batches, Wanted, _Build, engine_from_onnx
 from export.tensorrt.progress import PARTS, Course, monitor_of
 
@@ -53,10 +54,14 @@ def test_tf32_is_off_unless_asked_for_and_read_back(precision: Any, allowed: boo
     assert [name for name, on in flags.items() if on] == ["DISTRIBUTIVE_INDEPENDENCE", *(["TF32"] if allowed else [])]
 
 
-def test_kernels_come_from_where_products_are_added_up_as_they_are(tmp_path: Path) -> None:
-    """Set by name and read back: what a later TensorRT may add to its default is left out."""
-    record = built(tmp_path, dataclasses.replace(WANTED, precision="exact")).record
-    assert record.tactic_sources == ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
+@pytest.mark.parametrize("sources", [("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"), ("JIT_CONVOLUTIONS",)])
+def test_kernels_come_from_the_sources_that_are_named_and_no_others(
+    sources: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read back: one that its default has and that is not named is left out."""
+    assert len(sources) == 1 or sources == builder._DIRECT
+    monkeypatch.setattr(builder, "_DIRECT", sources)
+    assert built(tmp_path, dataclasses.replace(WANTED, precision="exact")).record.tactic_sources == list(sources)
 
 
 @pytest.mark.parametrize("accepts", [False, True])

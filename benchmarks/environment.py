@@ -12,6 +12,7 @@ import torch
 
 from deploy.verify.environment import cpu_model
 
+_PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -26,8 +27,16 @@ def environment() -> dict[str, object]:
         "load": [round(load, 2) for load in os.getloadavg()],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "torchvision", "onnx", "onnxruntime-gpu", "numpy")},
+        **{name: version for name in _PACKAGES if (version := _version(name))},
     }
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: not every figure needs all of them."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def write_result(name: str, result: Mapping[str, object]) -> Path:

@@ -42,6 +42,8 @@ class Place:
     input: TensorSpec
     output: TensorSpec
     runtimes: tuple[str, ...]
+    plain_sums: bool = False
+    """Whether PyTorch is kept from algorithms that do not add up the products as they are; see `TorchRunner`."""
 
     def torch_stage(self, name: str, module: nn.Module, required: Requirement, *, gradients: bool = False) -> Stage:
         """A module on the device, in true float32."""
@@ -56,6 +58,7 @@ class Place:
                 gradients=gradients,
                 threads=threads,
                 channels_last=channels_last,
+                plain_sums=self.plain_sums,
             )
 
         return Stage(
@@ -76,7 +79,7 @@ class Place:
 
     def cuttable(self, module: GraphModule, *, gradients: bool = False) -> Graph:
         """A graph on the device that can be run up to one of its nodes."""
-        return Graph(module, self.device, self.input, gradients)
+        return Graph(module, self.device, self.input, gradients, self.plain_sums)
 
     def reference(self, name: str, module: nn.Module) -> Stage:
         """A folded module in float64, on the CPU."""
@@ -159,6 +162,7 @@ class ExactForms:
 
 def exact_chain(place: Place, forms: ExactForms) -> Chain:
     """The same bits from the training graph to every runtime; there is no budget in it."""
+    place = replace(place, plain_sums=True)
     training, evaluation = copy.deepcopy(forms.grid.graph).train(), copy.deepcopy(forms.grid.graph).eval()
     file, other_file = FileForm(forms.model, None), FileForm(forms.tensorrt_model, None)
     plain = file.cuttable("onnxruntime-cpu", _PLAIN)

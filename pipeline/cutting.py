@@ -42,10 +42,13 @@ class Graph:
     device: str
     input: TensorSpec
     gradients: bool = False
+    plain_sums: bool = False
 
     def cut(self, batch: Arrays) -> Cut:
         def opened(pairing: Pairing) -> Runner:
-            return open_until(self.module, pairing.before, (self.input,), batch, device=self.device, gradients=self.gradients)
+            return open_until(
+                self.module, pairing.before, (self.input,), batch, device=self.device, gradients=self.gradients, plain_sums=self.plain_sums
+            )
 
         return Cut(open=opened, output=lambda pairing: pairing.before)
 

@@ -16,7 +16,7 @@ from deploy.verify.chain import Chain, Link, Stage
 from deploy.verify.invariance import Variant
 from deploy.verify.verdict import Requirement
 from export.engines.flavour import FLAVOURS
-from export.engines.record import EnginePrecision
+from export.engines.record import EnginePrecision, EngineRecord
 from export.errors import NotHereError
 from pipeline.chains import EXACT, FILE, TENSORRT_FILE, FileForm
 from pipeline.engines import runnable_flavour
@@ -84,8 +84,17 @@ def _stage(name: str, file: EngineFile, second: EngineFile | None, required: Req
         precision=_PRECISIONS[file.record.precision],
         open=opened,
         invariance_required=required,
+        profile=_sizes_over(file.record),
         variants=variants,
     )
+
+
+def _sizes_over(record: EngineRecord) -> tuple[int, ...]:
+    """Where kernels change, if they do: the ends of the profile, the size it was tuned for, the powers of two, and one that is odd and large."""
+    least, most = record.batches[0], record.batches[-1]
+    (shapes,) = record.profile.values()
+    powers = (2**exponent for exponent in range(most.bit_length()))
+    return tuple(sorted({least, shapes.best[0], most, max(least, most - 1), *(size for size in powers if size in record.batches)}))
 
 
 def _with_absent(stages: list[Stage], links: list[Link], name: str, source: str, required: Requirement) -> tuple[list[Stage], list[Link]]:

@@ -15,7 +15,7 @@ from export.engines.record import plan_name
 from export.errors import NotHereError, UsageError
 from export.files import folder_in_work, publish_folder, sole_use, write_file
 from pipeline.config import Config
-from pipeline.engines import BuiltEngine, EngineOptions, build_engines, facts_of, runnable_flavour
+from pipeline.engines import BuiltEngine, EngineOptions, build_engines, facts_of, precisions_of, runnable_flavour
 from pipeline.outcome import Outcome
 from pipeline.verification import Asked, bundle_config, stored_samples, verify_bundle
 from pipeline.watching import Console
@@ -31,14 +31,22 @@ def require_engines(config: Config) -> None:
 
 
 def engines_of_a_run(staged: Path, config: Config, console: Console) -> list[BuiltEngine]:
-    """Engines for a bundle in the making, where they can be run; the verdict says why where not."""
+    """Engines for a bundle in the making, where they can be built and run; the verdict says why where not."""
     if config.export.tensorrt is False:
         return []
     try:
         flavour = runnable_flavour()
     except NotHereError:
         return []
-    return build_engines(staged, EngineOptions(flavour=flavour.name), config.export.batch, console)
+    built = []
+    for precision in precisions_of(staged):
+        try:
+            built += build_engines(staged, EngineOptions(flavour=flavour.name, precisions=(precision,)), config.export.batch, console)
+        except (NotHereError, UsageError) as error:
+            if config.export.tensorrt is True:
+                raise
+            console.say(f"no {precision} engine: {error}")
+    return built
 
 
 def second_builds(built: list[BuiltEngine]) -> dict[str, EngineFile]:

@@ -94,10 +94,12 @@ def build_engines(folder: Path, options: EngineOptions, batch: Batch, console: C
     """Build into a folder that holds a bundle's files."""
     flavour = building_flavour(options.flavour)
     (folder / FOLDER).mkdir(exist_ok=True)
-    return [_build(folder, flavour, precision, options, batch, console) for precision in options.precisions or _precisions_of(folder)]
+    precisions = dict.fromkeys(options.precisions or precisions_of(folder))
+    return [_build(folder, flavour, precision, options, batch, console) for precision in precisions]
 
 
-def _precisions_of(folder: Path) -> Sequence[EnginePrecision]:
+def precisions_of(folder: Path) -> Sequence[EnginePrecision]:
+    """Of the engines that a bundle gets where nobody says which."""
     return ("float32", "exact") if (folder / EXACT_TENSORRT_MODEL).is_file() else ("float32",)
 
 

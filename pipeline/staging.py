@@ -124,7 +124,14 @@ def _write_exact_files(folder: Path, trained: Trained, exact: Exact) -> None:
 
 def versions() -> dict[str, str]:
     """What made the files."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"  # samegraph itself, where it is run from its sources
 
 
 def _model_metadata(trained: Trained, sources: Mapping[str, bytes]) -> dict[str, str]:

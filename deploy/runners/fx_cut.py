@@ -19,7 +19,14 @@ def points_of(module: fx.GraphModule) -> tuple[Point, ...]:
 
 
 def open_until(
-    module: fx.GraphModule, name: str, inputs: Sequence[TensorSpec], batch: Mapping[str, Array], *, device: str, gradients: bool
+    module: fx.GraphModule,
+    name: str,
+    inputs: Sequence[TensorSpec],
+    batch: Mapping[str, Array],
+    *,
+    device: str,
+    gradients: bool,
+    plain_sums: bool = False,
 ) -> TorchRunner:
     """The module up to a node, whose result becomes the only output; a ValueError where that is no tensor."""
     prefix = _prefix(module, name)
@@ -29,7 +36,7 @@ def open_until(
     if not isinstance(found, torch.Tensor):
         raise ValueError(f"{name} is no tensor")
     output = TensorSpec(name, str(found.dtype).removeprefix("torch."), (None, *found.shape[1:]) if found.ndim else ())
-    return TorchRunner(prefix, inputs, (output,), name=f"{name} of the graph", device=device, gradients=gradients)
+    return TorchRunner(prefix, inputs, (output,), name=f"{name} of the graph", device=device, gradients=gradients, plain_sums=plain_sums)
 
 
 def _prefix(module: fx.GraphModule, name: str) -> fx.GraphModule:

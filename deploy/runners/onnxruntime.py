@@ -61,7 +61,8 @@ _PROVIDERS: dict[ProviderName, _Provider] = {
     "onnxruntime-cuda": _Provider(
         "CUDAExecutionProvider",
         "cuda",
-        {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},  # a search by timing picks another one each time
+        # One algorithm for all: a search by timing picks another one each time, and any search may pick Winograd or FFT, whose sums are not exact.
+        {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"},
         "it needs an NVIDIA GPU with its driver, onnxruntime-gpu, and CUDA 13 with cuDNN 9, which torch's wheels bring",
     ),
     "onnxruntime-tensorrt": _Provider(

@@ -34,8 +34,12 @@ class TorchRunner(Runner):
         gradients: bool = False,
         threads: int = 0,
         channels_last: bool = False,
+        plain_sums: bool = False,
     ) -> None:
-        """`threads` 0 leaves the number as it is; `channels_last` keeps images and filters in that memory layout."""
+        """`threads` 0 leaves the number as it is; `channels_last` keeps images and filters in that memory layout.
+
+        `plain_sums`: on CUDA without cuDNN, which may pick Winograd or FFT: those transform both factors, and no grid survives that.
+        """
         self.name = name
         self.inputs = tuple(inputs)
         self.outputs = tuple(_in_precision(spec, precision) for spec in outputs)
@@ -43,6 +47,7 @@ class TorchRunner(Runner):
         self._precision = precision
         self._gradients = gradients
         self._threads = threads
+        self._cudnn = torch.backends.cudnn.enabled and not plain_sums
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._module: nn.Module | None = _placed(module, self._device, precision)
         if channels_last:
@@ -50,7 +55,7 @@ class TorchRunner(Runner):
 
     @property
     def facts(self) -> Mapping[str, object]:
-        with _true_float32():
+        with _true_float32(cudnn=self._cudnn):
             flags = _arithmetic_flags()
         return {
             "runtime": "torch",
@@ -74,7 +79,7 @@ class TorchRunner(Runner):
         tensors = [self._tensor(batch[spec.name]) for spec in self.inputs]
         autocast_off = torch.autocast(self._device.type, enabled=False)
         kept = _default_type(torch.float64 if self._precision == "float64" else torch.float32)
-        with _true_float32(), kept, autocast_off, _num_threads(self._threads), self._gradient_mode():
+        with _true_float32(cudnn=self._cudnn), kept, autocast_off, _num_threads(self._threads), self._gradient_mode():
             results = self._module(*tensors)
         values = (results,) if isinstance(results, torch.Tensor) else tuple(results)
         return {spec.name: _array(value) for spec, value in zip(self.outputs, values, strict=True)}
@@ -144,27 +149,27 @@ def _num_threads(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def _true_float32() -> Iterator[None]:
+def _true_float32(*, cudnn: bool) -> Iterator[None]:
     """Float32 products and repeatable algorithms while it lasts, whatever the rest of the process has set."""
-    cudnn = torch.backends.cudnn
-    before = [part.fp32_precision for part in _products().values()], cudnn.benchmark, cudnn.deterministic
-    _set_arithmetic(["ieee"] * len(before[0]), False, True)
+    now = torch.backends.cudnn
+    before = [part.fp32_precision for part in _products().values()], (now.enabled, now.benchmark, now.deterministic)
+    _set_arithmetic(["ieee"] * len(before[0]), (cudnn, False, True))
     try:
         yield
     finally:
         _set_arithmetic(*before)
 
 
-def _set_arithmetic(precisions: Sequence[str], benchmark: bool, deterministic: bool) -> None:
+def _set_arithmetic(precisions: Sequence[str], cudnn: tuple[bool, bool, bool]) -> None:
     for part, precision in zip(_products().values(), precisions, strict=True):
         part.fp32_precision = precision
-    torch.backends.cudnn.benchmark = benchmark
-    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
 
 
 def _arithmetic_flags() -> dict[str, object]:
     return {
         "float32_products": {name: part.fp32_precision for name, part in _products().items()},
+        "cudnn": torch.backends.cudnn.enabled,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "autocast": False,

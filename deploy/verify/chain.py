@@ -52,6 +52,8 @@ class Stage:
     """Stated exactly where a tolerance is what must hold."""
     batched: bool = True
     """Whether the first axis of everything counts samples, so that other batches must give the same."""
+    profile: tuple[int, ...] = ()
+    """Sizes of batches that it was made for and that are tried beside those of every stage."""
     variants: tuple[Variant, ...] = ()
     """The same stage under the other settings that its runtime has: threads, memory layout, optimisation."""
 
@@ -214,7 +216,9 @@ class _RunningStage:
         if reference is not None:
             self.errors.update(reference, outputs)
         if self.invariance is None and self._runner is not None and self.stage.invariance_required is not None:
-            self.invariance = InvarianceMeter(self.stage.variants, self.stage.invariance_tolerance, batched=self.stage.batched)
+            self.invariance = InvarianceMeter(
+                self.stage.variants, self.stage.invariance_tolerance, batched=self.stage.batched, profile=self.stage.profile
+            )
             self.invariance.update(self._runner, batch, outputs, reference)
 
 
@@ -294,7 +298,7 @@ class _Course:
             return ()
         if running.invariance is None:
             reason = running.absent or running.broken or "there was no batch"
-            return not_run(running.stage.name, running.stage.variants, required, reason)
+            return not_run(running.stage.name, running.stage.variants, required, reason, running.stage.profile)
         allowed = self._budget(running.stage)
         astray = allowed is not None and not allowed.covers(running.errors.result)
         return running.invariance.verdicts(running.stage.name, required, allowed, astray=astray)

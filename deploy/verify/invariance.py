@@ -18,6 +18,8 @@ from export.errors import NotHereError, UsageError
 Run = Callable[[Arrays], Arrays]
 
 RERUN, ALONE, BATCHES, PARTIAL, DUPLICATED, LAYOUT = "rerun", "alone", "batches", "partial", "duplicated", "layout"
+PROFILE = "profile"
+"""The check of a stage that was made for certain sizes of batches: it must give the same at all of them."""
 OF_EVERY_STAGE = (RERUN, ALONE, BATCHES, PARTIAL, DUPLICATED, LAYOUT)
 """The checks that need nothing but another input; a variant adds its own."""
 OF_BATCHES = (ALONE, BATCHES, PARTIAL, DUPLICATED)
@@ -75,11 +77,14 @@ class _Trial:
 class InvarianceMeter:
     """Runs the variants of one batch. Each row of a variant is a row of the batch, so its outputs are known."""
 
-    def __init__(self, variants: Sequence[Variant] = (), tolerance: Tolerance | None = None, *, batched: bool = True) -> None:
+    def __init__(
+        self, variants: Sequence[Variant] = (), tolerance: Tolerance | None = None, *, batched: bool = True, profile: Sequence[int] = ()
+    ) -> None:
+        """`profile`: further sizes of batches to be tried, from copies of the samples where they are too few."""
         self._variants = tuple(variants)
         self._batched = batched
-        self._tolerance = tolerance
-        self._checks = {name: _Check(beyond=ToleranceMeter(tolerance) if tolerance else None) for name in checks_of(variants)}
+        self._profile = tuple(profile)
+        self._checks = {name: _Check(beyond=ToleranceMeter(tolerance) if tolerance else None) for name in checks_of(variants, profile)}
 
     def update(self, runner: Runner, batch: Arrays, outputs: Arrays, reference: Arrays | None) -> None:
         """Compare every variant's outputs with those in the batch, and measure them against float64."""
@@ -103,7 +108,7 @@ class InvarianceMeter:
     def _trials(self, runner: Runner, size: int) -> Iterator[_Trial]:
         yield _Trial(RERUN, "the batch again", np.arange(size))
         if reason := _why_not_in_other_batches(runner) if self._batched else "the first axis does not count samples":
-            self._absent(OF_BATCHES, reason)
+            self._absent((*OF_BATCHES, *([PROFILE] if self._profile else [])), reason)
             return
         if size == 1:
             self._absent((ALONE, BATCHES, PARTIAL), "there is one sample")
@@ -111,6 +116,8 @@ class InvarianceMeter:
             yield from _smaller_batches(size)
         for row in range(min(size, NUM_DUPLICATED)):
             yield _Trial(DUPLICATED, f"{max(size, 2)} copies of a sample", np.full(max(size, 2), row))
+        for number in self._profile:
+            yield _Trial(PROFILE, f"a batch of {number}", np.arange(number) % size)
 
     def _absent(self, names: Sequence[str], reason: str) -> None:
         for name in names:
@@ -169,14 +176,16 @@ class _Seen:
         return _rows(arrays, rows, self.size)
 
 
-def checks_of(variants: Sequence[Variant]) -> tuple[str, ...]:
+def checks_of(variants: Sequence[Variant], profile: Sequence[int] = ()) -> tuple[str, ...]:
     """The names of all checks, each once."""
-    return tuple(dict.fromkeys((*OF_EVERY_STAGE, *(variant.check for variant in variants))))
+    return tuple(dict.fromkeys((*OF_EVERY_STAGE, *([PROFILE] if profile else []), *(variant.check for variant in variants))))
 
 
-def not_run(stage: str, variants: Sequence[Variant], required: Requirement, reason: str) -> tuple[InvarianceVerdict, ...]:
+def not_run(
+    stage: str, variants: Sequence[Variant], required: Requirement, reason: str, profile: Sequence[int] = ()
+) -> tuple[InvarianceVerdict, ...]:
     """The checks of a stage that ran nothing."""
-    return tuple(_judged(stage, name, _Check(), required, None, "not run", reason) for name in checks_of(variants))
+    return tuple(_judged(stage, name, _Check(), required, None, "not run", reason) for name in checks_of(variants, profile))
 
 
 def _why_not_in_other_batches(runner: Runner) -> str | None:

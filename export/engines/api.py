@@ -87,6 +87,8 @@ class BuilderConfig(Protocol):
     def set_flag(self, flag: object) -> None: ...
     def clear_flag(self, flag: object) -> None: ...
     def get_flag(self, flag: object) -> bool: ...
+    def set_tactic_sources(self, sources: int) -> bool: ...
+    def get_tactic_sources(self) -> int: ...
     def set_memory_pool_limit(self, pool: object, size: int) -> None: ...
     def add_optimization_profile(self, profile: OptimizationProfile) -> int: ...
     def create_timing_cache(self, content: bytes) -> TimingCache | None: ...
@@ -174,6 +176,13 @@ class BuilderFlag(Members, Protocol):
     EXCLUDE_LEAN_RUNTIME: Any
 
 
+class TacticSource(Members, Protocol):
+    """TacticSource."""
+
+    EDGE_MASK_CONVOLUTIONS: Any
+    JIT_CONVOLUTIONS: Any
+
+
 class HardwareCompatibilityLevel(Protocol):
     """HardwareCompatibilityLevel."""
 
@@ -225,6 +234,7 @@ class TensorRt(Protocol):
     ILogger: type
     IProgressMonitor: type
     BuilderFlag: BuilderFlag
+    TacticSource: TacticSource
     HardwareCompatibilityLevel: HardwareCompatibilityLevel
     ProfilingVerbosity: ProfilingVerbosity
     MemoryPoolType: MemoryPoolType

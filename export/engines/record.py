@@ -4,9 +4,9 @@ An engine is machine code for one version of TensorRT and one type of GPU; this 
 """
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from export.bundle import json_bytes
 from export.engines.flavour import FLAVOURS, FlavourName
@@ -20,6 +20,7 @@ Gpus = Literal["same", "capability", "ampere+"]
 """Which GPUs besides its own an engine of the full TensorRT must run on: none, those of its compute capability, Ampere and newer."""
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Version = Annotated[str, Field(pattern=r"^\d{1,9}(\.\d{1,9}){1,5}$")]
 
 
 class _Entry(BaseModel):
@@ -83,10 +84,12 @@ class EngineRecord(_Entry):
     onnx: Source
     precision: EnginePrecision
     flavour: FlavourName
-    version: str
+    version: Version
     built_on: Machine
     flags: dict[str, bool]
     """Every builder flag, as read back before the build."""
+    tactic_sources: list[str]
+    """Where kernels may come from besides TensorRT's own, as read back before the build."""
     version_compatible: bool
     gpus: Gpus
     inputs: list[Tensor]
@@ -102,6 +105,24 @@ class EngineRecord(_Entry):
     """What the builder warned of."""
     layers: JsonValue
     """What the engine consists of, or in words why that could not be read."""
+
+    @model_validator(mode="after")
+    def _of_one_story(self) -> Self:
+        """One input, the batch is the first size of everything and the only free one, and the profile is of that input."""
+        tensors = [*self.inputs, *self.outputs]
+        if len(self.inputs) != 1 or not self.outputs or len({tensor.name for tensor in tensors}) != len(tensors):
+            raise ValueError("expected one input and outputs, each of a name of its own")
+        if any(not tensor.shape or tensor.shape[0] is not None or None in tensor.shape[1:] for tensor in tensors):
+            raise ValueError("expected the batch as the first size of each tensor, and no other that is free")
+        (image,) = self.inputs
+        shapes = self.profile.get(image.name)
+        if shapes is None or len(self.profile) != 1:
+            raise ValueError(f"expected a profile of {image.name} and of nothing else")
+        if any(len(sizes) != len(image.shape) or sizes[1:] != image.shape[1:] for sizes in (shapes.least, shapes.best, shapes.most)):
+            raise ValueError(f"the profile does not fit {image.name}")
+        if not shapes.least[0] <= shapes.best[0] <= shapes.most[0]:
+            raise ValueError("expected least <= best <= most")
+        return self
 
     @property
     def batches(self) -> range:

@@ -23,7 +23,8 @@ from export.files import sha256_of
 from export.tensorrt.progress import Course, Watcher, monitor_of
 
 _LEVELS: Mapping[Gpus, str] = {"same": "NONE", "capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
-_DTYPES = {"float32": "float32", "uint8": "uint8"}
+_DIRECT = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+"""Where kernels may come from besides TensorRT's own: what adds up the products as they are. Libraries with Winograd or FFT are not among them."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def engine_from_onnx(flavour: Flavour, onnx: bytes, name: str, wanted: Wanted, w
         version=module.__version__,
         built_on=_machine(gpu),
         flags=_flags(build.trt, config),
+        tactic_sources=_tactic_sources(build.trt, config),
         version_compatible=wanted.version_compatible,
         gpus=wanted.gpus,
         inputs=_tensors(build.trt, [network.get_input(index) for index in range(network.num_inputs)]),
@@ -108,10 +110,13 @@ class _Build:
         self.flavour, self.module, self.said = flavour, module, said
         self.trt = cast("api.TensorRt", module)
         self.builder = self.trt.Builder(logger_of(module))
+        self.used: list[object] = []
+        """What TensorRT reads until the build is over, kept for so long."""
 
     def parsed(self, onnx: bytes, name: str) -> api.Network:
         network = self.builder.create_network()
         parser = self.trt.OnnxParser(network, logger_of(self.module))
+        self.used.append(parser)
         if not parser.parse(onnx):
             reasons = "; ".join(_parser_error(parser.get_error(index)) for index in range(parser.num_errors))
             raise UsageError(f"{name}: {self.flavour.runtime} cannot take it: {reasons or self.said}; export only what its parser supports")
@@ -132,6 +137,7 @@ class _Build:
             config.hardware_compatibility_level = getattr(self.trt.HardwareCompatibilityLevel, _LEVELS[wanted.gpus])
         if wanted.workspace is not None:
             config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, wanted.workspace)
+        self._allow_direct_tactics(config)
         config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
         profile = self.builder.create_optimization_profile()
         for name, shapes in _profile(network, wanted.batches).items():
@@ -146,6 +152,12 @@ class _Build:
         if config.get_flag(flag) != on:
             raise NotHereError(f"{self.flavour.runtime} does not let {flag.name} be {on}: {self.said}; {self.flavour.remedy}")
 
+    def _allow_direct_tactics(self, config: api.BuilderConfig) -> None:
+        """Whatever else a TensorRT may take kernels from by itself is excluded."""
+        wanted = sum(1 << int(self.trt.TacticSource.__members__[name]) for name in _DIRECT)
+        if not config.set_tactic_sources(wanted) or config.get_tactic_sources() != wanted:
+            raise NotHereError(f"{self.flavour.runtime} does not let its tactics be chosen: {self.said}; {self.flavour.remedy}")
+
     def give_timings(self, config: api.BuilderConfig, cache: bytes | None, *, demanded: bool) -> bytes | None:
         """Hand over earlier timings; returns them where they are of use. Those of another version or GPU are not, and the build begins anew."""
         if not self.flavour.times_tactics:
@@ -153,6 +165,7 @@ class _Build:
         for content in (cache, None):
             timings = config.create_timing_cache(content or b"")
             if timings is not None and config.set_timing_cache(timings, False):
+                self.used.append(timings)
                 return content
             if demanded:
                 break
@@ -217,6 +230,10 @@ def _machine(gpu: Gpu | None) -> Machine:
 
 def _flags(trt: api.TensorRt, config: api.BuilderConfig) -> dict[str, bool]:
     return {name: bool(config.get_flag(flag)) for name, flag in sorted(trt.BuilderFlag.__members__.items())}
+
+
+def _tactic_sources(trt: api.TensorRt, config: api.BuilderConfig) -> list[str]:
+    return [name for name, source in sorted(trt.TacticSource.__members__.items()) if config.get_tactic_sources() >> int(source) & 1]
 
 
 def _tensors(trt: api.TensorRt, tensors: list[api.Tensor]) -> list[Tensor]:

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,32 +17,22 @@ from onnx import numpy_helper
 
 from export.bundle import Manifest, open_bundle, write_manifest
 from export.engines.flavour import FLAVOURS
-from export.engines.gpu import Gpu, gpu_here
-from export.engines.record import EngineRecord, parsed_record
+from export.engines.gpu import Gpu
+from export.engines.record import EngineRecord, Shapes, parsed_record
 from export.errors import NotHereError, UsageError
-from export.files import sha256_of
+from export.files import sha256_of, sole_use
 from export.tensorrt.builder import Engine
-from pipeline import engine_links, engines
+from pipeline import engine_links, engine_stage, engines
 from pipeline.cli.console import Console
 from pipeline.config import parse_config
 from pipeline.config.sections import Batch
-from pipeline.engine_stage import _facts, export_engines
+from pipeline.engine_stage import _facts, engines_of_a_run, export_engines
 from pipeline.engines import BuiltEngine, EngineOptions, build_engines
 
 pytest.importorskip("tensorrt_rtx", reason="not run: tensorrt-rtx is not installed")
+ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
 Content = dict[str, bytes]
-
-
-def gpu_is_here() -> bool:
-    try:
-        gpu_here()
-    except NotHereError:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(gpu_is_here(), reason="not run: what is checked here is what a machine without a GPU says")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +104,7 @@ def test_the_verdict_has_a_link_to_each_and_says_that_it_did_not_run(with_engine
     checks = [check for check in verdict["invariance"] if check["stage"].startswith("engine ")]
     assert {check["status"] for check in checks} == {"not run"}
     assert sum(check["check"] == "builds" for check in checks) == 3
+    assert sum(check["check"] == "profile" for check in checks) == 3
 
 
 def test_float16_has_a_budget_of_its_own(with_engines: Path) -> None:
@@ -119,6 +113,13 @@ def test_float16_has_a_budget_of_its_own(with_engines: Path) -> None:
     half, single = errors["float16 ONNX file"], errors["ONNX file"]
     assert half["budget"]["max"] == pytest.approx(single["budget"]["max"] * 2**13)
     assert single["budget"]["max"] < half["max"] <= half["budget"]["max"]
+
+
+def test_batches_are_tried_over_the_whole_profile(with_engines: Path) -> None:
+    record = parsed_record((with_engines / "engines" / "exact-rtx.json").read_bytes(), "here")
+    assert engine_links._sizes_over(record) == (1, 2, 4, 8, 16, 32, 64, 128, 255, 256)
+    odd = Shapes(least=[3, 1, 8, 8], best=[5, 1, 8, 8], most=[20, 1, 8, 8])
+    assert engine_links._sizes_over(record.model_copy(update={"profile": {"image": odd}})) == (3, 4, 5, 8, 16, 19, 20)
 
 
 def test_a_bundle_without_engines_says_so(finished_run: Path) -> None:
@@ -149,8 +150,9 @@ class TestCommand:
         ],
     )
     def test_what_cannot_be_is_one_line_and_leaves_the_bundle_as_it_was(
-        self, arguments: list[str], code: int, words: str, bundle: Path, capfd: Capture
+        self, arguments: list[str], code: int, words: str, bundle: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
         before = content_of(bundle)
         done = pipeline(capfd, "export", bundle, *arguments)
         assert done.code == code
@@ -168,6 +170,21 @@ class TestCommand:
         assert "ONNX file -> float16 ONNX file failed" in done.error
         assert content_of(bundle) == before
         assert open_bundle(bundle.with_name("bundle-failed")).has("engines/float16-rtx.plan")
+
+    def test_a_kill_during_the_build_leaves_the_old_bundle_and_nothing_else_that_can_be_seen(self, bundle: Path) -> None:
+        before, folder = content_of(bundle), bundle.parent
+        process = subprocess.Popen([sys.executable, "-m", "pipeline", "export", str(bundle), "--tensorrt", "--one-build"], cwd=ROOT)
+        try:
+            while not any(folder.glob(".in-work.*/engines/*")):
+                assert process.poll() is None, "it ended before it could be killed"
+                time.sleep(0.01)
+        finally:
+            process.kill()
+            process.wait()
+        assert content_of(bundle) == before
+        assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["bundle"]
+        with sole_use(folder):  # the next run's first step
+            assert {path.name for path in folder.iterdir()} == {"bundle", ".lock"}
 
 
 def scaled(content: bytes) -> bytes:
@@ -212,6 +229,12 @@ class TestDamage:
             ({"format_version": 2}, "is no record of an engine: at format_version"),
             ({"surprise": 1}, "is no record of an engine: at surprise"),
             ({"plan_size": -1}, "is no record of an engine: at plan_size"),
+            ({"version": "newest"}, "is no record of an engine: at version"),
+            ({"profile": {}}, "is no record of an engine: at the top: Value error, expected a profile of image"),
+            ({"profile": {"image": {"least": [2, 1, 8, 8], "best": [1, 1, 8, 8], "most": [4, 1, 8, 8]}}}, "expected least <= best <= most"),
+            ({"profile": {"image": {"least": [1], "best": [1], "most": [1]}}}, "the profile does not fit image"),
+            ({"inputs": []}, "expected one input and outputs"),
+            ({"outputs": [{"name": "logits", "dtype": "float32", "shape": [10]}]}, "expected the batch as the first size"),
         ],
     )
     def test_a_record(self, change: dict[str, Any], words: str, engined: Path, capfd: Capture) -> None:
@@ -219,6 +242,20 @@ class TestDamage:
         path.write_text(json.dumps({**json.loads(path.read_bytes()), **change}), encoding="utf-8")
         rehash(engined)
         assert words in self.refused(engined, capfd).error
+
+    @pytest.mark.parametrize("content", [b"", b"[]", b"null", b'"engine"', b"{", b"\xff\xfe", b"[" * 100_000, b"{" * 10 + b"NaN"], ids=range(8))
+    def test_a_record_that_is_none(self, content: bytes, engined: Path, capfd: Capture) -> None:
+        (engined / "engines" / "float32-rtx.json").write_bytes(content)
+        rehash(engined)
+        assert "is no record of an engine: at the top: " in self.refused(engined, capfd).error
+
+    def test_a_timing_cache_that_is_not_the_one_of_the_manifest(self, engined: Path, capfd: Capture) -> None:
+        cache = engined / "engines" / "tensorrt-nvidia_h100.timings"
+        cache.write_bytes(b"timings")
+        write_manifest(engined, open_bundle_facts(engined))
+        cache.write_bytes(b"others!")
+        done = pipeline(capfd, "export", engined, "--tensorrt")
+        assert (done.code, "tensorrt-nvidia_h100.timings" in done.error) == (5, True)
 
     def test_an_engine_without_a_record(self, engined: Path, capfd: Capture) -> None:
         (engined / "engines" / "float32-rtx.json").unlink()
@@ -270,6 +307,32 @@ class TestTimings:
         assert demanding.second is None
         assert given == [None, None, b"timings 1"]
         assert (tmp_path / "engines" / "rtx-nvidia_h100_80gb.timings").read_bytes() == b"timings 3"
+
+
+class TestOfARun:
+    """What a run builds by itself where a GPU and a TensorRT are said to be here."""
+
+    def built(self, monkeypatch: pytest.MonkeyPatch, folder: Path, wanted: str) -> list[str]:
+        def fails(folder: Path, options: EngineOptions, batch: Batch, console: Console) -> list[BuiltEngine]:
+            if options.precisions == ("float32",):
+                raise NotHereError("could not build the engine: no memory")
+            return [BuiltEngine("exact", Engine(b"", None, None), None)]  # type: ignore[arg-type]
+
+        (folder / "model.exact.trt.onnx").write_bytes(b"")
+        monkeypatch.setattr(engine_stage, "runnable_flavour", lambda: FLAVOURS["tensorrt"])
+        monkeypatch.setattr(engine_stage, "build_engines", fails)
+        config = parse_config({"method": {"name": "nonorm"}, "export": {"tensorrt": wanted == "true" or wanted}})
+        return [each.name for each in engines_of_a_run(folder, config, Console())]
+
+    def test_a_build_that_fails_costs_that_engine_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.built(monkeypatch, tmp_path, "auto") == ["exact"]
+        assert "no float32 engine: could not build the engine: no memory" in capsys.readouterr().err
+
+    def test_it_ends_a_run_that_will_not_do_without(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(NotHereError, match="no memory"):
+            self.built(monkeypatch, tmp_path, "true")
 
 
 def test_an_engine_of_the_full_flavour_is_named_after_its_gpu(with_engines: Path) -> None:

@@ -119,6 +119,8 @@ def test_the_training_graph_is_compared_in_training_mode_with_gradients(finished
         "exact folded graph": (False, False),
         "exact float64 evaluation": (False, False),
     }
+    without_cudnn = {name for name, facts in stages.items() if facts.get("runtime") == "torch" and not facts["flags"]["cudnn"]}
+    assert without_cudnn == {"exact training graph", "exact evaluation graph", "exact folded graph"}
     assert stages["ONNX file"]["flags"]["graph_optimization_level"] == "ORT_DISABLE_ALL"
     assert stages["onnxruntime-cpu, all optimisations"]["flags"]["graph_optimization_level"] == "ORT_ENABLE_ALL"
 

@@ -32,7 +32,7 @@ CLASSES = (
     *("Builder", "BuilderFlag", "EngineInspector", "HardwareCompatibilityLevel", "IBuilderConfig", "ICudaEngine", "IExecutionContext"),
     *("ExecutionContextAllocationStrategy", "IRuntimeConfig"),
     *("IHostMemory", "ILogger", "INetworkDefinition", "IOptimizationProfile", "IProgressMonitor", "ITensor", "ITimingCache"),
-    *("LayerInformationFormat", "MemoryPoolType", "OnnxParser", "ParserError", "ProfilingVerbosity", "Runtime", "TensorIOMode"),
+    *("LayerInformationFormat", "MemoryPoolType", "OnnxParser", "ParserError", "ProfilingVerbosity", "Runtime", "TacticSource", "TensorIOMode"),
 )
 _LIBRARIES = ("libnvinfer.so.11", "libnvonnxparser.so.11", "libnvinfer_plugin.so.11")
 _MODULE = re.compile(r"\btensorrt(_rtx)?_bindings\.tensorrt(_rtx)?\.")

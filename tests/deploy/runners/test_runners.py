@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -185,6 +186,22 @@ class TestTorch:
             assert (backends.cudnn.allow_tf32, backends.cudnn.benchmark) == (before[0], True)
         finally:
             backends.cudnn.benchmark = before[1]
+
+    @pytest.mark.parametrize("plain_sums", [False, True])
+    def test_plain_sums_do_without_cudnn_and_its_transformed_convolutions(self, plain_sums: bool) -> None:
+        seen: list[bool] = []
+
+        class Looks(nn.Module):
+            def forward(self, image: torch.Tensor) -> torch.Tensor:
+                seen.append(torch.backends.cudnn.enabled)
+                return torch.zeros(2, 5)
+
+        runner = TorchRunner(Looks(), [IMAGE], [LOGITS], plain_sums=plain_sums)
+        runner.run({"image": IMAGES})
+        assert seen == [not plain_sums]
+        flags: Any = runner.facts["flags"]
+        assert flags["cudnn"] is not plain_sums
+        assert torch.backends.cudnn.enabled
 
     def test_several_outputs_are_named_in_order(self) -> None:
         class Two(nn.Module):

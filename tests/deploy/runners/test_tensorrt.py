@@ -11,22 +11,12 @@ from engines import built
 from deploy.runners import cuda
 from deploy.runners.cuda import CudaDriver
 from deploy.runners.tensorrt import EngineFile, open_engine, require_tensorrt
+from export.engines import gpu
 from export.engines.flavour import FLAVOURS
-from export.engines.gpu import cuda_runtime, gpu_here
+from export.engines.gpu import cuda_runtime
 from export.errors import DamagedError, NotHereError
 
 pytest.importorskip("tensorrt_rtx", reason="not run: tensorrt-rtx is not installed")
-
-
-def gpu_is_here() -> bool:
-    try:
-        gpu_here()
-    except NotHereError:
-        return False
-    return True
-
-
-without_gpu = pytest.mark.skipif(gpu_is_here(), reason="not run: a GPU is here")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +25,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> EngineFile:
     return EngineFile("engines/it.plan", made.plan, made.record, made.record.onnx.sha256)
 
 
-@without_gpu
 def test_a_sound_engine_asked_to_run_without_a_gpu_is_one_line_and_exit_code_4(engine: EngineFile) -> None:
     with pytest.raises(NotHereError) as caught:
         open_engine(engine)
@@ -43,7 +32,6 @@ def test_a_sound_engine_asked_to_run_without_a_gpu_is_one_line_and_exit_code_4(e
     assert caught.value.exit_code == 4
 
 
-@without_gpu
 @pytest.mark.parametrize("runtime", [flavour.runtime for flavour in FLAVOURS.values()])
 def test_a_runtime_that_was_asked_for_is_not_here(runtime: str) -> None:
     with pytest.raises(NotHereError, match=r"no NVIDIA GPU is here|cannot be imported"):
@@ -82,7 +70,14 @@ def test_every_function_of_cuda_that_the_driver_calls_exists() -> None:
             value = getattr(value, part)
 
 
-@without_gpu
+def test_what_tells_the_version_of_the_driver_exists() -> None:
+    """It is never an error when it does not answer, so a misspelt name would not be noticed."""
+    nvml = pytest.importorskip("cuda.bindings.nvml", reason="not run: this cuda-bindings has no nvml")
+    called = set(re.findall(r"nvml\.(\w+)\(", Path(gpu.__file__).read_text(encoding="utf-8")))
+    assert len(called) == 2
+    assert all(callable(getattr(nvml, name)) for name in called)
+
+
 def test_the_real_driver_says_in_cudas_words_what_fails() -> None:
     driver = CudaDriver()
     for call in (lambda: driver.allocate(100), lambda: driver.allocate_pinned(100), driver.stream, driver.gpu):

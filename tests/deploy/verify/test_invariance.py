@@ -9,7 +9,7 @@ import pytest
 from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.verify.budget import Budget
 from deploy.verify.compare import Arrays
-from deploy.verify.invariance import OF_BATCHES, OF_EVERY_STAGE, InvarianceMeter, Variant, not_run
+from deploy.verify.invariance import OF_BATCHES, OF_EVERY_STAGE, PROFILE, InvarianceMeter, Variant, not_run
 from deploy.verify.verdict import InvarianceVerdict, Requirement
 from export.errors import NotHereError, UsageError
 
@@ -89,6 +89,37 @@ def test_which_rows_are_run_together() -> None:
         "duplicated": ("bitwise", 2, ("10 copies of a sample",)),
         "layout": ("bitwise", 10, ("strided input",)),
     }
+
+
+def test_a_profile_is_tried_at_its_sizes_with_copies_where_samples_are_too_few() -> None:
+    seen: list[list[int]] = []
+
+    def run(batch: Arrays) -> dict[str, Array]:
+        seen.append([int(x) // 2 for x in batch["x"][:, 0]])
+        return doubled(batch)
+
+    meter = InvarianceMeter(profile=(2, 8))
+    meter.update(Runs(run), numbered(3), doubled(numbered(3)), None)
+    (found,) = (each for each in meter.verdicts("stage", "bitwise", None) if each.check == PROFILE)
+    assert (found.status, found.settings, found.samples) == ("passed", ("a batch of 2", "a batch of 8"), 3)
+    assert [0, 1] in seen
+    assert [0, 1, 2, 0, 1, 2, 0, 1] in seen
+
+
+def test_another_result_at_one_size_of_the_profile_is_found() -> None:
+    meter = InvarianceMeter(profile=(1, 64, 100))
+    meter.update(Runs(moved(lambda x: len(x) == 64)), numbered(16), doubled(numbered(16)), None)
+    found = {each.check: each for each in meter.verdicts("stage", "bitwise", None)}
+    assert statuses(found) == all_but(profile="failed")
+    assert "(with a batch of 64)" in found[PROFILE].reason
+
+
+def test_the_profile_of_a_stage_that_did_not_run() -> None:
+    assert [each.check for each in not_run("stage", (), "bitwise", "why", (1, 2)) if each.check == PROFILE] == [PROFILE]
+    meter = InvarianceMeter(profile=(1, 2))
+    meter.update(Runs(doubled, 4), numbered(4), doubled(numbered(4)), None)
+    found = {each.check: each for each in meter.verdicts("stage", "bitwise", None)}
+    assert (found[PROFILE].status, found[PROFILE].reason) == ("not run", "the size of the batch is fixed")
 
 
 def test_the_strided_input_is_strided_and_equal() -> None:

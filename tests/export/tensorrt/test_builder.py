@@ -14,6 +14,7 @@ from export.engines.messages import listening, logger_of
 from export.engines.record import parsed_record
 from export.errors import NotHereError, UsageError
 from export.files import sha256_of
+from export.tensorrt import builder
 from export.tensorrt.builder import Batches, Wanted, _Build, engine_from_onnx
 from export.tensorrt.progress import PARTS, Course, monitor_of
 
@@ -38,12 +39,9 @@ def test_the_record_says_what_was_built_from_what_by_what(tmp_path: Path) -> Non
 
 def test_what_this_machine_lacks_is_null_in_the_record_and_said_for_the_layers(tmp_path: Path) -> None:
     record = built(tmp_path).record
-    if record.built_on.gpu is None:
-        assert (record.built_on.capability, record.built_on.driver, record.built_on.cuda) == (None, None, None)
-        assert str(record.layers).startswith("not read: ")
-        assert "cudaError" in str(record.layers)
-    else:
-        assert isinstance(record.layers, dict)
+    assert (record.built_on.gpu, record.built_on.capability, record.built_on.driver, record.built_on.cuda) == (None, None, None, None)
+    assert str(record.layers).startswith("not read: ")
+    assert "cudaError" in str(record.layers)
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("float16", False), ("exact", False), ("tf32", True)])
@@ -54,6 +52,31 @@ def test_tf32_is_off_unless_asked_for_and_read_back(precision: Any, allowed: boo
     assert flags["DISTRIBUTIVE_INDEPENDENCE"] is True
     assert set(flags) == set(trt.BuilderFlag.__members__)
     assert [name for name, on in flags.items() if on] == ["DISTRIBUTIVE_INDEPENDENCE", *(["TF32"] if allowed else [])]
+
+
+@pytest.mark.parametrize("sources", [("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"), ("JIT_CONVOLUTIONS",)])
+def test_kernels_come_from_the_sources_that_are_named_and_no_others(
+    sources: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read back: one that its default has and that is not named is left out."""
+    assert len(sources) == 1 or sources == builder._DIRECT
+    monkeypatch.setattr(builder, "_DIRECT", sources)
+    assert built(tmp_path, dataclasses.replace(WANTED, precision="exact")).record.tactic_sources == list(sources)
+
+
+@pytest.mark.parametrize("accepts", [False, True])
+def test_sources_of_kernels_that_do_not_stay_set_end_the_build(accepts: bool) -> None:
+    class Keeps:
+        """A config that keeps another source than it was told to."""
+
+        def set_tactic_sources(self, sources: int) -> bool:
+            return accepts
+
+        def get_tactic_sources(self) -> int:
+            return 0b111
+
+    with listening(trt) as said, pytest.raises(NotHereError, match="does not let its tactics be chosen"):
+        _Build(RTX, trt, said)._allow_direct_tactics(Keeps())  # type: ignore[arg-type]
 
 
 def test_a_flag_that_does_not_stay_set_ends_the_build() -> None:

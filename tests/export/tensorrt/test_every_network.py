@@ -1,8 +1,10 @@
 """Every network of the project in float32 and exact: the parser of TensorRT-RTX takes the file, and its builder makes an engine of it.
 
-The parser's and the builder's word only: nothing is run. Networks that are more of the same blocks, or wider, are marked slow.
+The parser's and the builder's word only: nothing is run. Networks that are more of the same blocks, or wider, are marked slow; those are not built
+in float16 as well. What takes long is torch's exporter, so the forms of one network that start from the same file follow each other.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import pytest
@@ -11,6 +13,7 @@ from exact_files import calibrated
 from graphs import DEFAULTS, rewritten
 from torchvision.models import list_models
 
+from export.engines.record import EnginePrecision, EngineRecord
 from export.exact.onnx import exact_tensorrt_onnx
 from export.fold import fold
 from export.onnx import onnx_from_graph
@@ -31,7 +34,6 @@ LARGE = frozenset(
     }
 )
 NAMES = [*NETWORKS, *OF_A_FAMILY.values(), *(f"torchvision:{name}" for name in TORCHVISION)]
-CASES = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in NAMES]
 WANTED = Batches(1, 8, 64)
 
 
@@ -46,33 +48,43 @@ def float_file(name: str) -> bytes:
     return onnx_from_graph(fold(rewritten(name, shape_of(name), DEFAULTS["batchnorm"]).graph.eval()), shape_of(name), {})
 
 
+def exact_file(name: str) -> bytes:
+    return exact_tensorrt_onnx(calibrated(name, shape_of(name)), shape_of(name), 10, {})
+
+
+FILES: dict[EnginePrecision, Callable[[str], bytes]] = {
+    "float32": float_file,
+    "float16": lambda name: float16_onnx(float_file(name)),
+    "exact": exact_file,
+}
+PRECISIONS: tuple[EnginePrecision, ...] = ("float32", "float16", "exact")
+
+
 def test_the_table_is_complete() -> None:
     assert set(OF_A_FAMILY) == {family.form for family in FAMILIES}
     assert set(NETWORKS) >= LARGE
+    assert len(CASES) == 3 * len(NAMES) - len(LARGE)
     assert set(TORCHVISION) <= set(list_models())
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_float32(name: str) -> None:
-    record = engine_from_onnx(RTX, float_file(name), "model.onnx", Wanted(precision="float32", batches=WANTED), Counts()).record
+def built(name: str, precision: EnginePrecision, content: bytes) -> EngineRecord:
+    record = engine_from_onnx(RTX, content, f"{name}.onnx", Wanted(precision=precision, batches=WANTED), Counts()).record
     assert record.flags["TF32"] is False
     assert record.inputs[0].shape == [None, *shape_of(name)]
     assert record.outputs[0].shape == [None, 10]
     assert record.messages == []
+    return record
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_float16(name: str) -> None:
-    wanted = Wanted(precision="float16", batches=WANTED)
-    record = engine_from_onnx(RTX, float16_onnx(float_file(name)), "model.float16.onnx", wanted, Counts()).record
-    assert record.flags["TF32"] is False
-    assert record.messages == []
+def marked(name: str, precision: EnginePrecision) -> object:
+    return pytest.param(name, precision, marks=pytest.mark.slow if name in LARGE else (), id=f"{name}-{precision}")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_exact(name: str) -> None:
-    content = exact_tensorrt_onnx(calibrated(name, shape_of(name)), shape_of(name), 10, {})
-    record = engine_from_onnx(RTX, content, "model.exact.trt.onnx", Wanted(precision="exact", batches=WANTED), Counts()).record
-    assert record.flags["TF32"] is False
-    assert record.outputs[0].shape == [None, 10]
-    assert record.messages == []
+CASES = [marked(name, precision) for name in NAMES for precision in PRECISIONS if name not in LARGE or precision != "float16"]
+
+
+@pytest.mark.parametrize(("name", "precision"), CASES)
+def test_its_file_is_parsed_and_an_engine_built(name: str, precision: EnginePrecision) -> None:
+    record = built(name, precision, FILES[precision](name))
+    assert record.precision == precision
+    assert record.batches == range(1, 65)

@@ -22,7 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -273,7 +273,7 @@ def _speed(part: Part, options: argparse.Namespace) -> None:
         "same_bits_of_exact": {},
         "measured": {},
     }
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as held:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as held, _without_tf32():
         forms = _Forms(options.network, Path(folder))
         contestants = [each for each in _contestants(forms, held, part) if _compared(forms, each, part)]
         times: dict[str, dict[int, list[float]]] = {each.name: {size: [] for size in BATCHES} for each in contestants}
@@ -360,16 +360,35 @@ def _as_run(runner: Runner) -> Run:
 def _torch(forms: _Forms, form: EnginePrecision, *, compiled: bool, device: str = "cuda") -> Run:
     """True float32 products; float16 by autocast; exact by the rounding graph, which computes in float32 and without cuDNN's transforms."""
     graph = copy.deepcopy(forms.exact if form == "exact" else forms.float32).to(available_device(device))
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     module = torch.compile(graph) if compiled else graph
 
     def ran(images: Images) -> NDArray[np.float32]:
-        torch.backends.cudnn.enabled = form != "exact"
-        with torch.inference_mode(), torch.autocast(device, torch.float16, enabled=form == "float16"):
+        with _cudnn(form != "exact"), torch.inference_mode(), torch.autocast(device, torch.float16, enabled=form == "float16"):
             logits: NDArray[np.float32] = module(torch.from_numpy(images).to(device)).float().cpu().numpy()
         return logits
 
     return ran
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """By the older of PyTorch's two ways to say so: torch.compile asks in that way, and a mixture of both is an error there."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
+def _cudnn(enabled: bool) -> Iterator[None]:
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = enabled
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def _compared(forms: _Forms, contestant: Contestant, part: Part) -> bool:

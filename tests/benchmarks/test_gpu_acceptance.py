@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import gpu_acceptance
 from benchmarks.gpu_acceptance import Contestant, Images, Part, main
@@ -73,7 +75,7 @@ def on_the_cpu(forms: Any, held: ExitStack, part: Part) -> Iterator[Contestant]:
 
     def breaks(images: Images) -> Any:
         calls.append(len(images))
-        if len(calls) > 40:
+        if len(calls) > 20:
             raise BrokenError("it broke\nin the middle")
         return np.zeros((len(images), 10), np.float32)
 
@@ -83,6 +85,8 @@ def on_the_cpu(forms: Any, held: ExitStack, part: Part) -> Iterator[Contestant]:
 
 def test_one_that_breaks_drops_out_and_the_others_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_acceptance, "_contestants", on_the_cpu)
+    monkeypatch.setattr(gpu_acceptance, "BATCHES", (1, 4))
+    settings = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.enabled
     code, result = run(tmp_path / "result.json", "--parts", "speed")
     speed = result["speed"]
     assert code == 3
@@ -91,31 +95,49 @@ def test_one_that_breaks_drops_out_and_the_others_are_measured(tmp_path: Path, m
     assert failed.endswith(": BrokenError: it broke in the middle")
     for name in ("float32, sound", "exact, sound", "float32, torch", "exact, torch"):
         measured = speed["measured"][name]
-        assert list(measured) == ["1", "8", "64", "256"]
+        assert list(measured) == ["1", "4"]
         assert {figures["calls"] for figures in measured.values()} == {2 * gpu_acceptance.FEWEST_CALLS}
         assert all(0 < figures["quartile_ms"] <= figures["median_ms"] <= figures["p99_ms"] for figures in measured.values())
     assert speed["measured"]["float16, brittle"]["1"]["calls"] >= gpu_acceptance.FEWEST_CALLS
-    same = {"1": True, "8": True, "64": True, "256": True}
+    same = {"1": True, "4": True}
     assert speed["same_bits_of_exact"] == {"sound": same, "torch": same}
     assert speed["errors"]["float32, sound"]["max_abs_from_torch_cpu"] < 1e-4
     assert "onnxruntime-cuda" in speed["not_run"]["float16, absent"]
     assert result["complete"] is False
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.enabled) == settings
+
+
+def test_pytorch_is_asked_for_true_float32_and_without_cudnn_for_the_exact_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, bool, bool]] = []
+
+    class Looks(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            # Reading them is what torch.compile does; it is an error where the flags contradict each other.
+            seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.enabled))
+            return torch.zeros(len(image), 10)
+
+    forms: Any = SimpleNamespace(exact=Looks(), float32=Looks())
+    with gpu_acceptance._without_tf32():
+        for form in ("float32", "exact"):
+            gpu_acceptance._torch(forms, form, compiled=False, device="cpu")(gpu_acceptance._images(1))  # type: ignore[arg-type]
+    assert seen == [(False, False, True), (False, False, False)]
 
 
 def test_other_bits_in_the_exact_form_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(forms: Any, held: ExitStack, part: Part) -> Iterator[Contestant]:
         def ran(images: Images) -> Any:
             outputs = forms.exact_outputs[: len(images)].copy()
-            outputs[-1, 0] += np.float32(len(images) == 64)
+            outputs[-1, 0] += np.float32(len(images) == 1)
             return outputs
 
         yield Contestant("exact", "wrong", ran)
 
     monkeypatch.setattr(gpu_acceptance, "_contestants", wrong)
+    monkeypatch.setattr(gpu_acceptance, "BATCHES", (1, 4))
     code, result = run(tmp_path / "result.json", "--parts", "speed")
     assert code == 3
-    assert result["failed"] == ["exact, wrong, batch 64: other bits than PyTorch on the CPU"]
-    assert result["speed"]["same_bits_of_exact"]["wrong"]["256"] is True
+    assert result["failed"] == ["exact, wrong, batch 1: other bits than PyTorch on the CPU"]
+    assert result["speed"]["same_bits_of_exact"]["wrong"]["4"] is True
 
 
 def test_what_was_found_is_on_the_disk_before_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,19 +3,19 @@
 Takes stages (anything that opens as a `Runner`), links between them, and batches. Knows no particular runtime.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from deploy.runners.base import Runner
-from deploy.verify.budget import Budget, ErrorMeter, Precision, TopOneMeter, budget
+from deploy.verify.budget import Budget, Budgets, ErrorMeter, Errors, Precision, TopOneMeter, budgets
 from deploy.verify.compare import Arrays, Comparator
 from deploy.verify.environment import environment
 from deploy.verify.interruption import noted_interruption
 from deploy.verify.invariance import InvarianceMeter, Variant, not_run
 from deploy.verify.judging import Evidence, Side, judged
 from deploy.verify.place import Places, find_place, growth
-from deploy.verify.samples import SampleHash
+from deploy.verify.samples import SampleHash, num_samples
 from deploy.verify.tolerance import Tolerance, ToleranceMeter
 from deploy.verify.verdict import (
     FrozenStatistics,
@@ -28,6 +28,7 @@ from deploy.verify.verdict import (
     TrainingOnlyPart,
     Verdict,
     one_line,
+    share,
 )
 from deploy.verify.worst import WorstMeter
 from export.errors import NotHereError, SamegraphError
@@ -140,16 +141,22 @@ def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collec
 
 def _placed(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
     """The verdict, with the place where each failed link begins to fail."""
-    links = [_with_place(found, link, batches) for found, link in zip(verdict.links, chain.links, strict=True)]
+    links = [_with_place(found, link, batches, _failed_outputs(verdict, found)) for found, link in zip(verdict.links, chain.links, strict=True)]
     return replace(verdict, links=tuple(links))
 
 
-def _with_place(found: LinkVerdict, link: Link, batches: Batches) -> LinkVerdict:
+def _with_place(found: LinkVerdict, link: Link, batches: Batches, outputs: Collection[str]) -> LinkVerdict:
     if found.status != "failed" or link.places is None or not found.worst:
         return found
-    sample = found.worst[0].sample
+    sample = next((each.sample for each in found.worst if each.output in outputs), found.worst[0].sample)
     batch = batch_with(batches(), sample)
-    return replace(found, place=find_place(link.places(batch), sample))
+    return replace(found, place=find_place(link.places(batch), sample, outputs))
+
+
+def _failed_outputs(verdict: Verdict, link: LinkVerdict) -> list[str]:
+    """Those outside their budgets; those with other bits, where that is not what was measured."""
+    outside = [each.output for each in verdict.errors if each.stage == link.to and share(each) > 1] if link.required == "budget" else []
+    return outside or [output.name for output in link.outputs if output.different_bits]
 
 
 def _with_growth(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
@@ -169,7 +176,7 @@ def _with_growth(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
 def batch_with(batches: Iterable[Arrays], sample: int) -> Arrays:
     """The batch that holds a sample, counted over all of them."""
     for batch in batches:
-        number = max((len(rows) for rows in batch.values()), default=0)
+        number = num_samples(batch)
         if sample < number:
             return batch
         sample -= number
@@ -267,7 +274,7 @@ class _Course:
         stages = [self._running[stage.name] for stage in self._chain.stages]
         return Verdict(
             links=tuple(self._link_verdict(link) for link in self._links),
-            errors=tuple(self._stage_errors(stage) for stage in stages if stage.errors.result.num_values),
+            errors=tuple(errors for stage in stages for errors in self._stage_errors(stage)),
             invariance=tuple(check for stage in stages for check in self._invariance(stage)),
             environment=environment(),
             stages={name: stage.facts for name, stage in self._running.items()},
@@ -279,14 +286,17 @@ class _Course:
             frozen_statistics=record.frozen_statistics,
         )
 
-    def _budget(self, stage: Stage) -> Budget | None:
+    def _budgets(self, stage: Stage) -> Budgets | None:
         if self._reference is None or self._training.broken or self._reference.broken:
             return None
-        return budget(self._training.errors.result, self._training.stage.precision, stage.precision, doubtful=self._chain.doubtful)
+        return budgets(self._training.errors.measured, self._training.stage.precision, stage.precision, doubtful=self._chain.doubtful)
 
-    def _stage_errors(self, running: _RunningStage) -> StageErrors:
-        errors = running.errors.result
-        return StageErrors(stage=running.stage.name, max=errors.max, rms=errors.rms, budget=self._budget(running.stage))
+    def _stage_errors(self, running: _RunningStage) -> Iterator[StageErrors]:
+        allowed = self._budgets(running.stage)
+        for name, errors in running.errors.measured.outputs.items():
+            if errors.num_values:
+                own = allowed.outputs.get(name) if allowed else None
+                yield StageErrors(stage=running.stage.name, output=name, max=errors.max, rms=errors.rms, budget=own)
 
     def _invariance(self, running: _RunningStage) -> tuple[InvarianceVerdict, ...]:
         required = running.stage.invariance_required
@@ -295,8 +305,8 @@ class _Course:
         if running.invariance is None:
             reason = running.absent or running.broken or "there was no batch"
             return not_run(running.stage.name, running.stage.variants, required, reason)
-        allowed = self._budget(running.stage)
-        astray = allowed is not None and not allowed.covers(running.errors.result)
+        allowed = self._budgets(running.stage)
+        astray = allowed is not None and not allowed.covers(running.errors.measured)
         return running.invariance.verdicts(running.stage.name, required, allowed, astray=astray)
 
     def _link_verdict(self, running: _RunningLink) -> LinkVerdict:
@@ -317,7 +327,7 @@ class _Course:
             outputs=comparison.outputs,
             max_ulp=comparison.max_ulp,
             max_abs=comparison.max_abs,
-            budget=evidence.target.budget,
+            budget=_tightest(evidence.target),
             tolerance=link.tolerance,
             top1_changes=top_one.num_changes,
             ties=top_one.num_ties,
@@ -331,7 +341,7 @@ class _Course:
     def _evidence(self, running: _RunningLink) -> Evidence:
         link = running.link
         comparison = running.comparator.result
-        excused = max(self._excused(link.from_), self._excused(link.to)) if self._reference else comparison.max_abs
+        excused = self._excused(link) if self._reference else {output.name: output.max_abs for output in comparison.outputs}
         return Evidence(
             required=link.required,
             sides=(self._side(self._running[link.from_]), self._side(self._running[link.to])),
@@ -347,14 +357,27 @@ class _Course:
             name=running.stage.name,
             absent=running.absent,
             broken=running.broken,
-            errors=running.errors.result,
-            budget=self._budget(running.stage),
+            errors=running.errors.measured,
+            budgets=self._budgets(running.stage),
         )
 
-    def _excused(self, name: str) -> float:
-        """The stage's largest error, as far as its budget allows it: a stage outside its budget excuses no change."""
-        allowed = self._budget(self._running[name].stage)
-        return min(self._running[name].errors.result.max, allowed.max) if allowed else 0.0
+    def _excused(self, link: Link) -> dict[str, float]:
+        """For each output the larger error of the two, as far as budgets allow it: a stage outside its budget excuses no change."""
+        found: dict[str, float] = {}
+        for name in (link.from_, link.to):
+            allowed = self._budgets(self._running[name].stage)
+            for output, errors in self._running[name].errors.measured.outputs.items():
+                found[output] = max(found.get(output, 0.0), _excused(errors, allowed.outputs.get(output) if allowed else None))
+        return found
+
+
+def _excused(errors: Errors, allowed: Budget | None) -> float:
+    return min(errors.max, allowed.max) if allowed else 0.0
+
+
+def _tightest(side: Side) -> Budget | None:
+    name = side.budgets.tightest(side.errors) if side.budgets else None
+    return side.budgets.outputs.get(name) if side.budgets and name is not None else None
 
 
 def _refuse_unknown(require: Collection[str], chain: Chain) -> None:

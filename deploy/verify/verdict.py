@@ -4,7 +4,7 @@ Plain frozen data. Knows neither how it was measured nor how it is shown.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Literal
 
@@ -51,6 +51,8 @@ class Place:
     worst_sample: int
     runs: int
     """How many tensors were tried."""
+    behind: bool = False
+    """Whether this tensor is inside itself, as the last that could be compared: what differs comes behind it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ class LinkVerdict:
     max_ulp: int
     max_abs: float
     budget: Budget | None
-    """What the second stage's distance from float64 may be; see `errors` of the verdict for what it is."""
+    """What the second stage's distance from float64 may be, at the output that uses most of it; for what it is see the verdict's `errors`."""
     tolerance: Tolerance | None
     """What a human chose to allow, where no budget could be derived or where they wanted another."""
     top1_changes: int
@@ -116,9 +118,10 @@ class LinkVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class StageErrors:
-    """How far a stage is from the float64 outputs, over all samples and outputs."""
+    """How far an output of a stage is from that in float64, over all samples."""
 
     stage: str
+    output: str
     max: float
     rms: float
     budget: Budget | None
@@ -232,6 +235,19 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
     )
 
 
+def tightest(errors: Iterable[StageErrors], stage: str) -> StageErrors | None:
+    """Of a stage's outputs the one that uses most of its budget."""
+    return max((each for each in errors if each.stage == stage), key=share, default=None)
+
+
+def share(errors: StageErrors) -> float:
+    """How much of its budget an output uses; infinite where it has none."""
+    if errors.budget is None:
+        return math.inf
+    pairs = ((errors.max, errors.budget.max), (errors.rms, errors.budget.rms))
+    return max(used / allowed if allowed else (math.inf if used else 0.0) for used, allowed in pairs)
+
+
 def failure_sentence(verdict: Verdict) -> str:
     """One line on the first thing that failed, with its figures; for NotTheSameError."""
     if not verdict.failed:
@@ -245,12 +261,12 @@ def failure_sentence(verdict: Verdict) -> str:
 def place_words(place: Place) -> str:
     """Where it is, in a few words."""
     layer = f" of {place.layer}" if place.layer else ""
-    return f"{place.operation}{layer} ({place.tensor})"
+    return f"{'behind ' if place.behind else ''}{place.operation}{layer} ({place.tensor})"
 
 
 def _place_in_words(failed: LinkVerdict | InvarianceVerdict) -> str:
     place = failed.place if isinstance(failed, LinkVerdict) else None
-    return f"; it begins at {place_words(place)}" if place else ""
+    return f"; it begins {'' if place.behind else 'at '}{place_words(place)}" if place else ""
 
 
 def figures(comparison: Comparison) -> str:

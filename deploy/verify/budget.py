@@ -112,7 +112,8 @@ def budgets(training: Measured, training_precision: Precision, precision: Precis
 def budget(training: Errors, training_precision: Precision, precision: Precision, *, doubtful: bool = False) -> Budget | None:
     """4 * e_train * (u / u_train), at least one ulp of the largest output; None where training has no valid errors.
 
-    The ulp is that of the precision that was asked for: whoever computes in it cannot come closer. What nothing rounds has neither. A float64 evaluation is
+    The ulp is that of the precision that was asked for: whoever computes in it cannot come closer. Whole numbers, which nothing
+    rounds, have neither factor nor ulp. A float64 evaluation is
     doubtful that other code than the training graph's made: where the two share less than half of their digits, either may
     compute another function, and there is no budget.
     """

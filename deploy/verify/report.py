@@ -39,7 +39,7 @@ Tone = Literal["bitwise", "budget", "tolerance", "failed", "absent"]
 _HEADS: dict[Tone, str] = {
     "bitwise": "passed, same bits",
     "budget": "passed, in budget",
-    "tolerance": "passed, in a chosen tolerance",
+    "tolerance": "passed, tolerance",
     "failed": "FAILED",
     "absent": "not run",
 }
@@ -104,7 +104,7 @@ def report_html(
     invariance = [_check(entry) for entry in verification.get("invariance") or ()]
     template = _environment().get_template("report.html.jinja")
     page = template.render(
-        summary=_summary(verification, links, invariance),
+        summary=_summary(verification, links, invariance, of_a_pair=_is_of_a_pair(facts or {})),
         links=links,
         chains=_chains(links),
         errors=_error_bars(errors),
@@ -331,20 +331,25 @@ class Summary:
     tiles: tuple[tuple[str, str, Tone], ...]
 
 
-def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence[CheckView]) -> Summary:
+def _is_of_a_pair(facts: Json) -> bool:
+    """Two forms of a model that somebody brought, of whose training nothing is known."""
+    return {"reference", "candidate"} <= facts.keys()
+
+
+def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence[CheckView], *, of_a_pair: bool) -> Summary:
     verdict = verification.get("verdict")
     ran = [link for link in links if link.tone != "absent"]
     failed = [link for link in ran if link.tone == "failed"]
     held = len(ran) - len(failed)
     tones = [*(link.tone for link in links), *(check.tone for check in invariance)]
     passed = verdict == "pass" and held > 0 and "failed" not in tones
-    title = "What was validated is what will run." if passed else "The outputs are not shown to be the same."
+    title = _title_of_a_pass(tones, of_a_pair=of_a_pair) if passed else "The outputs are not shown to be the same."
     if failed:
         title = "The outputs are not the same."
     elif verdict == "incomplete":
         title = "The comparison was interrupted: samples are left that nobody compared."
     sentences = [
-        *(_training_only(verification) if passed else ()),
+        *(_training_only(verification) if passed and not of_a_pair else ()),
         *_not_foldable(verification.get("not_foldable")),
         *_held(ran, held),
         *_failures(failed, invariance),
@@ -353,6 +358,12 @@ def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence
     ]
     word = "PASS" if passed else "INCOMPLETE" if verdict == "incomplete" and not failed else "FAIL"
     return Summary(passed, word, title, tuple(sentences), _tiles(links, ran, held))
+
+
+def _title_of_a_pass(tones: Sequence[Tone], *, of_a_pair: bool) -> str:
+    if "tolerance" in tones:
+        return "The outputs are as near as a human said they must be."
+    return "Both are the same function." if of_a_pair else "What was validated is what will run."
 
 
 def _training_only(verification: Json) -> list[str]:

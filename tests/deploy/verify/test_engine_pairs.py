@@ -110,5 +110,5 @@ def test_a_bad_engine_is_one_line(pair: Pair, spoil: Callable[[Path], object], e
 
 def test_where_nothing_could_run_the_runtime_is_not_here(pair: Pair) -> None:
     """Not the same is what nobody has shown: the exit code is that of a runtime that is missing."""
-    with pytest.raises(NotHereError, match="tensorrt|NVIDIA"):
+    with pytest.raises(NotHereError, match=r"tensorrt|NVIDIA"):
         verify_pair(pair)

@@ -114,6 +114,9 @@ class HostProcess:
             raise HostError(f"no answer within {self._limits.seconds:g} s; allow more with --time-limit") from error
         except (ClosedError, ValueError, KeyError, TypeError) as error:
             raise HostError(self._how_it_ended()) from error
+        except KeyboardInterrupt:
+            self._process.kill()  # its answer would be taken for that to the next request
+            raise
         if "error" in answer.head:
             raise self._error(str(answer.head["error"]), self._in_words_of_the_user(str(answer.head["message"])))
         return answer

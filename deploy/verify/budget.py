@@ -45,6 +45,7 @@ class Errors:
     nonfinite: int = 0
     """Places where the stage's own output is NaN, or infinite where float64 is not likewise."""
     failures: tuple[Failure, ...] = ()
+    num_samples: int = 0
     exact: bool = False
     """Whether these are whole numbers or truth values, which nothing rounds."""
 
@@ -121,9 +122,14 @@ def budget(training: Errors, training_precision: Precision, precision: Precision
         return None
     if training.exact:
         return Budget(training.max, training.rms)
-    factor = ROOM * UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF[training_precision]
+    factor = factor_of(training_precision, precision)
     floor = ulp(training.largest_output, precision)
     return Budget(max(factor * training.max, floor), max(factor * training.rms, floor))
+
+
+def factor_of(training: Precision, precision: Precision) -> float:
+    """How many times as large as training's error another may be."""
+    return ROOM * UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF[training]
 
 
 def ulp(value: float, precision: Precision) -> float:
@@ -174,10 +180,11 @@ class _Tally:
         self.exact = True
         self._magnitudes = Magnitudes()
         self._largest_output = 0.0
-        self._nonfinite_apart = self._nonfinite = 0
+        self._nonfinite_apart = self._nonfinite = self._num_samples = 0
 
     def add(self, reference: NDArray[np.float64], values: NDArray[np.float64], sizes: NDArray[np.float64] | None) -> None:
         """Take in values; `sizes` are their distances, where those are known exactly."""
+        self._num_samples += len(values) if values.ndim else 1
         finite = np.isfinite(reference) & np.isfinite(values)
         apart = ~finite & (reference != values) & ~(np.isnan(reference) & np.isnan(values))
         self._nonfinite_apart += int(np.count_nonzero(apart))
@@ -194,6 +201,7 @@ class _Tally:
             nonfinite_apart=self._nonfinite_apart,
             nonfinite=self._nonfinite,
             failures=failures,
+            num_samples=self._num_samples,
             exact=self.exact and self._magnitudes.count > 0,
         )
 
@@ -233,10 +241,14 @@ class TopOneMeter:
     def update(self, reference: Arrays, a: Arrays, b: Arrays) -> None:
         """Take in one batch; an output that is not alike on all sides is left to the comparison, which fails it."""
         for name, scores in reference.items():
-            if name in a and name in b and a[name].shape == b[name].shape == scores.shape and _has_classes(scores):
+            if name in a and name in b and a[name].shape == b[name].shape == scores.shape and has_classes(scores):
                 for change in self._changes(name, scores, a[name], b[name]):
                     self._outputs.setdefault(name, _Changes()).keep(change)
-        self._num_samples += max((len(scores) if scores.ndim else 1 for scores in reference.values()), default=0)
+        self.skip(reference)
+
+    def skip(self, outputs: Arrays) -> None:
+        """Pass over a batch in which nothing changes."""
+        self._num_samples += max((len(scores) if scores.ndim else 1 for scores in outputs.values()), default=0)
 
     def result(self, errors: Mapping[str, float], num_listed: int = 20) -> TopOne:
         """Count as ties the changes whose margin is below twice their output's error."""
@@ -279,5 +291,6 @@ def _without_distance(outputs: Arrays) -> Iterable[Failure]:
             yield Failure("unsupported dtype", f"{name}: values of {values.dtype} have no distance", name)
 
 
-def _has_classes(scores: Array) -> bool:
+def has_classes(scores: Array) -> bool:
+    """Whether an output is of shape N x classes."""
     return scores.ndim == 2 and scores.shape[1] > 1 and is_float(scores.dtype)

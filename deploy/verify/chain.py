@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from deploy.runners.base import Runner
-from deploy.verify.budget import Budget, Budgets, ErrorMeter, Errors, Precision, TopOneMeter, budgets
+from deploy.verify.budget import Budget, Budgets, ErrorMeter, Errors, Precision, TopOneMeter, budgets, factor_of
 from deploy.verify.compare import Arrays, Comparator
+from deploy.verify.covered import first_class_changes, is_covered
 from deploy.verify.environment import environment
 from deploy.verify.interruption import noted_interruption
 from deploy.verify.invariance import InvarianceMeter, Variant, not_run
@@ -35,6 +36,8 @@ from export.errors import NotHereError, SamegraphError
 
 Batches = Callable[[], Iterable[Arrays]]
 NUM_SAMPLES_INSIDE = 8
+NUM_IN_FLOAT64 = 2000
+"""So many samples are evaluated in float64 in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +136,16 @@ def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collec
                 if interruption.asked:
                     break
         verdict = course.verdict(record, interrupted=interruption.asked)
-    if interruption.asked:
-        return verdict
-    placed = _placed(verdict, chain, batches)
-    return _with_growth(placed, chain, batches) if inside else placed
+    return verdict if interruption.asked else _looked_into(verdict, chain, batches, inside=inside)
+
+
+def _looked_into(verdict: Verdict, chain: Chain, batches: Batches, *, inside: bool) -> Verdict:
+    """With the place of each failure and what was asked for of the inside, as far as nobody interrupts."""
+    try:
+        verdict = _placed(verdict, chain, batches)
+        return _with_growth(verdict, chain, batches) if inside else verdict
+    except KeyboardInterrupt:
+        return replace(verdict, interrupted=True)
 
 
 def _placed(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
@@ -236,13 +245,15 @@ class _RunningLink:
         self.worst = WorstMeter()
 
     def update(self, outputs: Mapping[str, Arrays | None], scores: Arrays | None) -> None:
-        """`scores` say how far apart two classes are: those in float64, or the link's own first stage's."""
+        """`scores` say how far apart two classes are: those in float64, or the link's own first stage's; None where no first class changes."""
         a, b = outputs[self.link.from_], outputs[self.link.to]
         if a is None or b is None:
             return
         self.comparator.update(a, b)
         self.worst.update(a, b)
-        if scores is not None:
+        if scores is None:
+            self.top_one.skip(a)
+        else:
             self.top_one.update(scores, a, b)
         if self.beyond is not None:
             self.beyond.update(a, b)
@@ -261,14 +272,27 @@ class _Course:
 
     def step(self, batch: Arrays) -> None:
         self._samples.update(batch)
-        outputs = {name: stage.run(batch) for name, stage in self._running.items()}
-        reference = outputs[self._reference.stage.name] if self._reference else None
+        outputs = {stage.name: self._running[stage.name].run(batch) for stage in self._chain.stages}
+        reference = self._reference.run(batch) if self._reference and self._needs_float64(outputs) else None
         for stage in self._chain.stages:
             found = outputs[stage.name]
             if found is not None:
                 self._running[stage.name].measure(batch, found, reference)
         for link in self._links:
             link.update(outputs, reference if self._reference else outputs[link.link.from_])
+
+    def _needs_float64(self, outputs: Mapping[str, Arrays | None]) -> bool:
+        """The first samples do, and those whose errors these do not bound."""
+        training = outputs[self._training.stage.name]
+        known = self._training.errors.measured
+        if training is None or self._samples.num_samples <= NUM_IN_FLOAT64 or not known.whole.valid:
+            return True
+        for stage in self._chain.stages:
+            found = outputs[stage.name]
+            if found is not None and not is_covered(training, found, known, factor_of(self._training.stage.precision, stage.precision)):
+                return True
+        pairs = ((outputs[link.link.from_], outputs[link.link.to]) for link in self._links)
+        return any(a is not None and b is not None and first_class_changes(a, b) for a, b in pairs)
 
     def verdict(self, record: Record, *, interrupted: bool) -> Verdict:
         stages = [self._running[stage.name] for stage in self._chain.stages]
@@ -296,7 +320,7 @@ class _Course:
         for name, errors in running.errors.measured.outputs.items():
             if errors.num_values:
                 own = allowed.outputs.get(name) if allowed else None
-                yield StageErrors(stage=running.stage.name, output=name, max=errors.max, rms=errors.rms, budget=own)
+                yield StageErrors(stage=running.stage.name, output=name, samples=errors.num_samples, max=errors.max, rms=errors.rms, budget=own)
 
     def _invariance(self, running: _RunningStage) -> tuple[InvarianceVerdict, ...]:
         required = running.stage.invariance_required

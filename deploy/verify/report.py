@@ -490,6 +490,7 @@ class ErrorBars:
     low: float
     high: float
     rows: tuple[tuple[str, Bar, Bar], ...]
+    samples: int
 
 
 def _error_bars(errors: Sequence[Json]) -> ErrorBars | None:
@@ -500,7 +501,7 @@ def _error_bars(errors: Sequence[Json]) -> ErrorBars | None:
     several = len({str(entry.get("output")) for entry in errors}) > 1
     names = [f"{entry['stage']}, {entry.get('output')}" if several else str(entry["stage"]) for entry in errors]
     rows = tuple((name, _bar_of(axis, entry, "max"), _bar_of(axis, entry, "rms")) for name, entry in zip(names, errors, strict=True))
-    return ErrorBars(axis.low, axis.high, rows)
+    return ErrorBars(axis.low, axis.high, rows, max(int(entry.get("samples") or 0) for entry in errors))
 
 
 def _bar_of(axis: Axis, entry: Json, key: str) -> Bar:

@@ -118,10 +118,12 @@ class LinkVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class StageErrors:
-    """How far an output of a stage is from that in float64, over all samples."""
+    """How far an output of a stage is from that in float64, over the samples for which that was evaluated."""
 
     stage: str
     output: str
+    samples: int
+    """The first ones, and all whose distance from float64 those did not bound."""
     max: float
     rms: float
     budget: Budget | None
@@ -196,7 +198,7 @@ class Verdict:
     samples: Samples
     training_only: tuple[TrainingOnlyPart, ...]
     interrupted: bool = False
-    """Whether samples were left that nobody compared."""
+    """Whether somebody stopped it: samples were left that nobody compared, or the search for the place of a failure was not finished."""
     not_foldable: tuple[NotFoldablePart, ...] = ()
     frozen_statistics: FrozenStatistics | None = None
 

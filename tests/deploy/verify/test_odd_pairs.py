@@ -1,5 +1,6 @@
 """Pairs with odd ends: several outputs of several kinds, whole numbers, single values, NaN and infinity, and what cannot be compared at all."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,15 @@ class TestOneLine:
     def test_what_is_there_and_no_file(self, samples: str) -> None:
         with pytest.raises(UsageError, match="/dev/null is not a file; give a model"):
             compared(Path("/dev/null"), Path("/dev/null"), samples)
+
+    @pytest.mark.hosted
+    def test_hunger_is_a_failure_of_its_side(self, tmp_path: Path, samples: str) -> None:
+        nodes = [node("Expand", ["x", "sizes"], "large"), node("ReduceSum", ["large", "axes"], "y", keepdims=0)]
+        constants = {"sizes": np.array([100_000, 1000, 1, 1]), "axes": np.array([0, 1])}
+        path = write(tmp_path / "a.onnx", nodes, [("y", TensorProto.FLOAT, ["N", 4])], constants=constants)
+        link = only_link(compared(path, path, samples, bitwise=True, limits=Limits(gibibytes=2)))
+        assert (link.status, link.observed) == ("failed", None)
+        assert re.match("reference raised .*(more memory than the 2 GiB it may have|Failed to allocate memory|bad_alloc)", link.reason), link.reason
 
     @pytest.mark.hosted
     @pytest.mark.slow

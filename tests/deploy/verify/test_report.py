@@ -548,7 +548,15 @@ def test_nothing_is_wider_than_a_phone_or_a_screen(tmp_path: Path, width: int) -
     first = {"output": "logits", "index": [17, 1], "sample": 17, "values": [1.5, 1.25], "bits": ["0x3fc0", "0x3fa0"]}
     links = [within_a_tolerance("reference", "candidate"), in_budget("reference", "candidate, onnxruntime-cpu", first_difference=first)]
     checks = ("rerun", "alone", "batches", "partial", "duplicated", "layout", "threads", "optimisation")
-    of_all = {"stage": "candidate", "required": "tolerance", "observed": "tolerance", "status": "passed", "samples": 64, "max_ulp": 2880, "max_abs": 2e-6}
+    of_all = {
+        "stage": "candidate",
+        "required": "tolerance",
+        "observed": "tolerance",
+        "status": "passed",
+        "samples": 64,
+        "max_ulp": 2880,
+        "max_abs": 2e-6,
+    }
     invariance = [{**of_all, "check": check, "settings": [f"{check}: extended", f"{check}: all"]} for check in checks]
     pages = {"whole.html": whole(), "pair.html": verification(*links, invariance=invariance, files={"reference model.onnx": "9f" * 32})}
     for name, content in pages.items():

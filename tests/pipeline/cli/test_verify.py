@@ -60,6 +60,13 @@ def test_a_pair_that_is_not(verify: Run, files: Path) -> None:
     assert "passed, within atol 0.02, rtol 0, chosen by a human" in loose.out
 
 
+def test_where_the_report_cannot_be_is_said_before_anything_is_compared(verify: Run, files: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    for place in (["--report", tmp_path / "taken" / "there"], ["--junit", tmp_path / "taken" / "junit.xml"]):
+        done = verify("--reference", "none.onnx", "--candidate", "none.onnx", *place)
+        assert (done.code, str(tmp_path / "taken") in done.error) == (2, True), done.error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from deploy.verify.certificate import Certificate
 from deploy.verify.report import report_html, spoken_accuracies, spoken_counts
-from deploy.verify.verdict import LinkVerdict, StageErrors, Verdict, failure_sentence, place_words, tightest
+from deploy.verify.verdict import LinkVerdict, StageErrors, Verdict, failure_sentence, reason_with_place, tightest
 from export.bundle import json_bytes
 from export.files import write_file
 from pipeline.layout import CERTIFICATE, EXACT_MODEL
@@ -93,8 +93,7 @@ def _link_line(link: LinkVerdict, errors: StageErrors | None) -> str:
 
 def _how_it_went(link: LinkVerdict, errors: StageErrors | None) -> str:
     if link.status != "passed":
-        place = f"; it begins {'' if link.place.behind else 'at '}{place_words(link.place)}" if link.place else ""
-        return f"{link.status.upper() if link.status == 'failed' else link.status}: {link.reason}{place}"
+        return f"{link.status.upper() if link.status == 'failed' else link.status}: {reason_with_place(link)}"
     if link.observed == "bitwise":
         return "passed, the same bits"
     if link.tolerance is not None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx  # takes long to import, and only a file that is opened needs it
 
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
+_AS_ONE_FILE = "torch.onnx.export(..., external_data=False), or onnx.save(onnx.load(THIS_FILE), ONE_FILE)"
 COMPARABLE = frozenset(
     {"bool", "bfloat16", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"}
 )
@@ -31,7 +32,7 @@ def checked_bytes(path: Path) -> bytes:
     model = _parsed(path, content)
     for tensor in _tensors(model.graph):
         if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
-            raise DamagedError(f"{path}: tensor {tensor.name!r} is external data, kept in another file; export it as one file")
+            raise DamagedError(f"{path}: tensor {tensor.name!r} is external data, kept in another file; export it as one file: {_AS_ONE_FILE}")
     foreign = sorted({each.domain for each in model.opset_import} - OWN_DOMAINS)
     if foreign or model.functions:
         found = f"operations of {', '.join(map(repr, foreign))}" if foreign else f"functions of its own ({model.functions[0].name!r})"

@@ -5,7 +5,7 @@ Takes a verdict, returns text. Reads no environment and writes no file.
 
 from collections.abc import Iterator, Sequence
 
-from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Verdict, share, tightest
+from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Verdict, reason_with_place, share, tightest
 
 LARGEST_SUMMARY = 1024 * 1024
 """Bytes of all summaries of a step; a longer one is not shown at all."""
@@ -37,7 +37,7 @@ def annotations(verdict: Verdict, others: Sequence[tuple[str, str]] = ()) -> Ite
 
 
 def _failures(verdict: Verdict, others: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [*((_place(each), each.reason) for each in verdict.failed), *others]
+    return [*((_place(each), reason_with_place(each)) for each in verdict.failed), *others]
 
 
 def _row(link: LinkVerdict, verdict: Verdict) -> str:

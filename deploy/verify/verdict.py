@@ -257,7 +257,7 @@ def failure_sentence(verdict: Verdict) -> str:
     first, others = verdict.failed[0], len(verdict.failed) - 1
     place = f"{first.from_} -> {first.to}" if isinstance(first, LinkVerdict) else f"{first.check} of {first.stage}"
     more = f"; and {others} more failed" if others else ""
-    return f"{place} failed: {first.reason}{_place_in_words(first)}{more}"
+    return f"{place} failed: {reason_with_place(first)}{more}"
 
 
 def place_words(place: Place) -> str:
@@ -266,9 +266,10 @@ def place_words(place: Place) -> str:
     return f"{'behind ' if place.behind else ''}{place.operation}{layer} ({place.tensor})"
 
 
-def _place_in_words(failed: LinkVerdict | InvarianceVerdict) -> str:
+def reason_with_place(failed: LinkVerdict | InvarianceVerdict) -> str:
+    """Why it failed, and where that begins."""
     place = failed.place if isinstance(failed, LinkVerdict) else None
-    return f"; it begins {'' if place.behind else 'at '}{place_words(place)}" if place else ""
+    return failed.reason + (f"; it begins {'' if place.behind else 'at '}{place_words(place)}" if place else "")
 
 
 def figures(comparison: Comparison) -> str:

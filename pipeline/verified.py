@@ -88,7 +88,7 @@ class Verification:
 
 def _link_line(link: LinkVerdict, errors: StageErrors | None) -> str:
     ties = f"; {link.top1_changes} top-1 changes, {link.ties} of them ties" if link.top1_changes else ""
-    return f"{link.from_} -> {link.to}: {_how_it_went(link, errors)}{ties}"
+    return " ".join(f"{link.from_} -> {link.to}: {_how_it_went(link, errors)}{ties}".split())  # names of a file may hold line breaks
 
 
 def _how_it_went(link: LinkVerdict, errors: StageErrors | None) -> str:

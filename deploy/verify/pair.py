@@ -80,6 +80,8 @@ def compare_pair(pair: Pair, shown: Shown | None = None) -> Compared:
     """Run both forms on the samples and judge the link between them."""
     if pair.bitwise and pair.tolerance:
         raise UsageError("--require bitwise and a tolerance exclude each other; drop one of them")
+    if pair.precision and (pair.bitwise or pair.tolerance):
+        raise UsageError("--precision is what the derived budget is scaled by, and something else was asked for than that budget; drop one of them")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         reference = form_of(pair.reference, True, folder, pair.limits, stack)

@@ -13,7 +13,7 @@ from deploy.verify.compare import Arrays, Comparator
 from deploy.verify.covered import first_class_changes, is_covered
 from deploy.verify.environment import environment
 from deploy.verify.interruption import noted_interruption
-from deploy.verify.invariance import InvarianceMeter, Variant, not_run
+from deploy.verify.invariance import PARTIAL, InvarianceMeter, Variant, not_run
 from deploy.verify.judging import Evidence, Side, judged
 from deploy.verify.place import Places, find_place, growth
 from deploy.verify.samples import SampleHash, num_samples
@@ -36,7 +36,7 @@ from export.errors import NotHereError, SamegraphError
 
 Batches = Callable[[], Iterable[Arrays]]
 NUM_SAMPLES_INSIDE = 8
-NUM_IN_FLOAT64 = 2000
+NUM_IN_FLOAT64 = 1000
 """So many samples are evaluated in float64 in any case."""
 
 
@@ -150,16 +150,35 @@ def _looked_into(verdict: Verdict, chain: Chain, batches: Batches, *, inside: bo
 
 def _placed(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
     """The verdict, with the place where each failed link begins to fail."""
-    links = [_with_place(found, link, batches, _failed_outputs(verdict, found)) for found, link in zip(verdict.links, chain.links, strict=True)]
+    links = []
+    for found, link in zip(verdict.links, chain.links, strict=True):
+        links.append(_with_place(found, link, batches, _failed_outputs(verdict, found), few=_takes_fewer(verdict, found)))
     return replace(verdict, links=tuple(links))
 
 
-def _with_place(found: LinkVerdict, link: Link, batches: Batches, outputs: Collection[str]) -> LinkVerdict:
+def _with_place(found: LinkVerdict, link: Link, batches: Batches, outputs: Collection[str], *, few: bool) -> LinkVerdict:
     if found.status != "failed" or link.places is None or not found.worst:
         return found
     sample = next((each.sample for each in found.worst if each.output in outputs), found.worst[0].sample)
-    batch = batch_with(batches(), sample)
-    return replace(found, place=find_place(link.places(batch), sample, outputs))
+    batch, row = batch_with(batches(), sample)
+    place = None
+    for given in (_few_of(batch, row), batch) if few else (batch,):
+        place = find_place(link.places(given), sample, outputs)
+        if place is not None and not place.behind:
+            break
+    return replace(found, place=place)
+
+
+def _takes_fewer(verdict: Verdict, link: LinkVerdict) -> bool:
+    """Whether both stages have been seen to take a smaller batch."""
+    seen = {check.stage for check in verdict.invariance if check.check == PARTIAL and check.status != "not run"}
+    return {link.from_, link.to} <= seen
+
+
+def _few_of(batch: Arrays, row: int) -> Arrays:
+    """A few samples with the worst among them, as every tensor on the way takes a run. Where they show nothing all are taken."""
+    start = max(0, min(row, num_samples(batch) - NUM_SAMPLES_INSIDE))
+    return {name: rows[start : start + NUM_SAMPLES_INSIDE] for name, rows in batch.items()}
 
 
 def _failed_outputs(verdict: Verdict, link: LinkVerdict) -> list[str]:
@@ -182,12 +201,12 @@ def _with_growth(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
     return replace(verdict, links=tuple(links))
 
 
-def batch_with(batches: Iterable[Arrays], sample: int) -> Arrays:
-    """The batch that holds a sample, counted over all of them."""
+def batch_with(batches: Iterable[Arrays], sample: int) -> tuple[Arrays, int]:
+    """The batch that holds a sample, counted over all of them, and its place there."""
     for batch in batches:
         number = num_samples(batch)
         if sample < number:
-            return batch
+            return batch, sample
         sample -= number
     raise ValueError(f"there is no sample {sample} more")
 

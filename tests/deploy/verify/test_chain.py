@@ -19,7 +19,7 @@ from deploy.runners.onnxruntime import OnnxRuntimeRunner
 from deploy.runners.torch import TorchRunner
 from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
 from deploy.verify.invariance import OF_EVERY_STAGE, Variant
-from deploy.verify.place import Places
+from deploy.verify.place import Pairing, Places
 from deploy.verify.verdict import LinkVerdict, Requirement, TrainingOnlyPart, Verdict, failure_sentence
 from export.errors import DamagedError, NotHereError
 
@@ -477,3 +477,36 @@ class TestInterrupted:
         verdict = run_chain(replace(wrong, links=links), batches, RECORD)
         assert (verdict.word, verdict.interrupted, verdict.samples.count) == ("fail", True, 40)
         assert last_link(verdict).place is None
+
+
+class TestWhereTheSearchRuns:
+    """On few samples first, the worst among them; on the whole batch where those show nothing, or where nothing smaller is taken."""
+
+    class Nowhere(Places):
+        def pairings(self) -> list[Pairing]:
+            return []
+
+        def at(self, pairing: Pairing) -> None:
+            return None
+
+    def batches_tried(self, path: Path, *, checked: bool) -> list[Mapping[str, Array]]:
+        tried: list[Mapping[str, Array]] = []
+
+        def places(batch: Mapping[str, Array]) -> Places:
+            tried.append(batch)
+            return self.Nowhere()
+
+        wrong = chain(onnx_stage(path, fault(bias=moved(WEIGHTS.bias))))
+        links = (*wrong.links[:1], replace(wrong.links[1], places=places))
+        stages = wrong.stages if checked else tuple(replace(stage, invariance_required=None) for stage in wrong.stages)
+        verdict = run_chain(replace(wrong, links=links, stages=stages), batches, RECORD)
+        worst = last_link(verdict).worst[0].sample
+        assert all(any(np.array_equal(IMAGES[worst], row) for row in batch["image"]) for batch in tried)
+        return tried
+
+    def test_few_and_then_all(self, tmp_path: Path) -> None:
+        assert [len(batch["image"]) for batch in self.batches_tried(tmp_path / "model.onnx", checked=True)] in ([8, 16], [8, 8])
+
+    def test_all_where_nothing_smaller_was_seen_to_run(self, tmp_path: Path) -> None:
+        (batch,) = self.batches_tried(tmp_path / "model.onnx", checked=False)
+        assert len(batch["image"]) in (8, 16)

@@ -24,8 +24,11 @@ SPECIAL = 7777
 """The sample of 10,000 that is all zeros, which one fault answers with NaN."""
 
 
-def trained_weights(seed: int = 0) -> Weights:
-    """Weights with the look of trained ones: norms with statistics of their own, no symmetry between channels."""
+def trained_weights(seed: int = 0, scale: float = 1.0) -> Weights:
+    """Weights with the look of trained ones: norms with statistics of their own, no symmetry between channels.
+
+    `scale`, a power of two, is that of the logits: it changes every error with them, and no digit of anything.
+    """
     rng = np.random.default_rng(seed)
     weights: Weights = {}
     for layer, (inputs, outputs) in CHANNELS.items():
@@ -36,8 +39,8 @@ def trained_weights(seed: int = 0) -> Weights:
         weights[f"{norm}.bias"] = rng.normal(0, 0.2, channels)
         weights[f"{norm}.mean"] = rng.normal(0, 0.3, channels)
         weights[f"{norm}.var"] = rng.uniform(0.01, 1.5, channels)
-    weights["classifier.weight"] = rng.normal(0, 0.3, (CLASSES, 32))
-    weights["classifier.bias"] = rng.normal(0, 0.1, CLASSES)
+    weights["classifier.weight"] = scale * rng.normal(0, 0.3, (CLASSES, 32))
+    weights["classifier.bias"] = scale * rng.normal(0, 0.1, CLASSES)
     weights["pixels.mean"] = np.array([125.3, 123.0, 113.9]).reshape(3, 1, 1)
     weights["pixels.std"] = np.array([63.0, 62.1, 66.7]).reshape(3, 1, 1)
     return {name: value.astype(np.float32) for name, value in weights.items()}

@@ -98,27 +98,32 @@ def time_beside_bare_passes(number: int) -> dict[str, object]:
 
 
 def peak_of(number: int) -> dict[str, object]:
-    """In a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.verification_cost", "--peak", str(number)], capture_output=True, text=True, check=True)
+    """In a process of its own, which reads its samples from a file."""
+    with tempfile.TemporaryDirectory() as name:
+        onnx.save(network(trained_weights()), Path(name) / "model.onnx")
+        np.savez(Path(name) / "samples.npz", image=images(FEW).repeat(number // FEW, axis=0))
+        command = [sys.executable, "-m", "benchmarks.verification_cost", "--peak", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def print_peak(number: int) -> None:
-    """A pair from files, so many samples: the peak of this process, and of the largest of its host processes."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        onnx.save(network(trained_weights()), folder / "model.onnx")
-        np.savez(folder / "samples.npz", image=images(FEW).repeat(number // FEW, axis=0))
-        pair = Pair(reference=folder / "model.onnx", candidate=folder / "model.onnx", samples=str(folder / "samples.npz"), batch_size=BATCH)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        verdict = verify_pair(pair)
-    own, hosts = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(json.dumps({"samples": verdict.samples.count, "passed": verdict.passed, "kib_before": before, "kib": own, "kib_of_hosts": hosts}))
+def print_peak(folder: Path) -> None:
+    """A pair from files: the peak of this process, and of the largest of its host processes."""
+    pair = Pair(reference=folder / "model.onnx", candidate=folder / "model.onnx", samples=str(folder / "samples.npz"), batch_size=BATCH)
+    before = own_peak()
+    verdict = verify_pair(pair)
+    hosts = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(json.dumps({"samples": verdict.samples.count, "passed": verdict.passed, "kib_before": before, "kib": own_peak(), "kib_of_hosts": hosts}))
+
+
+def own_peak() -> int:
+    """In KiB; what getrusage says of a process includes what its parent had when it was started."""
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peak", type=int)
+    parser.add_argument("--peak", type=Path)
     parser.add_argument("--images", type=int, default=NUM_IMAGES)
     asked = parser.parse_args()
     if asked.peak:

@@ -1,15 +1,17 @@
 """Three verifiers on one corpus of planted faults and harmless changes: samegraph, Polygraphy's comparator, torch.onnx's verification.
 
-Each as its own documentation uses it, and Polygraphy once more on our samples. Needs `pip install polygraphy` beside the project.
-Run: python -m benchmarks.verifiers
+Each as its own documentation uses it, and Polygraphy once more on our samples; all of it once more on networks whose logits are 2^10 times as large
+and as small. Needs `pip install polygraphy` beside the project. Run: python -m benchmarks.verifiers; python -m benchmarks.verifiers --table
 """
 
+import argparse
 import contextlib
 import io
+import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -22,12 +24,13 @@ import onnx_ir
 import torch
 from torch.onnx.verification import verify_onnx_program
 
-from benchmarks.corpus import FAULTS, HARMLESS, UNCOMPARABLE, Case, Network, images, network, renamed, trained_weights
-from benchmarks.environment import write_result
+from benchmarks.corpus import FAULTS, HARMLESS, UNCOMPARABLE, Case, Network, Weights, images, network, renamed, trained_weights
+from benchmarks.environment import RESULTS, write_result
 from deploy.verify.pair import Pair, verify_pair
 from export.errors import UsageError
 
-WEIGHTS = trained_weights()
+SCALES = (0, 10, -10)
+"""Of the logits, as powers of two."""
 FEW, MANY = 64, 10_000
 TORCH_MOST_ABSOLUTE, TORCH_MOST_RELATIVE = 5e-3, 1e-1
 """From torch.onnx's exporter, which calls them arbitrary; it warns where they are reached."""
@@ -38,6 +41,11 @@ class Bench:
     """The reference and the samples, on the disk and in memory."""
 
     folder: Path
+    scale: int
+
+    @property
+    def weights(self) -> Weights:
+        return trained_weights(scale=2.0**self.scale)
 
     @property
     def reference(self) -> Path:
@@ -73,18 +81,19 @@ def polygraphy(bench: Bench, candidate: Path, samples: np.ndarray | None) -> dic
 
 
 @cache
-def exported() -> torch.onnx.ONNXProgram:
+def exported(scale: int) -> torch.onnx.ONNXProgram:
     """The network in PyTorch, exported; the files that are verified take its model's place."""
     batch = torch.export.Dim("batch", min=1)
     example = torch.from_numpy(images(2))
-    program = torch.onnx.export(Network(WEIGHTS), (example,), dynamo=True, opset_version=20, verbose=False, dynamic_shapes=({0: batch},))
+    network_in_torch = Network(trained_weights(scale=2.0**scale))
+    program = torch.onnx.export(network_in_torch, (example,), dynamo=True, opset_version=20, verbose=False, dynamic_shapes=({0: batch},))
     assert program is not None
     return program
 
 
 def torch_onnx(bench: Bench, candidate: Path, samples: np.ndarray) -> dict[str, object]:
     """What the exporter does under verify=True, on our samples: a warning beyond its two thresholds."""
-    program = exported()
+    program = exported(bench.scale)
     program.release()  # or it would go on with the session of the model before
     program.model = onnx_ir.from_proto(onnx.load(candidate))
     found = verify_onnx_program(program, (torch.from_numpy(samples),))
@@ -112,6 +121,8 @@ def row(bench: Bench, case: Case, model: onnx.ModelProto) -> dict[str, object]:
     samples = bench.samples(case)
     return {
         "case": case.name,
+        "kind": "fault" if case in FAULTS else "cannot be compared" if case in UNCOMPARABLE else "harmless",
+        "logits": f"2^{bench.scale}",
         "layer": case.layer,
         "samples": len(samples),
         "samegraph": quietly(lambda: samegraph(bench, candidate, samples)),
@@ -121,16 +132,51 @@ def row(bench: Bench, case: Case, model: onnx.ModelProto) -> dict[str, object]:
     }
 
 
-def main() -> None:
+def rows_at(scale: int) -> Iterator[dict[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
-        onnx.save(network(WEIGHTS), bench.reference)
-        cases = [(case, case.model(WEIGHTS)) for case in (*FAULTS, *UNCOMPARABLE, *HARMLESS)]
-        cases.append((Case("other names inside", None), renamed(network(WEIGHTS))))
-        rows = []
-        for case, model in cases:
-            rows.append(row(bench, case, model))
-            print(rows[-1])
+        bench = Bench(Path(folder), scale)
+        onnx.save(network(bench.weights), bench.reference)
+        for case in (*FAULTS, *UNCOMPARABLE, *HARMLESS):
+            yield row(bench, case, case.model(bench.weights))
+        yield row(bench, Case("other names inside", None), renamed(network(bench.weights)))
+
+
+TOOLS = {"samegraph": "samegraph", "polygraphy": "Polygraphy", "polygraphy on these samples": "Polygraphy, our samples", "torch.onnx": "torch.onnx"}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Markdown for docs/verifying.md: what each tool said of each case, at logits of the usual size, 2^10 times as large, 2^10 times as small."""
+    rows = {(each["case"], each["logits"]): each for each in result["rows"]}
+    kinds = {each["case"]: each["kind"] for each in result["rows"]}
+    lines = [f"| | {' | '.join(TOOLS.values())} |", f"|---|{'---|' * len(TOOLS)}"]
+    for kind in ("fault", "cannot be compared", "harmless"):
+        lines.append(f"| **{kind}** |{' |' * len(TOOLS)}")
+        for case in (name for name, of in kinds.items() if of == kind):
+            cells = (" ".join(_said(rows[case, f"2^{scale}"], tool) for scale in SCALES) for tool in TOOLS)
+            lines.append(f"| {case} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _said(found: Mapping[str, Any], tool: str) -> str:
+    """Right or wrong; where a fault was found and its place is known, whether that is right is said too."""
+    said = found[tool]["found"]
+    right = said is (found["kind"] != "harmless")
+    if tool == "samegraph" and found["kind"] == "fault":
+        right = right and found[tool]["layer"] == found["layer"]
+    return "✓" if right else "stopped" if said is None else "✗"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", action="store_true", help="print the table of the last result, and run nothing")
+    if parser.parse_args().table:
+        print(table(json.loads((RESULTS / "verifiers.json").read_text())))
+        return
+    rows = []
+    for scale in SCALES:
+        for each in rows_at(scale):
+            rows.append(each)
+            print(each, flush=True)
     versions = {name: metadata.version(name) for name in ("polygraphy", "torch", "onnxruntime-gpu")}
     print(write_result("verifiers", {"versions": versions, "rows": rows}))
 

@@ -35,7 +35,10 @@ class Wanted:
     junit: Path | None = None
 
     def earlier(self) -> Json | None:
-        """The verification to compare with; read before hours of comparing."""
+        """The verification to compare with. It is read, and folders are made, before hours of comparing."""
+        for folder in (self.report, self.junit and self.junit.parent):
+            if folder is not None:
+                make_folder(folder)
         return None if self.against is None else read_verification(self.against)
 
 
@@ -57,10 +60,8 @@ def compare(typed: Typed, wanted: Wanted, console: Console) -> Outcome:
 def _told(found: Verification, what: Mapping[str, JsonValue], wanted: Wanted, earlier: Json | None) -> Outcome:
     changed = None if earlier is None else changes(earlier, found.as_json)
     if wanted.report is not None:
-        make_folder(wanted.report)
         found.write(wanted.report)
     if wanted.junit is not None:
-        make_folder(wanted.junit.parent)
         write_file(wanted.junit, junit_xml(found.verdict, found.other_failures))
     _tell_github(found)
     lines = [found.text, *(f"{kind}: {path}" for kind, path in what.items()), *_changed_lines(changed, wanted.against)]

@@ -48,8 +48,8 @@ class Typed:
             reference=self.reference,
             candidate=self.candidate,
             samples=self.samples,
-            names=dict(_split(text, "--map", "REFERENCE=CANDIDATE") for text in self.maps),
-            runtimes=self.runtimes or ("onnxruntime-cpu",),
+            names=_each_once([_split(text, "--map", "REFERENCE=CANDIDATE") for text in self.maps]),
+            runtimes=self._runtimes,
             tolerance=Tolerance(max_ulp=self.max_ulp, atol=self.atol, rtol=self.rtol) if states_tolerance else None,
             precision=self.precision,
             bitwise=BITWISE in self.required,
@@ -60,6 +60,12 @@ class Typed:
             require=tuple(name for name in self.required if name != BITWISE),
             limits=Limits(gibibytes=self.memory_limit, seconds=self.time_limit),
         )
+
+    @property
+    def _runtimes(self) -> tuple[str, ...]:
+        if self.runtimes and self.candidate.suffix and self.candidate.suffix != ".onnx" and not self.candidate.is_dir():
+            raise UsageError(f"--runtime says what an ONNX candidate is run in, {self.candidate.name} is none; drop it")
+        return tuple(dict.fromkeys(self.runtimes)) or ("onnxruntime-cpu",)
 
 
 def compare(typed: Typed, console: Console) -> Verification:
@@ -78,6 +84,13 @@ def _split(text: str, option: str, form: str) -> tuple[str, str]:
     if not (left and equals and right):
         raise UsageError(f"{option} {text!r} is not of the form {form}")
     return left, right
+
+
+def _each_once(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    for side in zip(*pairs, strict=True):
+        if twice := [name for name in side if side.count(name) > 1]:
+            raise UsageError(f"--map names {twice[0]!r} twice on one side; map every name to one other")
+    return dict(pairs)
 
 
 def _positive(text: str, name: str) -> int:

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from deploy.verify.certificate import Certificate
 from deploy.verify.report import report_html, spoken_accuracies, spoken_counts
-from deploy.verify.verdict import LinkVerdict, StageErrors, Verdict, failure_sentence, place_words
+from deploy.verify.verdict import LinkVerdict, StageErrors, Verdict, failure_sentence, reason_with_place, tightest
 from export.bundle import json_bytes
 from export.files import write_file
 from pipeline.layout import CERTIFICATE, EXACT_MODEL
@@ -61,8 +61,7 @@ class Verification:
     def text(self) -> str:
         """A line a link, for the terminal."""
         counted = self.verdict.samples
-        errors = {each.stage: each for each in self.verdict.errors}
-        lines = [_link_line(link, errors.get(link.to)) for link in self.verdict.links]
+        lines = [_link_line(link, tightest(self.verdict.errors, link.to)) for link in self.verdict.links]
         lines += [] if self.certificate is None else [_certificate_line(self.certificate)]
         lines += _notes(self.verdict)
         verdict = {"pass": "the outputs are the same", "fail": "the outputs are NOT the same", "incomplete": "INCOMPLETE"}[self.word]
@@ -89,13 +88,12 @@ class Verification:
 
 def _link_line(link: LinkVerdict, errors: StageErrors | None) -> str:
     ties = f"; {link.top1_changes} top-1 changes, {link.ties} of them ties" if link.top1_changes else ""
-    return f"{link.from_} -> {link.to}: {_how_it_went(link, errors)}{ties}"
+    return " ".join(f"{link.from_} -> {link.to}: {_how_it_went(link, errors)}{ties}".split())  # names of a file may hold line breaks
 
 
 def _how_it_went(link: LinkVerdict, errors: StageErrors | None) -> str:
     if link.status != "passed":
-        place = f"; it begins at {place_words(link.place)}" if link.place else ""
-        return f"{link.status.upper() if link.status == 'failed' else link.status}: {link.reason}{place}"
+        return f"{link.status.upper() if link.status == 'failed' else link.status}: {reason_with_place(link)}"
     if link.observed == "bitwise":
         return "passed, the same bits"
     if link.tolerance is not None:

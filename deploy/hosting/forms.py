@@ -9,8 +9,10 @@ from typing import Literal
 from deploy.runners.onnxruntime import Optimisation
 from export.errors import DamagedError, NotHereError, UsageError
 
-Kind = Literal["onnx", "pt2"]
-SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".pt2": "pt2"}
+Kind = Literal["onnx", "pt2", "engine"]
+SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".pt2": "pt2", ".plan": "engine", ".engine": "engine"}
+RECORD = ".json"
+"""What the record of an engine ends in, which lies beside it."""
 TORCH = "torch"
 OUT_OF_MEMORY = 77
 """How a host process ends that could not even take in what it was sent."""
@@ -25,7 +27,7 @@ class Opening:
     kind: Kind
     path: str
     runtime: str
-    """One of the table of runtimes for an ONNX file, "torch" for a program."""
+    """One of the table of runtimes for an ONNX file, "torch" for a program, the engine's own for an engine."""
     float64: bool = False
     """The evaluation in float64, which no runtime takes part in."""
     until: str | None = None

@@ -4,19 +4,22 @@ Takes openings; returns runners, and what a file contains.
 """
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from deploy.hosting.forms import Kind, Opening
+from deploy.hosting.forms import RECORD, Kind, Opening
 from deploy.runners.base import Runner
 from deploy.runners.cut import Point
 from deploy.runners.onnx_cut import cut_at as onnx_up_to
 from deploy.runners.onnx_cut import points_of
 from deploy.runners.onnx_file import checked_bytes, shapes_of
 from deploy.runners.table import RunOptions, open_file
+from deploy.runners.tensorrt import EngineFile, open_engine, specs_of
+from export.engines.record import parsed_record, require_the_engine_of
 from export.errors import DamagedError
 
 _FLOATS = {
@@ -29,14 +32,25 @@ _FLOATS = {
 
 def open_form(opening: Opening) -> Runner:
     """Open a file as it was asked for."""
-    return _open_onnx(opening) if opening.kind == "onnx" else _open_program(opening)
+    match opening.kind:
+        case "onnx":
+            return _open_onnx(opening)
+        case "pt2":
+            return _open_program(opening)
+        case "engine":
+            return open_engine(_engine(Path(opening.path)))
 
 
 def contents_of(kind: Kind, path: Path) -> dict[str, object]:
     """Inputs, outputs, float types and inner tensors of a file."""
+    points: Sequence[Point]
     if kind == "onnx":
         model = _valid(path)
         ends, floats, points = shapes_of(model), _float_types(model), points_of(model)
+    elif kind == "engine":
+        record = _engine(path).record
+        require_the_engine_of(record, path.read_bytes(), str(path))
+        ends, floats, points = specs_of(record), [], ()
     else:
         from deploy.runners.exported import load_program
 
@@ -52,6 +66,9 @@ def _valid(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise DamagedError(f"{path} is no valid ONNX model: {' '.join(str(error).split())[:200]}; export it again") from error
+    names = [value.name for value in model.graph.output]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DamagedError(f"{path} has two outputs named {twice[0]!r}; export it again")
     return model
 
 
@@ -70,6 +87,11 @@ def _open_onnx(opening: Opening) -> Runner:
     with tempfile.NamedTemporaryFile(suffix=".onnx", dir=".") as prefix:
         Path(prefix.name).write_bytes(model.SerializeToString())
         return open_file(opening.runtime, Path(prefix.name), options)
+
+
+def _engine(path: Path) -> EngineFile:
+    beside = path.with_suffix(RECORD)
+    return EngineFile(str(path), path.read_bytes(), parsed_record(beside.read_bytes(), str(beside)))
 
 
 def _open_program(opening: Opening) -> Runner:

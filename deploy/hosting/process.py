@@ -50,8 +50,10 @@ class Contents:
 class HostProcess:
     """One process for one file, and for all ways in which that file is run."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, known_as: Mapping[str, str] | None = None) -> None:
+        """`known_as`: what messages are to call files instead, by their paths."""
         self._limits = limits
+        self._known_as = dict(known_as or {})
         self._number = 0
         theirs_in, self._requests = os.pipe()
         self._answers, theirs_out = os.pipe()
@@ -94,7 +96,7 @@ class HostProcess:
         try:
             return contents_from(self.ask(Message({"do": "look", "kind": kind, "path": str(path)})).head["contents"])
         except HostError as error:
-            raise DamagedError(f"{path} could not be read: {error}") from error
+            raise DamagedError(f"{self._in_words_of_the_user(str(path))} could not be read: {error}") from error
 
     def open(self, opening: Opening) -> Runner:
         """A runner that runs over there."""
@@ -112,9 +114,17 @@ class HostProcess:
             raise HostError(f"no answer within {self._limits.seconds:g} s; allow more with --time-limit") from error
         except (ClosedError, ValueError, KeyError, TypeError) as error:
             raise HostError(self._how_it_ended()) from error
+        except KeyboardInterrupt:
+            self._process.kill()  # its answer would be taken for that to the next request
+            raise
         if "error" in answer.head:
-            raise self._error(str(answer.head["error"]), str(answer.head["message"]))
+            raise self._error(str(answer.head["error"]), self._in_words_of_the_user(str(answer.head["message"])))
         return answer
+
+    def _in_words_of_the_user(self, message: str) -> str:
+        for path, name in self._known_as.items():
+            message = message.replace(path, name)
+        return message
 
     def _error(self, kind: str, message: str) -> SamegraphError | HostError:
         if kind == MemoryError.__name__:

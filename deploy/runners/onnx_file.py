@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     import onnx  # takes long to import, and only a file that is opened needs it
 
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
+_AS_ONE_FILE = "torch.onnx.export(..., external_data=False), or onnx.save(onnx.load(THIS_FILE), ONE_FILE)"
+COMPARABLE = frozenset(
+    {"bool", "bfloat16", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"}
+)
+"""Types of inputs and outputs: those whose values have an order and a distance."""
 LARGEST_FILE = 2**31 - 1
 """What protobuf can hold; a larger model keeps its tensors elsewhere."""
 
@@ -27,7 +32,7 @@ def checked_bytes(path: Path) -> bytes:
     model = _parsed(path, content)
     for tensor in _tensors(model.graph):
         if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
-            raise DamagedError(f"{path}: tensor {tensor.name!r} is external data, kept in another file; export it as one file")
+            raise DamagedError(f"{path}: tensor {tensor.name!r} is external data, kept in another file; export it as one file: {_AS_ONE_FILE}")
     foreign = sorted({each.domain for each in model.opset_import} - OWN_DOMAINS)
     if foreign or model.functions:
         found = f"operations of {', '.join(map(repr, foreign))}" if foreign else f"functions of its own ({model.functions[0].name!r})"
@@ -56,6 +61,9 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
         raise UsageError(f"{value.name} is no tensor with a known number of axes; export the model with shapes")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    if dtype not in COMPARABLE:
+        what = "texts" if kind.elem_type == onnx.TensorProto.STRING else f"{dtype} values"
+        raise UsageError(f"{value.name} holds {what}, expected one of {', '.join(sorted(COMPARABLE))}; export the model without it")
     return TensorSpec(value.name, dtype, tuple(_size(dimension) for dimension in kind.shape.dim))
 
 

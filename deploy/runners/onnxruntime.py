@@ -4,7 +4,9 @@ Takes a path; the file must stand for itself (`onnx_file`). Knows no bundle.
 """
 
 import contextlib
+import ctypes
 import importlib
+import math
 import os
 import sys
 from collections import Counter
@@ -12,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
 
 from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.onnx_file import checked_bytes
@@ -26,10 +31,12 @@ _LEVELS: dict[Optimisation, str] = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
+_BFLOAT16, _ONNX_BFLOAT16 = "bfloat16", 16
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
     "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
     **{f"tensor({name})": name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
     "tensor(bool)": "bool",
 }
@@ -124,6 +131,9 @@ class OnnxRuntimeRunner(Runner):
         if self._session is None:
             raise RuntimeError(f"{self.name} is closed")
         names = [spec.name for spec in self.outputs]
+        if any(spec.dtype == _BFLOAT16 for spec in (*self.inputs, *self.outputs)):
+            given = {name: _value_of(rows) for name, rows in batch.items()}
+            return dict(zip(names, map(_array_of, self._session.run_with_ort_values(names, given)), strict=True))
         return dict(zip(names, self._session.run(names, dict(batch)), strict=True))
 
     def _opened(self, runtime: Any, path: Path) -> Any:
@@ -192,6 +202,23 @@ def _operations_by_provider(session: Any) -> dict[str, dict[str, int]]:
     for part in session.get_provider_graph_assignment_info():
         found.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
     return {provider: dict(sorted(counts.items())) for provider, counts in sorted(found.items())}
+
+
+def _value_of(rows: Array) -> Any:
+    """bfloat16 is no type of NumPy's own, and ONNX Runtime takes it as the bits that it consists of."""
+    values = _onnxruntime().OrtValue
+    rows = np.ascontiguousarray(rows)
+    if rows.dtype.name == _BFLOAT16:
+        return values.ortvalue_from_numpy_with_onnx_type(rows.view(np.uint16), _ONNX_BFLOAT16)
+    return values.ortvalue_from_numpy(rows)
+
+
+def _array_of(value: Any) -> Array:
+    if value.element_type() != _ONNX_BFLOAT16:
+        array: Array = value.numpy()
+        return array
+    bits = (ctypes.c_uint16 * math.prod(value.shape())).from_address(value.data_ptr())
+    return np.frombuffer(bits, np.uint16).copy().view(ml_dtypes.bfloat16).reshape(value.shape())
 
 
 def _line(error: Exception) -> str:

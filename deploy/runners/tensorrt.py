@@ -133,7 +133,7 @@ class TensorRtRunner(Runner):
     def __init__(self, loaded: LoadedEngine, *, graphs: bool = True) -> None:
         record = loaded.record
         self.name = f"{loaded.flavour.runtime} ({record.precision})"
-        self.inputs, self.outputs = tuple(map(_spec, record.inputs)), tuple(map(_spec, record.outputs))
+        self.inputs, self.outputs = specs_of(record)
         self._loaded, self._graphs = loaded, graphs
         self._lanes: OrderedDict[int, _Lane] = OrderedDict()
         self._held = ExitStack()
@@ -284,6 +284,11 @@ class _Lane:
         for name, buffer in self._buffers.items():
             if name not in self._inputs:
                 driver.to_host(buffer.bytes(self._size), buffer.address, stream)
+
+
+def specs_of(record: EngineRecord) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and outputs that an engine has by its record."""
+    return tuple(map(_spec, record.inputs)), tuple(map(_spec, record.outputs))
 
 
 def _spec(tensor: Tensor) -> TensorSpec:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import torch
 from torch import nn
@@ -85,7 +86,7 @@ class TorchRunner(Runner):
         return {spec.name: _array(value) for spec, value in zip(self.outputs, values, strict=True)}
 
     def _tensor(self, array: Array) -> torch.Tensor:
-        tensor = torch.tensor(np.ascontiguousarray(array)).to(self._device)  # a copy: torch would warn about memory that is read-only
+        tensor = _copied(array).to(self._device)
         if self._precision == "float64" and tensor.is_floating_point():
             tensor = tensor.double()
         return tensor.contiguous(memory_format=self._format) if tensor.ndim == 4 else tensor
@@ -117,8 +118,20 @@ def _placed(module: nn.Module, device: torch.device, precision: TorchPrecision) 
     return module.double() if precision == "float64" else module
 
 
+def _copied(array: Array) -> torch.Tensor:
+    """A copy: torch would warn about memory that is read-only."""
+    array = np.array(array, order="C")
+    if array.dtype.name == "bfloat16":
+        return torch.tensor(array.view(np.int16)).view(torch.bfloat16)
+    return torch.tensor(array)
+
+
 def _array(tensor: torch.Tensor) -> Array:
-    array: Array = tensor.detach().cpu().numpy()
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:  # no type of NumPy's own; its bits are
+        bits: Array = tensor.contiguous().view(torch.int16).numpy()
+        return bits.copy().view(ml_dtypes.bfloat16)
+    array: Array = tensor.numpy()
     return array.copy()
 
 

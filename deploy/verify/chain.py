@@ -3,19 +3,20 @@
 Takes stages (anything that opens as a `Runner`), links between them, and batches. Knows no particular runtime.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from deploy.runners.base import Runner
-from deploy.verify.budget import Budget, ErrorMeter, Precision, TopOneMeter, budget
+from deploy.verify.budget import Budget, Budgets, ErrorMeter, Errors, Precision, TopOneMeter, budgets, factor_of
 from deploy.verify.compare import Arrays, Comparator
+from deploy.verify.covered import first_class_changes, is_covered
 from deploy.verify.environment import environment
 from deploy.verify.interruption import noted_interruption
-from deploy.verify.invariance import InvarianceMeter, Variant, not_run
+from deploy.verify.invariance import PARTIAL, InvarianceMeter, Variant, not_run
 from deploy.verify.judging import Evidence, Side, judged
 from deploy.verify.place import Places, find_place, growth
-from deploy.verify.samples import SampleHash
+from deploy.verify.samples import SampleHash, num_samples
 from deploy.verify.tolerance import Tolerance, ToleranceMeter
 from deploy.verify.verdict import (
     FrozenStatistics,
@@ -28,12 +29,15 @@ from deploy.verify.verdict import (
     TrainingOnlyPart,
     Verdict,
     one_line,
+    share,
 )
 from deploy.verify.worst import WorstMeter
 from export.errors import NotHereError, SamegraphError
 
 Batches = Callable[[], Iterable[Arrays]]
 NUM_SAMPLES_INSIDE = 8
+NUM_IN_FLOAT64 = 1000
+"""So many samples are evaluated in float64 in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,24 +138,55 @@ def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collec
                 if interruption.asked:
                     break
         verdict = course.verdict(record, interrupted=interruption.asked)
-    if interruption.asked:
-        return verdict
-    placed = _placed(verdict, chain, batches)
-    return _with_growth(placed, chain, batches) if inside else placed
+    return verdict if interruption.asked else _looked_into(verdict, chain, batches, inside=inside)
+
+
+def _looked_into(verdict: Verdict, chain: Chain, batches: Batches, *, inside: bool) -> Verdict:
+    """With the place of each failure and what was asked for of the inside, as far as nobody interrupts."""
+    try:
+        verdict = _placed(verdict, chain, batches)
+        return _with_growth(verdict, chain, batches) if inside else verdict
+    except KeyboardInterrupt:
+        return replace(verdict, interrupted=True)
 
 
 def _placed(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
     """The verdict, with the place where each failed link begins to fail."""
-    links = [_with_place(found, link, batches) for found, link in zip(verdict.links, chain.links, strict=True)]
+    links = []
+    for found, link in zip(verdict.links, chain.links, strict=True):
+        links.append(_with_place(found, link, batches, _failed_outputs(verdict, found), few=_takes_fewer(verdict, found)))
     return replace(verdict, links=tuple(links))
 
 
-def _with_place(found: LinkVerdict, link: Link, batches: Batches) -> LinkVerdict:
+def _with_place(found: LinkVerdict, link: Link, batches: Batches, outputs: Collection[str], *, few: bool) -> LinkVerdict:
     if found.status != "failed" or link.places is None or not found.worst:
         return found
-    sample = found.worst[0].sample
-    batch = batch_with(batches(), sample)
-    return replace(found, place=find_place(link.places(batch), sample))
+    sample = next((each.sample for each in found.worst if each.output in outputs), found.worst[0].sample)
+    batch, row = batch_with(batches(), sample)
+    place = None
+    for given in (_few_of(batch, row), batch) if few else (batch,):
+        place = find_place(link.places(given), sample, outputs)
+        if place is not None and not place.behind:
+            break
+    return replace(found, place=place)
+
+
+def _takes_fewer(verdict: Verdict, link: LinkVerdict) -> bool:
+    """Whether both stages have been seen to take a smaller batch."""
+    seen = {check.stage for check in verdict.invariance if check.check == PARTIAL and check.status != "not run"}
+    return {link.from_, link.to} <= seen
+
+
+def _few_of(batch: Arrays, row: int) -> Arrays:
+    """A few samples with the worst among them, as every tensor on the way takes a run. Where they show nothing all are taken."""
+    start = max(0, min(row, num_samples(batch) - NUM_SAMPLES_INSIDE))
+    return {name: rows[start : start + NUM_SAMPLES_INSIDE] for name, rows in batch.items()}
+
+
+def _failed_outputs(verdict: Verdict, link: LinkVerdict) -> list[str]:
+    """Those outside their budgets; those with other bits, where that is not what was measured."""
+    outside = [each.output for each in verdict.errors if each.stage == link.to and share(each) > 1] if link.required == "budget" else []
+    return outside or [output.name for output in link.outputs if output.different_bits]
 
 
 def _with_growth(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
@@ -168,12 +203,12 @@ def _with_growth(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
     return replace(verdict, links=tuple(links))
 
 
-def batch_with(batches: Iterable[Arrays], sample: int) -> Arrays:
-    """The batch that holds a sample, counted over all of them."""
+def batch_with(batches: Iterable[Arrays], sample: int) -> tuple[Arrays, int]:
+    """The batch that holds a sample, counted over all of them, and its place there."""
     for batch in batches:
-        number = max((len(rows) for rows in batch.values()), default=0)
+        number = num_samples(batch)
         if sample < number:
-            return batch
+            return batch, sample
         sample -= number
     raise ValueError(f"there is no sample {sample} more")
 
@@ -233,13 +268,15 @@ class _RunningLink:
         self.worst = WorstMeter()
 
     def update(self, outputs: Mapping[str, Arrays | None], scores: Arrays | None) -> None:
-        """`scores` say how far apart two classes are: those in float64, or the link's own first stage's."""
+        """`scores` say how far apart two classes are: those in float64, or the link's own first stage's; None where no first class changes."""
         a, b = outputs[self.link.from_], outputs[self.link.to]
         if a is None or b is None:
             return
         self.comparator.update(a, b)
         self.worst.update(a, b)
-        if scores is not None:
+        if scores is None:
+            self.top_one.skip(a)
+        else:
             self.top_one.update(scores, a, b)
         if self.beyond is not None:
             self.beyond.update(a, b)
@@ -258,8 +295,8 @@ class _Course:
 
     def step(self, batch: Arrays) -> None:
         self._samples.update(batch)
-        outputs = {name: stage.run(batch) for name, stage in self._running.items()}
-        reference = outputs[self._reference.stage.name] if self._reference else None
+        outputs = {stage.name: self._running[stage.name].run(batch) for stage in self._chain.stages}
+        reference = self._reference.run(batch) if self._reference and self._needs_float64(outputs) else None
         for stage in self._chain.stages:
             found = outputs[stage.name]
             if found is not None:
@@ -267,11 +304,24 @@ class _Course:
         for link in self._links:
             link.update(outputs, reference if self._reference else outputs[link.link.from_])
 
+    def _needs_float64(self, outputs: Mapping[str, Arrays | None]) -> bool:
+        """The first samples do, and those whose errors these do not bound."""
+        training = outputs[self._training.stage.name]
+        known = self._training.errors.measured
+        if training is None or self._samples.num_samples <= NUM_IN_FLOAT64 or not known.whole.valid:
+            return True
+        for stage in self._chain.stages:
+            found = outputs[stage.name]
+            if found is not None and not is_covered(training, found, known, factor_of(self._training.stage.precision, stage.precision)):
+                return True
+        pairs = ((outputs[link.link.from_], outputs[link.link.to]) for link in self._links)
+        return any(a is not None and b is not None and first_class_changes(a, b) for a, b in pairs)
+
     def verdict(self, record: Record, *, interrupted: bool) -> Verdict:
         stages = [self._running[stage.name] for stage in self._chain.stages]
         return Verdict(
             links=tuple(self._link_verdict(link) for link in self._links),
-            errors=tuple(self._stage_errors(stage) for stage in stages if stage.errors.result.num_values),
+            errors=tuple(errors for stage in stages for errors in self._stage_errors(stage)),
             invariance=tuple(check for stage in stages for check in self._invariance(stage)),
             environment=environment(),
             stages={name: stage.facts for name, stage in self._running.items()},
@@ -283,14 +333,17 @@ class _Course:
             frozen_statistics=record.frozen_statistics,
         )
 
-    def _budget(self, stage: Stage) -> Budget | None:
+    def _budgets(self, stage: Stage) -> Budgets | None:
         if self._reference is None or self._training.broken or self._reference.broken:
             return None
-        return budget(self._training.errors.result, self._training.stage.precision, stage.precision, doubtful=self._chain.doubtful)
+        return budgets(self._training.errors.measured, self._training.stage.precision, stage.precision, doubtful=self._chain.doubtful)
 
-    def _stage_errors(self, running: _RunningStage) -> StageErrors:
-        errors = running.errors.result
-        return StageErrors(stage=running.stage.name, max=errors.max, rms=errors.rms, budget=self._budget(running.stage))
+    def _stage_errors(self, running: _RunningStage) -> Iterator[StageErrors]:
+        allowed = self._budgets(running.stage)
+        for name, errors in running.errors.measured.outputs.items():
+            if errors.num_values:
+                own = allowed.outputs.get(name) if allowed else None
+                yield StageErrors(stage=running.stage.name, output=name, samples=errors.num_samples, max=errors.max, rms=errors.rms, budget=own)
 
     def _invariance(self, running: _RunningStage) -> tuple[InvarianceVerdict, ...]:
         required = running.stage.invariance_required
@@ -299,8 +352,8 @@ class _Course:
         if running.invariance is None:
             reason = running.absent or running.broken or "there was no batch"
             return not_run(running.stage.name, running.stage.variants, required, reason, running.stage.profile)
-        allowed = self._budget(running.stage)
-        astray = allowed is not None and not allowed.covers(running.errors.result)
+        allowed = self._budgets(running.stage)
+        astray = allowed is not None and not allowed.covers(running.errors.measured)
         return running.invariance.verdicts(running.stage.name, required, allowed, astray=astray)
 
     def _link_verdict(self, running: _RunningLink) -> LinkVerdict:
@@ -321,7 +374,7 @@ class _Course:
             outputs=comparison.outputs,
             max_ulp=comparison.max_ulp,
             max_abs=comparison.max_abs,
-            budget=evidence.target.budget,
+            budget=_tightest(evidence.target),
             tolerance=link.tolerance,
             top1_changes=top_one.num_changes,
             ties=top_one.num_ties,
@@ -335,7 +388,7 @@ class _Course:
     def _evidence(self, running: _RunningLink) -> Evidence:
         link = running.link
         comparison = running.comparator.result
-        excused = max(self._excused(link.from_), self._excused(link.to)) if self._reference else comparison.max_abs
+        excused = self._excused(link) if self._reference else {output.name: output.max_abs for output in comparison.outputs}
         return Evidence(
             required=link.required,
             sides=(self._side(self._running[link.from_]), self._side(self._running[link.to])),
@@ -351,14 +404,27 @@ class _Course:
             name=running.stage.name,
             absent=running.absent,
             broken=running.broken,
-            errors=running.errors.result,
-            budget=self._budget(running.stage),
+            errors=running.errors.measured,
+            budgets=self._budgets(running.stage),
         )
 
-    def _excused(self, name: str) -> float:
-        """The stage's largest error, as far as its budget allows it: a stage outside its budget excuses no change."""
-        allowed = self._budget(self._running[name].stage)
-        return min(self._running[name].errors.result.max, allowed.max) if allowed else 0.0
+    def _excused(self, link: Link) -> dict[str, float]:
+        """For each output the larger error of the two, as far as budgets allow it: a stage outside its budget excuses no change."""
+        found: dict[str, float] = {}
+        for name in (link.from_, link.to):
+            allowed = self._budgets(self._running[name].stage)
+            for output, errors in self._running[name].errors.measured.outputs.items():
+                found[output] = max(found.get(output, 0.0), _excused(errors, allowed.outputs.get(output) if allowed else None))
+        return found
+
+
+def _excused(errors: Errors, allowed: Budget | None) -> float:
+    return min(errors.max, allowed.max) if allowed else 0.0
+
+
+def _tightest(side: Side) -> Budget | None:
+    name = side.budgets.tightest(side.errors) if side.budgets else None
+    return side.budgets.outputs.get(name) if side.budgets and name is not None else None
 
 
 def _refuse_unknown(require: Collection[str], chain: Chain) -> None:

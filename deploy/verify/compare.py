@@ -68,6 +68,8 @@ class OutputComparison:
     """Not counting +0.0 against -0.0, nor one NaN against another."""
     nonfinite: int
     """Places where a side is NaN or infinite."""
+    nan: int
+    """Of these, the places where a side is NaN."""
     nonfinite_apart: int
     """Of these, the places where the sides do not both hold NaN, or both +inf, or both -inf."""
     ulp_histogram: tuple[int, ...]
@@ -263,7 +265,7 @@ class _Tally:
         self.name = name
         self.dtype = dtype
         self._num_samples = self._num_values = self._max_ulp = 0
-        self._different_bits = self._different_values = self._nonfinite = self._nonfinite_apart = 0
+        self._different_bits = self._different_values = self._nonfinite = self._nan = self._nonfinite_apart = 0
         self._magnitudes = Magnitudes()
         self._lengths = np.zeros(65, np.int64)
 
@@ -273,6 +275,8 @@ class _Tally:
         both_finite = _finite(a) & _finite(b)
         num_nonfinite = a.size - int(np.count_nonzero(both_finite))
         self._nonfinite += num_nonfinite
+        if num_nonfinite:
+            self._nan += int(np.count_nonzero(np.isnan(a) | np.isnan(b)))
         a, b, both_finite = a[different], b[different], both_finite[different]
         self._add_differences(a, b)
         self._nonfinite_apart += int(np.count_nonzero(_values_differ(a, b) & ~both_finite))
@@ -301,6 +305,7 @@ class _Tally:
             different_bits=self._different_bits,
             different_values=self._different_values,
             nonfinite=self._nonfinite,
+            nan=self._nan,
             nonfinite_apart=self._nonfinite_apart,
             ulp_histogram=self._histogram(),
         )

@@ -21,6 +21,7 @@ def environment() -> dict[str, object]:
         "num_cpus": os.cpu_count(),
         "machine": platform.machine(),
         **({"nvidia_driver": driver} if (driver := nvidia_driver()) else {}),
+        **({"nvidia_gpus": gpus} if (gpus := nvidia_gpus()) else {}),
         "system": f"{platform.system()} {platform.release()}",
         "thread_variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
     }
@@ -38,6 +39,13 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def nvidia_driver(version: Path = Path("/proc/driver/nvidia/version")) -> str | None:
     """The kernel's driver for NVIDIA GPUs, as it calls itself; None where there is none."""
     return version.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip() if version.is_file() else None
+
+
+def nvidia_gpus(folder: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """The models of the NVIDIA GPUs, as the kernel's driver calls them."""
+    told = [file.read_text(encoding="utf-8", errors="replace") for file in sorted(folder.glob("*/information"))]
+    lines = [line for text in told for line in text.splitlines() if line.startswith("Model:")]
+    return [line.partition(":")[2].strip() for line in lines]
 
 
 def _version(package: str) -> str | None:

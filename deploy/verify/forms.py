@@ -7,11 +7,11 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-from deploy.hosting.forms import SUFFIXES, TORCH, Kind, Opening
+from deploy.hosting.forms import RECORD, SUFFIXES, TORCH, Kind, Opening
 from deploy.hosting.process import Contents, HostProcess, Limits
 from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.onnx_file import require_size
@@ -23,9 +23,11 @@ from deploy.verify.budget import Precision
 from deploy.verify.invariance import Variant
 from deploy.verify.variants import file_variants, torch_variants
 from export.bundle import MANIFEST, open_bundle
-from export.errors import DamagedError, NotHereError, UsageError
+from export.engines.flavour import FLAVOURS
+from export.engines.record import EnginePrecision, EngineRecord, parsed_record
+from export.errors import NotHereError, UsageError
 
-_ENGINES = (".plan", ".engine")
+_OF_ENGINES: Mapping[EnginePrecision, Precision] = {"float32": "float32", "tf32": "tf32", "float16": "float16", "exact": "float32"}
 _PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float16", "float32", "float64")
 _MODEL = "model.onnx"
 _EXPECTED = f"a model ({', '.join(SUFFIXES)}), a bundle, or recorded outputs ({', '.join(RECORDED)})"
@@ -42,6 +44,9 @@ class Form(ABC):
     outputs: tuple[TensorSpec, ...]
     precision: Precision
     """The narrowest that it computes in."""
+
+    largest_batch: int | None = None
+    """None where any size will do."""
 
     @property
     def name(self) -> str:
@@ -121,6 +126,30 @@ class Model(Form):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Engine(Form):
+    """An engine of TensorRT with its record, in a host process."""
+
+    copy: Path
+    record: EngineRecord
+    host: HostProcess = field(repr=False)
+
+    def runtimes(self, asked: Sequence[str]) -> tuple[str, ...]:
+        return (FLAVOURS[self.record.flavour].runtime,)
+
+    def open(self, runtime: str, inputs: tuple[TensorSpec, ...]) -> Runner:
+        return self.host.open(Opening(kind="engine", path=str(self.copy), runtime=runtime))
+
+    def variants(self, runtime: str) -> tuple[Variant, ...]:
+        return ()
+
+    def open_float64(self) -> None:
+        return None
+
+    def open_until(self, point: str, runtime: str, *, float64: bool) -> Runner:
+        raise UsageError(f"{self.name} is an engine, which has no inner tensors to run up to")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recorded(Form):
     """Outputs that were written down."""
 
@@ -166,10 +195,8 @@ def form_of(path: Path, plainly: bool, folder: Path, limits: Limits, stack: Exit
     """What a path names. `folder` is private, and there until `stack` is closed."""
     if path.is_dir():
         return _bundle(path, plainly, folder, limits, stack)
-    if path.suffix in _ENGINES:
-        raise NotHereError(f"{path} is a TensorRT engine, which this version does not run; give the ONNX file it was built from")
     if not path.is_file():
-        raise UsageError(f"{path} does not exist; give {_EXPECTED}")
+        raise UsageError(f"{path} {'is not a file' if path.exists() else 'does not exist'}; give {_EXPECTED}")
     if path.suffix in RECORDED:
         return _recorded(path)
     if path.suffix not in SUFFIXES:
@@ -178,7 +205,31 @@ def form_of(path: Path, plainly: bool, folder: Path, limits: Limits, stack: Exit
         require_size(path)  # before it is copied
     copy = folder / f"{len(list(folder.iterdir()))}{path.suffix}"
     shutil.copyfile(path, copy)
+    if SUFFIXES[path.suffix] == "engine":
+        return _engine(path, copy, limits, stack)
     return _model(path, copy, plainly, limits, stack)
+
+
+def _engine(path: Path, copy: Path, limits: Limits, stack: ExitStack) -> Engine:
+    beside = path.with_suffix(RECORD)
+    if not beside.is_file():
+        raise UsageError(f"{path} has no {beside.name} beside it, the record of what it was built from and for; give an engine of a bundle")
+    shutil.copyfile(beside, copy.with_suffix(RECORD))
+    record = parsed_record(beside.read_bytes(), str(beside))
+    without_limit = replace(limits, gibibytes=0)  # CUDA reserves more than any file may have
+    host = stack.enter_context(HostProcess(without_limit, {str(copy): str(path)}))
+    contents = host.contents("engine", copy)
+    return Engine(
+        path=path,
+        sha256=_hash(copy),
+        inputs=contents.inputs,
+        outputs=contents.outputs,
+        precision=_OF_ENGINES[record.precision],
+        largest_batch=record.batches[-1],
+        copy=copy,
+        record=record,
+        host=host,
+    )
 
 
 def _bundle(path: Path, plainly: bool, folder: Path, limits: Limits, stack: ExitStack) -> Form:
@@ -190,12 +241,9 @@ def _bundle(path: Path, plainly: bool, folder: Path, limits: Limits, stack: Exit
 
 
 def _model(path: Path, copy: Path, plainly: bool, limits: Limits, stack: ExitStack) -> Model:
-    host = stack.enter_context(HostProcess(limits))
+    host = stack.enter_context(HostProcess(limits, {str(copy): str(path)}))
     kind = SUFFIXES[copy.suffix]
-    try:
-        contents = host.contents(kind, copy)
-    except (DamagedError, UsageError) as error:
-        raise type(error)(str(error).replace(str(copy), str(path))) from error  # the user knows the file by its own name
+    contents = host.contents(kind, copy)
     return Model(
         path=path,
         sha256=_hash(copy),

@@ -5,7 +5,7 @@ Takes a verdict, returns text. Reads no environment and writes no file.
 
 from collections.abc import Iterator, Sequence
 
-from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Verdict
+from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Verdict, reason_with_place, share, tightest
 
 LARGEST_SUMMARY = 1024 * 1024
 """Bytes of all summaries of a step; a longer one is not shown at all."""
@@ -37,12 +37,14 @@ def annotations(verdict: Verdict, others: Sequence[tuple[str, str]] = ()) -> Ite
 
 
 def _failures(verdict: Verdict, others: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [*((_place(each), each.reason) for each in verdict.failed), *others]
+    return [*((_place(each), reason_with_place(each)) for each in verdict.failed), *others]
 
 
 def _row(link: LinkVerdict, verdict: Verdict) -> str:
-    error = next((each for each in verdict.errors if each.stage == link.to), None)
-    share = "" if error is None or error.budget is None or not error.budget.max else f"{error.max / error.budget.max:.2f}"
+    error = tightest(verdict.errors, link.to)
+    used = "" if error is None or error.budget is None else f"{share(error):.2f}"
+    if link.tolerance is not None:
+        used = str(link.tolerance)
     cells = [
         _place(link),
         f"{_SIGNS[link.status]} {link.status}",
@@ -50,7 +52,7 @@ def _row(link: LinkVerdict, verdict: Verdict) -> str:
         link.observed or "",
         str(link.max_ulp),
         f"{link.max_abs:.3g}",
-        share,
+        used,
     ]
     return f"| {' | '.join(map(_cell, cells))} |"
 

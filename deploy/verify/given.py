@@ -27,8 +27,11 @@ class Given:
 
 def samples_for(inputs: Sequence[TensorSpec], asked: str, batch_size: int, sizes: Mapping[str, int], seed: int = 0) -> Given:
     """What `--samples` says: a file, a folder of files, or a number of random samples."""
+    _refuse_unknown_sizes(inputs, sizes)
     if asked.isdecimal():
         return random_samples(inputs, int(asked), batch_size, sizes, seed)
+    if sizes:
+        raise UsageError(f"--size is of random samples, and {asked} has sizes of its own; drop it")
     path = Path(asked)
     if not path.exists():
         raise UsageError(f"--samples: {asked!r} is neither a file, nor a folder, nor a number")
@@ -136,6 +139,12 @@ def _at_once(inputs: Sequence[TensorSpec], batch_size: int) -> int:
     if len(fixed) > 1 or 0 in fixed:
         raise UsageError(f"the model's inputs are for batches of {sorted(map(str, fixed))}; give samples as whole files that it takes")
     return next((size for size in fixed if isinstance(size, int)), batch_size)
+
+
+def _refuse_unknown_sizes(inputs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> None:
+    free = sorted({size for spec in inputs for size in spec.shape[1:] if isinstance(size, str)})
+    if unknown := [name for name in sizes if name not in free]:
+        raise UsageError(f"--size {unknown[0]}={sizes[unknown[0]]}: the inputs have no such free size, only {', '.join(free) or 'none'}; drop it")
 
 
 def _row_shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

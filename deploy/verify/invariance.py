@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from deploy.runners.base import Runner
-from deploy.verify.budget import Budget, ErrorMeter
+from deploy.verify.budget import Budgets, ErrorMeter
 from deploy.verify.compare import Arrays, Comparator
 from deploy.verify.tolerance import Tolerance, ToleranceMeter
 from deploy.verify.verdict import InvarianceVerdict, Observed, Requirement, Status, figures, one_line
@@ -97,13 +97,13 @@ class InvarianceMeter:
         for variant in self._variants:
             self._open(variant, _Trial(variant.check, variant.setting, everything), batch_seen)
 
-    def verdicts(self, stage: str, required: Requirement, budget: Budget | None, *, astray: bool = False) -> tuple[InvarianceVerdict, ...]:
+    def verdicts(self, stage: str, required: Requirement, budgets: Budgets | None, *, astray: bool = False) -> tuple[InvarianceVerdict, ...]:
         """Passed where every bit is equal or, if a budget is all that is required, every variant lies within it.
 
         `astray`: the stage itself is outside its budget, and so are its variants; then they may be that far from the stage.
         """
         checks = {name: replace(check, errors=check.from_the_stage) if astray else check for name, check in self._checks.items()}
-        return tuple(_verdict(stage, name, check, required, budget) for name, check in checks.items())
+        return tuple(_verdict(stage, name, check, required, budgets) for name, check in checks.items())
 
     def _trials(self, runner: Runner, size: int) -> Iterator[_Trial]:
         yield _Trial(RERUN, "the batch again", np.arange(size))
@@ -215,7 +215,7 @@ def _rows(arrays: Arrays, rows: np.ndarray, size: int) -> Arrays:
     return {name: value[rows] if value.ndim and len(value) == size else value for name, value in arrays.items()}
 
 
-def _verdict(stage: str, name: str, check: _Check, required: Requirement, budget: Budget | None) -> InvarianceVerdict:
+def _verdict(stage: str, name: str, check: _Check, required: Requirement, budgets: Budgets | None) -> InvarianceVerdict:
     if name == RERUN:
         required = "bitwise"  # the same batch once more: whatever changes then was drawn, or read from memory that nobody set
     comparison = check.comparator.result
@@ -223,22 +223,22 @@ def _verdict(stage: str, name: str, check: _Check, required: Requirement, budget
         return _judged(stage, name, check, required, None, "failed", check.raised)
     if check.absent is not None and not comparison.num_values:
         return _judged(stage, name, check, required, None, "not run", check.absent)
-    observed = _observed(check, budget)
+    observed = _observed(check, budgets)
     if observed in ("bitwise", required):
         return _judged(stage, name, check, required, observed, "passed", "")
-    return _judged(stage, name, check, required, observed, "failed", _reason(check, required, budget))
+    return _judged(stage, name, check, required, observed, "failed", _reason(check, required, budgets))
 
 
-def _observed(check: _Check, budget: Budget | None) -> Observed:
+def _observed(check: _Check, budgets: Budgets | None) -> Observed:
     comparison = check.comparator.result
     if comparison.bitwise or comparison.failures:
         return "bitwise" if comparison.bitwise else "outside"
     if check.beyond is not None:
         return "outside" if check.beyond.result.count else "tolerance"
-    return "budget" if budget is not None and budget.covers(check.errors.result) else "outside"
+    return "budget" if budgets is not None and budgets.covers(check.errors.measured) else "outside"
 
 
-def _reason(check: _Check, required: Requirement, budget: Budget | None) -> str:
+def _reason(check: _Check, required: Requirement, budgets: Budgets | None) -> str:
     comparison = check.comparator.result
     if comparison.failures:
         return "; ".join(failure.message for failure in comparison.failures)
@@ -247,8 +247,11 @@ def _reason(check: _Check, required: Requirement, budget: Budget | None) -> str:
         return f"required bitwise, but {place}"
     if check.beyond is not None:
         return f"{check.beyond.result.count} values are beyond the tolerance; {place}"
+    errors = check.errors.measured
+    name = budgets.tightest(errors) if budgets else None
+    budget = budgets.outputs.get(name) if budgets and name is not None else None
     allowed = "no budget could be derived" if budget is None else f"the budget is {budget}"
-    return f"the error against float64 is {check.errors.result}, {allowed}; {place}"
+    return f"the error against float64 is {errors.outputs.get(name or '', errors.whole)}, {allowed}; {place}"
 
 
 def _judged(

@@ -5,7 +5,7 @@ Plain data and functions of it. Runs nothing.
 
 from dataclasses import dataclass
 
-from deploy.verify.budget import Budget, Errors, TopOne
+from deploy.verify.budget import Budgets, Errors, Measured, TopOne
 from deploy.verify.compare import Comparison
 from deploy.verify.tolerance import Beyond, Tolerance
 from deploy.verify.verdict import Observed, Requirement, Status, figures
@@ -18,8 +18,8 @@ class Side:
     name: str
     absent: str | None
     broken: str | None
-    errors: Errors
-    budget: Budget | None
+    errors: Measured
+    budgets: Budgets | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def _observed(evidence: Evidence) -> Observed | None:
         return "outside"
     if evidence.required == "tolerance":
         return "tolerance" if evidence.beyond is not None and not evidence.beyond.count else "outside"
-    allowed = evidence.target.budget
+    allowed = evidence.target.budgets
     inside = allowed is not None and allowed.covers(evidence.target.errors)
     return "budget" if inside and evidence.top_one.all_ties else "outside"
 
@@ -79,11 +79,15 @@ def _status(evidence: Evidence, observed: Observed | None) -> tuple[Status, str]
 
 def _not_finite(evidence: Evidence) -> str | None:
     for side in evidence.sides:
-        if side.errors.nonfinite:
-            places = f"{side.errors.nonfinite} output values are NaN or infinite, {side.errors.nonfinite_apart} of them only there"
-            return f"{side.name}: {places} and not in float64"
-    if evidence.source is None and (number := sum(output.nonfinite for output in evidence.comparison.outputs)):
-        return f"{number} output values are NaN or infinite"
+        errors = side.errors.whole
+        if errors.nonfinite_apart:
+            return (
+                f"{side.name}: {errors.nonfinite} output values are NaN or infinite, {errors.nonfinite_apart} of them only there and not in float64"
+            )
+        if errors.nonfinite:
+            return f"{side.name}: {errors.nonfinite} output values are NaN, in float64 too: such an answer says nothing"
+    if evidence.source is None and (number := sum(output.nan for output in evidence.comparison.outputs)):
+        return f"{number} output values are NaN: such an answer says nothing"
     return None
 
 
@@ -99,12 +103,24 @@ def _difference(evidence: Evidence) -> str:
 
 
 def _outside(evidence: Evidence) -> str:
-    allowed, errors = evidence.target.budget, evidence.target.errors
-    if allowed is None:
-        assert evidence.source is not None
-        source = evidence.source[0]
-        return f"no budget: the error of {source.name} against float64 is {source.errors}, the largest output {source.errors.largest_output:.3g}"
+    allowed, errors = evidence.target.budgets, evidence.target.errors
+    name = allowed.tightest(errors) if allowed is not None else None
+    if allowed is None or name is None or allowed.outputs.get(name) is None:
+        return _without_budget(evidence, name)
     if not allowed.covers(errors):
-        return f"the error against float64 is {errors}, the budget is {allowed}"
+        return f"{_of(name, errors)}the error against float64 is {errors.outputs[name]}, the budget is {allowed.outputs[name]}"
     changes = evidence.top_one.num_changes
     return f"{changes - evidence.top_one.num_ties} of {changes} changes of the first class are no ties"
+
+
+def _without_budget(evidence: Evidence, name: str | None) -> str:
+    assert evidence.source is not None
+    source = evidence.source[0]
+    errors: Errors = source.errors.outputs.get(name or "", source.errors.whole)
+    found = f"the error of {source.name} against float64 is {errors}, the largest output {errors.largest_output:.3g}"
+    return f"{_of(name, source.errors)}no budget: {found}"
+
+
+def _of(name: str | None, errors: Measured) -> str:
+    """Which output it is, where there are several."""
+    return f"{name}: " if name is not None and len(errors.outputs) > 1 else ""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Status, Verdict
+from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Status, Verdict, reason_with_place
 
 _NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -41,11 +41,12 @@ def _of_link(link: LinkVerdict) -> Iterator[_Case]:
     """Where nothing could be compared there is no output, and still a case."""
     suite = f"{link.from_} -> {link.to}"
     alike = link.status == "failed" and any(output.different_bits for output in link.outputs)
+    reason = reason_with_place(link)
     for output in link.outputs:
         guilty = not alike or output.different_bits
-        yield _Case(suite, output.name, link.status if guilty or link.status != "failed" else "passed", link.reason)
+        yield _Case(suite, output.name, link.status if guilty or link.status != "failed" else "passed", reason)
     if not link.outputs:
-        yield _Case(suite, "outputs", link.status, link.reason)
+        yield _Case(suite, "outputs", link.status, reason)
 
 
 def _of_check(check: InvarianceVerdict) -> _Case:

@@ -14,11 +14,12 @@ import numpy as np
 from deploy.hosting.process import HostError, Limits
 from deploy.runners.base import Runner, TensorSpec
 from deploy.runners.renamed import RenamedRunner
+from deploy.runners.table import FILE_RUNTIMES
 from deploy.verify.budget import Precision
 from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
 from deploy.verify.compare import Arrays
 from deploy.verify.cuts import Cut, CutPlaces
-from deploy.verify.forms import Form, Model, Recorded, form_of
+from deploy.verify.forms import Engine, Form, Model, Recorded, form_of
 from deploy.verify.given import Given, samples_for
 from deploy.verify.invariance import Variant
 from deploy.verify.place import Pairing, Places, paired
@@ -26,7 +27,7 @@ from deploy.verify.selection import selected
 from deploy.verify.tolerance import Tolerance
 from deploy.verify.verdict import Requirement, Verdict
 from deploy.verify.worst import rows_of, worst_samples
-from export.errors import UsageError
+from export.errors import NotHereError, UsageError
 
 _STATE = "state what may differ with --max-ulp, or with --atol and --rtol"
 REFERENCE, CANDIDATE, FLOAT64 = "reference", "candidate", "float64 evaluation"
@@ -79,10 +80,12 @@ def compare_pair(pair: Pair, shown: Shown | None = None) -> Compared:
     """Run both forms on the samples and judge the link between them."""
     if pair.bitwise and pair.tolerance:
         raise UsageError("--require bitwise and a tolerance exclude each other; drop one of them")
+    if pair.precision and (pair.bitwise or pair.tolerance):
+        raise UsageError("--precision is what the derived budget is scaled by, and something else was asked for than that budget; drop one of them")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         reference = form_of(pair.reference, True, folder, pair.limits, stack)
-        candidate = form_of(pair.candidate, False, folder, pair.limits, stack)
+        candidate = form_of(pair.candidate, False, folder, _limits(pair), stack)
         matched = _Matched(pair, reference, candidate)
         given = matched.samples()
         (chain,) = selected([matched.chain(_budget_source(pair, reference, given))], pair.only, ())
@@ -95,6 +98,8 @@ def compare_pair(pair: Pair, shown: Shown | None = None) -> Compared:
             yield from shown(given.batches(), given.num_batches) if shown else given.batches()
 
         verdict = run_chain(chain, batches, record, require=pair.require, inside=pair.inside)
+        if not verdict.interrupted and all(link.status == "not run" for link in verdict.links):
+            raise NotHereError(verdict.links[0].reason)
         return Compared(verdict, rows_of(given.batches(), worst_samples(verdict)))
 
 
@@ -102,10 +107,10 @@ def _budget_source(pair: Pair, reference: Form, given: Given) -> Stage | None:
     """The float64 evaluation, tried on one batch; without one the user must say what is allowed."""
     if pair.tolerance or pair.bitwise:
         return None
-    runner = reference.open_float64()
-    if runner is None:
-        raise UsageError(f"{reference.name} has no evaluation in float64 to derive a budget from; {_STATE}, or --require bitwise")
     try:
+        runner = reference.open_float64()
+        if runner is None:
+            raise UsageError(f"{reference.name} has no evaluation in float64 to derive a budget from; {_STATE}, or --require bitwise")
         runner.run(next(given.batches()))
     except HostError as error:
         raise UsageError(f"the float64 evaluation of {reference.name} failed ({error}), so there is no budget; {_STATE}") from error
@@ -127,7 +132,7 @@ class _Matched:
             return _numbers_of_rows(self._reference, self._candidate, self._pair.batch_size)
         if self._pair.samples is None:
             raise UsageError("nothing says what to compare on; add --samples with a file of inputs, a folder of such files, or a number")
-        given = samples_for(self._inputs, self._pair.samples, self._pair.batch_size, self._pair.sizes, self._pair.seed)
+        given = samples_for(self._inputs, self._pair.samples, self._batch_size, self._pair.sizes, self._pair.seed)
         for form in (self._reference, self._candidate):
             if isinstance(form, Recorded) and form.num_rows != given.num_samples:
                 raise UsageError(f"{form.name} holds outputs of {form.num_rows} samples, not of {given.num_samples}; give those it was recorded on")
@@ -143,6 +148,12 @@ class _Matched:
         return Chain(stages=(first, *others), links=links, reference=float64, training=REFERENCE, doubtful=True)
 
     @property
+    def _batch_size(self) -> int:
+        """As large as both sides take."""
+        limits = [form.largest_batch for form in (self._reference, self._candidate)]
+        return min(self._pair.batch_size, *(limit for limit in limits if limit is not None), self._pair.batch_size)
+
+    @property
     def _required(self) -> Requirement:
         return "tolerance" if self._pair.tolerance else "bitwise" if self._pair.bitwise else "budget"
 
@@ -152,7 +163,7 @@ class _Matched:
         return Stage(
             name=name,
             runtime=runtime,
-            device="cuda" if runtime.endswith("cuda") else "cpu",
+            device=_device(form, runtime),
             precision=self._asked(form),
             open=lambda: RenamedRunner(form.open(runtime, self._inputs), names),
             batched=self._pair.batched,
@@ -195,6 +206,8 @@ class _Matched:
     def _common_inputs(self) -> tuple[TensorSpec, ...]:
         """What both take; a size that one of them fixes is fixed."""
         ours, theirs = self._reference.inputs, self._renamed(self._candidate.inputs)
+        if ours == () or theirs == ():
+            raise UsageError(f"{self._reference.name if ours == () else self._candidate.name} takes no input, so no sample reaches it")
         if ours is None or theirs is None:
             return ours or theirs or (TensorSpec("row", "int64", (None,)),)
         if sorted(spec.name for spec in ours) != sorted(spec.name for spec in theirs):
@@ -218,6 +231,18 @@ class _Matched:
         here = next((name for name in one if name not in other), one[0] if one else "A")
         there = next((name for name in other if name not in one), other[0] if other else "B")
         return UsageError(f"the {what} are {one} and {other}; names must match: say which belong together, as in --map {here}={there}")
+
+
+def _limits(pair: Pair) -> Limits:
+    """CUDA reserves more memory than any file may have."""
+    on_gpu = any(FILE_RUNTIMES[name].device == "cuda" for name in pair.runtimes if name in FILE_RUNTIMES)
+    return replace(pair.limits, gibibytes=0) if on_gpu else pair.limits
+
+
+def _device(form: Form, runtime: str) -> str:
+    if isinstance(form, Engine):
+        return "cuda"
+    return FILE_RUNTIMES[runtime].device if runtime in FILE_RUNTIMES else "cpu"
 
 
 def _cut_of_reference(form: Model, *, float64: bool) -> Cut:

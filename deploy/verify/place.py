@@ -44,9 +44,9 @@ class Places(ABC):
         """The link as it is at one of them, on a batch that fails; None where it cannot be run there."""
 
 
-def find_place(places: Places, worst_sample: int) -> Place | None:
-    """The place, or None where no tensor could be compared."""
-    search = _Search(places, places.pairings())
+def find_place(places: Places, worst_sample: int, outputs: Collection[str] = ()) -> Place | None:
+    """The place, or None where no tensor could be compared. `outputs` are those that failed, as the first stage calls them."""
+    search = _Search(places, _leading_to(outputs, places.pairings()))
     guilty = search.guilty()
     if guilty is None:
         return search.behind_the_last(worst_sample)
@@ -99,7 +99,7 @@ class _Search:
         if not inside:
             return None
         described = self.described(inside[-1], worst_sample)
-        return replace(described, reason="every tensor that both stages have is inside up to here: what differs comes behind it")
+        return replace(described, behind=True, reason="every tensor that both stages have is inside up to here: what differs comes behind it")
 
     def _last_comparable(self) -> int:
         places = range(len(self._names) - 1, -1, -1)
@@ -172,6 +172,18 @@ def pairings_of(theirs: Sequence[Point], found: Mapping[str, str]) -> list[Pairi
     nearest = _nearest(theirs, found)
     inputs = {point.name: tuple(dict.fromkeys(name for each in point.inputs for name in nearest.get(each, ()))) for point in theirs}
     return [Pairing(replace(point, inputs=inputs[point.name]), found[point.name]) for point in theirs if point.name in found]
+
+
+def _leading_to(outputs: Collection[str], pairings: Sequence[Pairing]) -> Sequence[Pairing]:
+    """What the first of these outputs is computed from, and itself; everything, where none of them is among the tensors."""
+    end = next((each for each in pairings if each.before in outputs), None)
+    if end is None:
+        return pairings
+    wanted = {end.point.name}
+    for each in reversed(pairings):
+        if each.point.name in wanted:
+            wanted.update(each.point.inputs)
+    return [each for each in pairings if each.point.name in wanted]
 
 
 def _by_name(ours: Sequence[Point], theirs: Sequence[Point]) -> dict[str, str]:

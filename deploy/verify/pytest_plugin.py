@@ -107,9 +107,11 @@ def _exported(module: "torch.nn.Module", samples: Samples) -> "torch.export.Expo
 
 
 def _explained(verdict: "Verdict") -> Iterator[str]:
+    from deploy.verify.verdict import reason_with_place
+
     yield f"not the same function, on {verdict.samples.count:,} samples ({'; '.join(verdict.samples.how)}):"
     for each in verdict.links:
-        yield f"  {each.from_} -> {each.to}: {each.status}{': ' if each.reason else ''}{each.reason}"
+        yield f"  {each.from_} -> {each.to}: {each.status}{': ' if each.reason else ''}{reason_with_place(each)}"
     for check in verdict.invariance:
         if check.status == "failed":
             yield f"  {check.check} of {check.stage}: {check.reason}"

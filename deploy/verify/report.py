@@ -34,16 +34,17 @@ from deploy.verify.drawing import (
 )
 
 Json = Mapping[str, Any]
-Tone = Literal["bitwise", "budget", "failed", "absent"]
+Tone = Literal["bitwise", "budget", "tolerance", "failed", "absent"]
 
 _HEADS: dict[Tone, str] = {
     "bitwise": "passed, same bits",
     "budget": "passed, in budget",
+    "tolerance": "passed, tolerance",
     "failed": "FAILED",
     "absent": "not run",
 }
 _NOTHING = "\N{EN DASH}"
-_SIGNS: dict[Tone, str] = {"bitwise": "=", "budget": "≈", "failed": "✕", "absent": _NOTHING}
+_SIGNS: dict[Tone, str] = {"bitwise": "=", "budget": "≈", "tolerance": "~", "failed": "✕", "absent": _NOTHING}
 _WIDEST_CHAIN = 1400
 _NUM_TIES_SHOWN = 50
 _LONGEST_REASON = 240
@@ -98,15 +99,15 @@ def report_html(
     """The report. What is empty or missing is said in a sentence. `diagnosed` holds the figures of all layers after an epoch,
     `certificate` what certificate.json holds, `pictures` are PNG files of samples.
     """
-    errors = {str(entry["stage"]): entry for entry in verification.get("errors") or ()}
+    errors = list(verification.get("errors") or ())
     links = [_link(entry, errors) for entry in verification.get("links") or ()]
     invariance = [_check(entry) for entry in verification.get("invariance") or ()]
     template = _environment().get_template("report.html.jinja")
     page = template.render(
-        summary=_summary(verification, links, invariance),
+        summary=_summary(verification, links, invariance, of_a_pair=_is_of_a_pair(facts or {})),
         links=links,
         chains=_chains(links),
-        errors=_error_bars(list(errors.values())),
+        errors=_error_bars(errors),
         inside=[view for link in links if (view := inner_errors(link.name, link.record)) is not None],
         histograms=[histogram_of(link.name, link.record) for link in links if link.record.get("samples")],
         worst=[(link.name, worst_of(link.record, pictures or {})) for link in links if link.record.get("worst")],
@@ -119,6 +120,7 @@ def report_html(
         verification=verification,
         signs=_SIGNS,
         heads=_HEADS,
+        tolerance_words=tolerance_words,
         most_ties=_NUM_TIES_SHOWN,
     )
     return page.lstrip().encode("utf-8", "replace").decode("utf-8")  # a name may hold half a surrogate pair, a file may not
@@ -225,9 +227,10 @@ def _invariance_table(views: Sequence[CheckView]) -> InvarianceView:
     return InvarianceView(checks, tuple((stage, tuple(found.get((stage, c)) for c in checks)) for stage in stages))
 
 
-def _link(record: Json, errors: Mapping[str, Json]) -> LinkView:
+def _link(record: Json, errors: Sequence[Json]) -> LinkView:
     end = str(record.get("to"))
-    error = errors.get(end, {})
+    of_the_end = [entry for entry in errors if str(entry["stage"]) == end]
+    error = max(of_the_end, key=lambda entry: _share(entry, entry.get("budget")) or 0.0, default={})
     share = _share(error, record.get("budget"))
     tone = _tone(record, share)
     outputs = record.get("outputs") or ()
@@ -255,6 +258,8 @@ def _tone(record: Json, share: float | None = None) -> Tone:
         return "failed"
     if observed == "bitwise":
         return "failed" if record.get("max_ulp") else "bitwise"
+    if observed == record.get("required") == "tolerance":
+        return "tolerance"
     enough = observed == "budget" and record.get("required") == "budget"
     apart = (record.get("top1_changes") or 0) > (record.get("ties") or 0)
     return "budget" if enough and not apart and (share or 0) <= 1 else "failed"
@@ -287,11 +292,19 @@ def _lines(link: LinkView) -> tuple[str, ...]:
     lines = [f"{_short(record.get('max_ulp'))} ulp, abs {figure(record.get('max_abs'))}"]
     if link.tone == "bitwise":
         pass  # the same bits need no budget
+    elif record.get("tolerance"):
+        lines.append(f"allowed: {tolerance_words(record['tolerance'])}")
     elif record.get("budget"):
         lines.append(f"budget {figure(record['budget'].get('max'))}: {_percent(link.share)}")
     elif record.get("required") == "budget":
         lines.append("no budget known")
     return (*lines, _top_one(record.get("top1_changes"), record.get("ties")))
+
+
+def tolerance_words(tolerance: Json) -> str:
+    """What somebody chose to allow, from verification.json."""
+    parts = [(key, tolerance.get(key)) for key in ("max_ulp", "atol", "rtol")]
+    return ", ".join(f"{key.replace('max_ulp', 'ulp')} {figure(value)}" for key, value in parts if value is not None)
 
 
 def _top_one(changes: object, ties: object) -> str:
@@ -318,20 +331,25 @@ class Summary:
     tiles: tuple[tuple[str, str, Tone], ...]
 
 
-def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence[CheckView]) -> Summary:
+def _is_of_a_pair(facts: Json) -> bool:
+    """Two forms of a model that somebody brought, of whose training nothing is known."""
+    return {"reference", "candidate"} <= facts.keys()
+
+
+def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence[CheckView], *, of_a_pair: bool) -> Summary:
     verdict = verification.get("verdict")
     ran = [link for link in links if link.tone != "absent"]
     failed = [link for link in ran if link.tone == "failed"]
     held = len(ran) - len(failed)
     tones = [*(link.tone for link in links), *(check.tone for check in invariance)]
     passed = verdict == "pass" and held > 0 and "failed" not in tones
-    title = "What was validated is what will run." if passed else "The outputs are not shown to be the same."
+    title = _title_of_a_pass(tones, of_a_pair=of_a_pair) if passed else "The outputs are not shown to be the same."
     if failed:
         title = "The outputs are not the same."
     elif verdict == "incomplete":
         title = "The comparison was interrupted: samples are left that nobody compared."
     sentences = [
-        *(_training_only(verification) if passed else ()),
+        *(_training_only(verification) if passed and not of_a_pair else ()),
         *_not_foldable(verification.get("not_foldable")),
         *_held(ran, held),
         *_failures(failed, invariance),
@@ -340,6 +358,12 @@ def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence
     ]
     word = "PASS" if passed else "INCOMPLETE" if verdict == "incomplete" and not failed else "FAIL"
     return Summary(passed, word, title, tuple(sentences), _tiles(links, ran, held))
+
+
+def _title_of_a_pass(tones: Sequence[Tone], *, of_a_pair: bool) -> str:
+    if "tolerance" in tones:
+        return "The outputs are as near as a human said they must be."
+    return "Both are the same function." if of_a_pair else "What was validated is what will run."
 
 
 def _training_only(verification: Json) -> list[str]:
@@ -400,7 +424,11 @@ def _held(ran: Sequence[LinkView], held: int) -> list[str]:
     tones = [link.tone for link in ran]
     counts = sorted({int(link.record.get("samples") or 0) for link in ran})
     samples = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
-    kinds = [(tones.count("bitwise"), "to the last bit"), (tones.count("budget"), "within the derived budget")]
+    kinds = [
+        (tones.count("bitwise"), "to the last bit"),
+        (tones.count("budget"), "within the derived budget"),
+        (tones.count("tolerance"), "within a tolerance that a human chose"),
+    ]
     how = " and ".join(f"{count} {text}" for count, text in kinds if count)
     links = "link was" if len(ran) == 1 else "links were"
     which = "all hold" if held == len(ran) else f"{held} of them {'holds' if held == 1 else 'hold'}"
@@ -462,6 +490,7 @@ class ErrorBars:
     low: float
     high: float
     rows: tuple[tuple[str, Bar, Bar], ...]
+    samples: int
 
 
 def _error_bars(errors: Sequence[Json]) -> ErrorBars | None:
@@ -469,8 +498,10 @@ def _error_bars(errors: Sequence[Json]) -> ErrorBars | None:
         return None
     records = [record for entry in errors for record in (entry, entry.get("budget") or {})]
     axis = log_axis([number_in(record.get(key)) for record in records for key in ("max", "rms")], 2, 100)
-    rows = tuple((str(entry["stage"]), _bar_of(axis, entry, "max"), _bar_of(axis, entry, "rms")) for entry in errors)
-    return ErrorBars(axis.low, axis.high, rows)
+    several = len({str(entry.get("output")) for entry in errors}) > 1
+    names = [f"{entry['stage']}, {entry.get('output')}" if several else str(entry["stage"]) for entry in errors]
+    rows = tuple((name, _bar_of(axis, entry, "max"), _bar_of(axis, entry, "rms")) for name, entry in zip(names, errors, strict=True))
+    return ErrorBars(axis.low, axis.high, rows, max(int(entry.get("samples") or 0) for entry in errors))
 
 
 def _bar_of(axis: Axis, entry: Json, key: str) -> Bar:

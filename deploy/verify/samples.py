@@ -53,12 +53,12 @@ class SampleHash:
         """Take in one batch; every input has a sample per row."""
         for name, rows in batch.items():
             running = self._hashes.setdefault(name, hashlib.sha256())
-            kind = f"{rows.dtype.str} {rows.dtype.name} {rows.shape[1:]}"
+            kind = f"{rows.dtype.str} {rows.dtype.name} {rows.shape[1:] if rows.ndim else 'single'}"
             if self._kinds.get(name) != kind:
                 running.update(kind.encode())
                 self._kinds[name] = kind
             running.update(np.ascontiguousarray(rows).tobytes())
-        self.num_samples += max((len(rows) for rows in batch.values()), default=0)
+        self.num_samples += num_samples(batch)
 
     @property
     def hexdigest(self) -> str:
@@ -66,6 +66,11 @@ class SampleHash:
         for name in sorted(self._hashes):
             whole.update(name.encode() + b"\0" + self._hashes[name].digest())
         return whole.hexdigest()
+
+
+def num_samples(batch: Mapping[str, NDArray[Any]]) -> int:
+    """How many a batch holds: its rows; one where nothing in it has rows."""
+    return max((len(rows) if rows.ndim else 1 for rows in batch.values()), default=0)
 
 
 def _checkerboards(shape: tuple[int, int, int]) -> dict[str, Pixels]:

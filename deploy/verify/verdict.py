@@ -4,7 +4,7 @@ Plain frozen data. Knows neither how it was measured nor how it is shown.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Literal
 
@@ -51,6 +51,8 @@ class Place:
     worst_sample: int
     runs: int
     """How many tensors were tried."""
+    behind: bool = False
+    """Whether this tensor is inside itself, as the last that could be compared: what differs comes behind it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ class LinkVerdict:
     max_ulp: int
     max_abs: float
     budget: Budget | None
-    """What the second stage's distance from float64 may be; see `errors` of the verdict for what it is."""
+    """What the second stage's distance from float64 may be, at the output that uses most of it; for what it is see the verdict's `errors`."""
     tolerance: Tolerance | None
     """What a human chose to allow, where no budget could be derived or where they wanted another."""
     top1_changes: int
@@ -116,9 +118,12 @@ class LinkVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class StageErrors:
-    """How far a stage is from the float64 outputs, over all samples and outputs."""
+    """How far an output of a stage is from that in float64, over the samples for which that was evaluated."""
 
     stage: str
+    output: str
+    samples: int
+    """The first ones, and all whose distance from float64 those did not bound."""
     max: float
     rms: float
     budget: Budget | None
@@ -193,7 +198,7 @@ class Verdict:
     samples: Samples
     training_only: tuple[TrainingOnlyPart, ...]
     interrupted: bool = False
-    """Whether samples were left that nobody compared."""
+    """Whether somebody stopped it: samples were left that nobody compared, or the search for the place of a failure was not finished."""
     not_foldable: tuple[NotFoldablePart, ...] = ()
     frozen_statistics: FrozenStatistics | None = None
 
@@ -232,6 +237,19 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
     )
 
 
+def tightest(errors: Iterable[StageErrors], stage: str) -> StageErrors | None:
+    """Of a stage's outputs the one that uses most of its budget."""
+    return max((each for each in errors if each.stage == stage), key=share, default=None)
+
+
+def share(errors: StageErrors) -> float:
+    """How much of its budget an output uses; infinite where it has none."""
+    if errors.budget is None:
+        return math.inf
+    pairs = ((errors.max, errors.budget.max), (errors.rms, errors.budget.rms))
+    return max(used / allowed if allowed else (math.inf if used else 0.0) for used, allowed in pairs)
+
+
 def failure_sentence(verdict: Verdict) -> str:
     """One line on the first thing that failed, with its figures; for NotTheSameError."""
     if not verdict.failed:
@@ -239,18 +257,19 @@ def failure_sentence(verdict: Verdict) -> str:
     first, others = verdict.failed[0], len(verdict.failed) - 1
     place = f"{first.from_} -> {first.to}" if isinstance(first, LinkVerdict) else f"{first.check} of {first.stage}"
     more = f"; and {others} more failed" if others else ""
-    return f"{place} failed: {first.reason}{_place_in_words(first)}{more}"
+    return f"{place} failed: {reason_with_place(first)}{more}"
 
 
 def place_words(place: Place) -> str:
     """Where it is, in a few words."""
     layer = f" of {place.layer}" if place.layer else ""
-    return f"{place.operation}{layer} ({place.tensor})"
+    return f"{'behind ' if place.behind else ''}{place.operation}{layer} ({place.tensor})"
 
 
-def _place_in_words(failed: LinkVerdict | InvarianceVerdict) -> str:
+def reason_with_place(failed: LinkVerdict | InvarianceVerdict) -> str:
+    """Why it failed, and where that begins."""
     place = failed.place if isinstance(failed, LinkVerdict) else None
-    return f"; it begins at {place_words(place)}" if place else ""
+    return failed.reason + (f"; it begins {'' if place.behind else 'at '}{place_words(place)}" if place else "")
 
 
 def figures(comparison: Comparison) -> str:

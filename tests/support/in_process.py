@@ -1,5 +1,6 @@
 """A host process that is none: the same requests, answered in this process. For tests of what is asked, not of how it is kept apart."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,8 +15,8 @@ from export.errors import SamegraphError
 class HereHost:
     """What `HostProcess` offers."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, known_as: Mapping[str, str] | None = None) -> None:
+        self.limits, self.known_as = limits, known_as
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deploy.verify import budget as budget_module
-from deploy.verify.budget import Budget, ErrorMeter, Errors, TopOneMeter, budget, ulp
+from deploy.verify.budget import Budget, Budgets, ErrorMeter, Errors, Measured, TopOneMeter, budget, budgets, ulp
 
 
 def errors(reference: object, outputs: object, dtype: object = np.float32) -> Errors:
@@ -60,6 +60,11 @@ def test_nonfinite_on_one_side_is_never_inside(reference: float, value: float) -
     assert budget(found, "float32", "float32") is None
 
 
+def test_infinity_where_float64_has_it_is_counted_nowhere() -> None:
+    assert errors([0.0, math.inf], [0.0, math.inf]).nonfinite == 0
+    assert (errors([0.0, math.nan], [0.0, math.nan]).nonfinite, errors([0.0, 1e300], [0.0, math.inf]).nonfinite) == (1, 1)
+
+
 def test_infinity_and_nan_in_the_same_place_are_no_error() -> None:
     assert errors([0.0, math.inf, math.nan], [0.0, math.inf, math.nan]).valid
 
@@ -103,6 +108,41 @@ def test_ulp_is_that_of_the_format(value: float) -> None:
     assert ulp(value, "float64") == abs(float(np.spacing(value)))
 
 
+class TestSeveralOutputs:
+    def measured(self, wrong: float, ids: object = (10**9, 7)) -> Measured:
+        meter = ErrorMeter()
+        whole = {"ids": np.array([10**9, 7]), "boxes": np.array([900.0, 3.0]), "scores": np.array([0.5, 0.25])}
+        meter.update(whole, {"ids": np.array(ids), "boxes": whole["boxes"] + 2**-16, "scores": whole["scores"] + wrong})
+        return meter.measured
+
+    def test_a_large_output_does_not_excuse_a_small_one(self) -> None:
+        allowed = budgets(self.measured(2**-26), "float32", "float32")
+        assert allowed.outputs["boxes"] == Budget(2**-14, 2**-14)
+        assert allowed.outputs["scores"] == Budget(2**-24, 2**-24)
+        assert allowed.covers(self.measured(2**-24))
+        assert not allowed.covers(self.measured(2**-20))
+        assert allowed.tightest(self.measured(2**-20)) == "scores"
+        assert allowed.tightest(self.measured(2**-26)) == "boxes"
+
+    def test_whole_numbers_are_equal_or_not(self) -> None:
+        allowed = budgets(self.measured(0.0), "float32", "bfloat16")
+        assert allowed.outputs["ids"] == Budget(0.0, 0.0)
+        assert not allowed.covers(self.measured(0.0, ids=(10**9 + 1, 7)))
+
+    def test_whole_numbers_that_a_float64_cannot_tell_apart(self) -> None:
+        meter = ErrorMeter()
+        meter.update({"y": np.array([2**60, -(2**60)])}, {"y": np.array([2**60 + 1, -(2**60)])})
+        assert (meter.result.max, meter.result.exact) == (1.0, True)
+
+    def test_what_one_side_lacks_is_never_inside(self) -> None:
+        allowed = budgets(self.measured(0.0), "float32", "float32")
+        meter = ErrorMeter()
+        meter.update({"ids": np.array([1]), "scores": np.array([1.0])}, {"scores": np.array([1.0])})
+        assert not allowed.covers(meter.measured)
+        assert not Budgets({}).covers(self.measured(0.0))
+        assert not allowed.covers(ErrorMeter().measured)
+
+
 class TestTopOne:
     reference = np.array([[1.0, 1.25, 0.0], [3.0, 1.0, 0.0]])
 
@@ -113,37 +153,44 @@ class TestTopOne:
         return meter
 
     def test_none(self) -> None:
-        found = self.changes(self.reference).result(0.0)
+        found = self.changes(self.reference).result({"y": 0.0})
         assert (found.num_changes, found.num_ties, found.changes, found.all_ties) == (0, 0, (), True)
 
     def test_a_tie_has_a_margin_below_twice_the_error(self) -> None:
         meter = self.changes([[1.25, 1.0, 0.0], [3.0, 1.0, 0.0]])
-        tie = meter.result(0.126)
+        tie = meter.result({"y": 0.126})
         assert (tie.num_changes, tie.num_ties, tie.all_ties) == (2, 2, True)
         assert [(c.sample, c.classes, c.margin, c.output) for c in tie.changes] == [
             (2, (1, 0), 0.25, "y"),
             (0, (1, 0), 0.25, "y"),
         ]
-        no_tie = meter.result(0.125)
+        no_tie = meter.result({"y": 0.125})
         assert (no_tie.num_changes, no_tie.num_ties, no_tie.all_ties) == (2, 0, False)
 
     def test_some(self) -> None:
-        found = self.changes([[1.25, 1.0, 0.0], [0.0, 0.0, 3.0]]).result(0.5)
+        found = self.changes([[1.25, 1.0, 0.0], [0.0, 0.0, 3.0]]).result({"y": 0.5})
         assert (found.num_changes, found.num_ties) == (4, 2)
         assert [change.margin for change in found.changes] == [3.0, 3.0, 0.25, 0.25]
 
     def test_nan_is_no_tie(self) -> None:
         meter = TopOneMeter()
         meter.update({"y": np.array([[math.nan, 1.0]])}, {"y": np.array([[0.0, 1.0]])}, {"y": np.array([[1.0, 0.0]])})
-        assert meter.result(1e9).num_ties == 0
+        assert meter.result({"y": 1e9}).num_ties == 0
+
+    def test_each_output_has_its_own_error(self) -> None:
+        meter = TopOneMeter()
+        scores = {"x": np.array([[1.0, 1.25]]), "y": np.array([[1.0, 1.25]])}
+        meter.update(scores, scores, {name: rows[:, ::-1] for name, rows in scores.items()})
+        found = meter.result({"x": 1.0, "y": 0.01})
+        assert (found.num_changes, found.num_ties, [change.output for change in found.changes]) == (2, 1, ["y", "x"])
 
     def test_only_outputs_with_classes(self) -> None:
         meter = TopOneMeter()
-        for a in (np.zeros(2), np.zeros((2, 1)), np.zeros((1, 2, 2))):
+        for a in (np.zeros(2), np.zeros((2, 1)), np.zeros((1, 2, 2)), np.zeros((2, 3), np.int64)):
             b = a.copy()
             b.flat[-1] = 1
             meter.update({"y": a}, {"y": a}, {"y": b})
-        assert meter.result(0.0).num_changes == 0
+        assert meter.result({"y": 0.0}).num_changes == 0
 
     def test_memory_is_bounded_and_the_verdict_is_not_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(budget_module, "NUM_CHANGES_KEPT", 3)
@@ -151,7 +198,7 @@ class TestTopOne:
         margins = np.arange(1.0, 11.0)
         reference = np.stack([margins, np.zeros(10)], axis=1)
         meter.update({"y": reference}, {"y": reference}, {"y": reference[:, ::-1]})
-        found = meter.result(4.25, num_listed=2)
+        found = meter.result({"y": 4.25}, num_listed=2)
         assert (found.num_changes, found.num_ties) == (10, 8)
         assert [change.margin for change in found.changes] == [10.0, 9.0]
-        assert not meter.result(0.5).all_ties
+        assert not meter.result({"y": 0.5}).all_ties

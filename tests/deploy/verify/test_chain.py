@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from deploy.runners.onnxruntime import OnnxRuntimeRunner
 from deploy.runners.torch import TorchRunner
 from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
 from deploy.verify.invariance import OF_EVERY_STAGE, Variant
+from deploy.verify.place import Pairing, Places
 from deploy.verify.verdict import LinkVerdict, Requirement, TrainingOnlyPart, Verdict, failure_sentence
 from export.errors import DamagedError, NotHereError
 
@@ -435,3 +437,76 @@ def test_json_has_words_for_what_it_lacks() -> None:
 
     link = run_chain(chain(altered(with_nan)), batches, RECORD).to_json()["links"]
     assert "NaN" in json.dumps(link, allow_nan=False)
+
+
+class TestInterrupted:
+    def interrupting(self, after: int) -> Callable[[], Iterator[dict[str, Array]]]:
+        def given() -> Iterator[dict[str, Array]]:
+            for number, batch in enumerate(batches(), start=1):
+                if number == after:
+                    signal.raise_signal(signal.SIGINT)
+                yield batch
+
+        return given
+
+    def test_the_batch_under_way_is_finished_and_the_verdict_is_no_pass(self, tmp_path: Path) -> None:
+        verdict = run_chain(chain(onnx_stage(tmp_path / "model.onnx")), self.interrupting(1), RECORD)
+        assert (verdict.word, verdict.passed, verdict.samples.count) == ("incomplete", False, 16)
+        assert [link.status for link in verdict.links] == ["passed", "passed"]
+
+    def test_what_failed_before_has_failed(self, tmp_path: Path) -> None:
+        wrong = onnx_stage(tmp_path / "model.onnx", fault(bias=moved(WEIGHTS.bias)))
+        verdict = run_chain(chain(wrong), self.interrupting(1), RECORD)
+        assert (verdict.word, verdict.interrupted) == ("fail", True)
+
+    def test_whoever_asks_twice_does_not_wait(self) -> None:
+        def twice() -> Iterator[dict[str, Array]]:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            yield from batches()
+
+        with pytest.raises(KeyboardInterrupt):
+            run_chain(chain(), twice, RECORD)
+
+    def test_while_the_place_is_looked_for_the_verdict_stands_without_it(self, tmp_path: Path) -> None:
+        def interrupt(batch: Mapping[str, Array]) -> Places:
+            raise KeyboardInterrupt
+
+        wrong = chain(onnx_stage(tmp_path / "model.onnx", fault(bias=moved(WEIGHTS.bias))))
+        links = tuple(replace(link, places=interrupt) for link in wrong.links)
+        verdict = run_chain(replace(wrong, links=links), batches, RECORD)
+        assert (verdict.word, verdict.interrupted, verdict.samples.count) == ("fail", True, 40)
+        assert last_link(verdict).place is None
+
+
+class TestWhereTheSearchRuns:
+    """On few samples first, the worst among them; on the whole batch where those show nothing, or where nothing smaller is taken."""
+
+    class Nowhere(Places):
+        def pairings(self) -> list[Pairing]:
+            return []
+
+        def at(self, pairing: Pairing) -> None:
+            return None
+
+    def batches_tried(self, path: Path, *, checked: bool) -> list[Mapping[str, Array]]:
+        tried: list[Mapping[str, Array]] = []
+
+        def places(batch: Mapping[str, Array]) -> Places:
+            tried.append(batch)
+            return self.Nowhere()
+
+        wrong = chain(onnx_stage(path, fault(bias=moved(WEIGHTS.bias))))
+        links = (*wrong.links[:1], replace(wrong.links[1], places=places))
+        stages = wrong.stages if checked else tuple(replace(stage, invariance_required=None) for stage in wrong.stages)
+        verdict = run_chain(replace(wrong, links=links, stages=stages), batches, RECORD)
+        worst = last_link(verdict).worst[0].sample
+        assert all(any(np.array_equal(IMAGES[worst], row) for row in batch["image"]) for batch in tried)
+        return tried
+
+    def test_few_and_then_all(self, tmp_path: Path) -> None:
+        assert [len(batch["image"]) for batch in self.batches_tried(tmp_path / "model.onnx", checked=True)] in ([8, 16], [8, 8])
+
+    def test_all_where_nothing_smaller_was_seen_to_run(self, tmp_path: Path) -> None:
+        (batch,) = self.batches_tried(tmp_path / "model.onnx", checked=False)
+        assert len(batch["image"]) in (8, 16)

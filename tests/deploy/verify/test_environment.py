@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deploy.verify.environment import cpu_model, environment, nvidia_driver
+from deploy.verify.environment import cpu_model, environment, nvidia_driver, nvidia_gpus
 
 
 def test_versions_and_machine() -> None:
@@ -26,6 +26,14 @@ def test_processor(tmp_path: Path) -> None:
 def test_verification_imports_no_runtime() -> None:
     code = "import sys, deploy.verify.chain; sys.exit(bool({'torch', 'onnxruntime', 'onnx'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
+
+
+def test_the_models_of_the_gpus(tmp_path: Path) -> None:
+    assert nvidia_gpus(tmp_path / "none") == []
+    for bus, model in (("0000:02:00.0", "NVIDIA B"), ("0000:01:00.0", "NVIDIA A")):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 9\n")
+    assert nvidia_gpus(tmp_path) == ["NVIDIA A", "NVIDIA B"]
 
 
 def test_the_driver_of_the_gpu(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from verdicts import off_by_one, verdict_of
 from deploy.verify import github
 from deploy.verify.against import changes, read_verification
 from deploy.verify.junit import junit_xml
+from deploy.verify.verdict import Place, failure_sentence
 from export.errors import UsageError
 
 ROOT = Path(__file__).parents[3]
@@ -78,6 +79,17 @@ class TestGitHub:
         unescaped = re.sub(r"\\[^\w\s]", "", text)
         assert not set("<>[]`") & set(unescaped)
         assert len({line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+    def test_the_place_is_told_wherever_the_reason_is(self) -> None:
+        verdict = verdict_of(off_by_one)
+        found = {"tensor": "t", "reference_tensor": "t", "operation": "Conv", "layer": "first", "reason": "", "max_abs": 1.0, "error": None}
+        place = Place(**found, allowed=None, inputs=(), worst_sample=3, runs=4)  # type: ignore[arg-type]
+        placed = replace(verdict, links=(replace(verdict.links[0], place=place), *verdict.links[1:]))
+        words = "; it begins at Conv of first (t)"
+        assert words in github.summary(placed)
+        assert next(iter(github.annotations(placed))).endswith(words)
+        assert words in junit_xml(placed).decode()
+        assert f"{words}; and" in failure_sentence(placed) or failure_sentence(placed).endswith(words)
 
     def test_a_summary_that_is_too_long_is_cut(self) -> None:
         verdict = verdict_of(off_by_one)

@@ -102,6 +102,12 @@ class TestRandom:
         with pytest.raises(UsageError, match=r"tokens \(int64, n x length\) has a free size; say how large it is with --size length=NUMBER"):
             random_samples([TOKENS], 5, 3, {})
 
+    def test_a_size_that_is_asked_for_must_be_used(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="--size width=3: the inputs have no such free size, only length; drop it"):
+            samples_for([TOKENS], "5", 3, {"width": 3})
+        with pytest.raises(UsageError, match="has sizes of its own; drop it"):
+            samples_for([TOKENS], str(saved(tmp_path / "a.npz", tokens=np.zeros((2, 4), np.int64))), 3, {"length": 3})
+
     def test_batches_of_a_fixed_size_are_whole(self) -> None:
         given = random_samples([TensorSpec("x", "float32", (4, 2))], 6, 64, {})
         assert (sizes(given), given.num_samples) == ([4, 4], 8)

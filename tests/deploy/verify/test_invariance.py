@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from deploy.runners.base import Array, Runner, TensorSpec
-from deploy.verify.budget import Budget
+from deploy.verify.budget import Budget, Budgets
 from deploy.verify.compare import Arrays
 from deploy.verify.invariance import OF_BATCHES, OF_EVERY_STAGE, PROFILE, InvarianceMeter, Variant, not_run
 from deploy.verify.verdict import InvarianceVerdict, Requirement
 from export.errors import NotHereError, UsageError
 
-WIDE = Budget(100.0, 100.0)
+WIDE = Budgets({"y": Budget(100.0, 100.0)})
 Function = Callable[[Arrays], dict[str, Array]]
 
 
@@ -50,7 +50,7 @@ def checked(
     *variants: Variant,
     size: int = 16,
     required: Requirement = "bitwise",
-    budget: Budget | None = WIDE,
+    budget: Budgets | None = WIDE,
     fixed: bool = False,
 ) -> dict[str, InvarianceVerdict]:
     batch = numbered(size)
@@ -198,9 +198,9 @@ class TestVariants:
 
     def test_within_the_budget_where_that_is_required(self) -> None:
         off = variant(moved(lambda x: True))
-        found = checked(doubled, off, required="budget", budget=Budget(0.5, 0.5))["threads"]
+        found = checked(doubled, off, required="budget", budget=Budgets({"y": Budget(0.5, 0.5)}))["threads"]
         assert (found.status, found.observed, found.max_abs) == ("passed", "budget", 0.5)
-        assert checked(doubled, off, required="budget", budget=Budget(0.4, 0.4))["threads"].status == "failed"
+        assert checked(doubled, off, required="budget", budget=Budgets({"y": Budget(0.4, 0.4)}))["threads"].status == "failed"
 
     def test_that_cannot_be_opened_is_a_finding(self) -> None:
         def refuses() -> Runner:
@@ -298,7 +298,7 @@ def test_variants_of_a_stage_that_is_astray_are_measured_from_the_stage() -> Non
 
         meter = InvarianceMeter()
         meter.update(Runs(run), batch, far, doubled(batch))
-        verdicts = {verdict.check: verdict for verdict in meter.verdicts("stage", "budget", Budget(0.5, 0.5), astray=astray)}
+        verdicts = {verdict.check: verdict for verdict in meter.verdicts("stage", "budget", Budgets({"y": Budget(0.5, 0.5)}), astray=astray)}
         return verdicts["partial"].status
 
     assert (found(0.25, astray=True), found(0.75, astray=True), found(0.25, astray=False)) == ("passed", "failed", "failed")

@@ -12,6 +12,7 @@ from in_process import HereHost
 from onnx import TensorProto, helper, numpy_helper
 from onnx_files import random_weights, write_onnx
 from programs import exported, exported_two_ends, small_net, write_onnx_of, write_program
+from safetensors.numpy import save_file
 
 from deploy.hosting.process import Limits
 from deploy.runners.exported import from_exported
@@ -152,6 +153,16 @@ class TestRecorded:
         other = Pair(reference=files / "recorded.npz", candidate=tmp_path / "other.npz", tolerance=Tolerance(max_ulp=1))
         assert verify_pair(other).passed
         assert not verify_pair(replace(other, tolerance=None, bitwise=True)).passed
+
+    def test_in_safetensors_as_well_as_the_samples(self, files: Path, tmp_path: Path) -> None:
+        save_file({"x": X}, tmp_path / "x.safetensors")
+        save_file(dict(np.load(files / "recorded.npz")), tmp_path / "recorded.safetensors")
+        verdict = verified(files, "net.pt2", str(tmp_path / "recorded.safetensors"), samples=str(tmp_path / "x.safetensors"))
+        assert verdict.passed
+        assert verdict.samples.how == ("9 samples from x.safetensors",)
+        wrong = {name: rows + np.float32(0.01) for name, rows in np.load(files / "recorded.npz").items()}
+        save_file(wrong, tmp_path / "wrong.safetensors")
+        assert not verified(files, "net.pt2", str(tmp_path / "wrong.safetensors")).passed
 
     def test_of_other_samples_they_are_refused(self, files: Path, tmp_path: Path) -> None:
         np.savez(tmp_path / "fewer.npz", linear=np.zeros((5, 5), np.float32))
@@ -320,10 +331,7 @@ class TestOneLine:
         assert "\n" not in str(caught.value)
 
     def test_other_kinds_of_files(self, files: Path) -> None:
-        (files / "net.plan").touch()
         (files / "net.txt").touch()
-        with pytest.raises(NotHereError, match=r"net\.plan is a TensorRT engine, which this version does not run"):
-            verified(files, "net.pt2", "net.plan")
         with pytest.raises(UsageError, match=r"net\.txt is of no kind that can be compared; give a model"):
             verified(files, "net.pt2", "net.txt")
 
@@ -333,6 +341,8 @@ class TestOneLine:
             verified(files, "net.onnx", str(tmp_path / "other.onnx"), names={"x": "image", "linear": "logits"})
 
     def test_a_runtime_that_is_not_here_is_not_run(self, files: Path) -> None:
+        with pytest.raises(NotHereError, match="onnxruntime-cuda"):
+            verified(files, "net.onnx", "net.onnx", runtimes=("onnxruntime-cuda",))
         verdict = verified(files, "net.onnx", "net.onnx", runtimes=("onnxruntime-cpu", "onnxruntime-cuda"))
         assert [(link.to, link.status) for link in verdict.links] == [
             ("candidate, onnxruntime-cpu", "passed"),

@@ -40,7 +40,7 @@ def compared(status: Status, outputs: tuple[OutputComparison, ...]) -> LinkVerdi
     )
 
 
-OUTPUT = OutputComparison("x", "float32", 1, 1, 0, 0.0, 0.0, 0, 0, 0, 0, (1,))
+OUTPUT = OutputComparison("x", "float32", 1, 1, 0, 0.0, 0.0, 0, 0, 0, 0, 0, (1,))
 
 
 class Known(Places):

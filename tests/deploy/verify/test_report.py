@@ -517,8 +517,9 @@ def _luminance(colour: str) -> float:
 def test_words_stand_out_from_what_is_behind_them(theme: int) -> None:
     block = re.findall(r":root \{(.*?)\}", report_html({}), re.DOTALL)[theme]
     colours = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
-    tones = [(tone, f"{tone}-back") for tone in ("bitwise", "budget", "failed", "absent")]
-    plain = [(ink, back) for ink in ("ink", "soft", "test", "train", "bitwise", "budget", "failed", "absent") for back in ("card", "page")]
+    tones = [(tone, f"{tone}-back") for tone in ("bitwise", "budget", "tolerance", "failed", "absent")]
+    inks = ("ink", "soft", "test", "train", "bitwise", "budget", "tolerance", "failed", "absent")
+    plain = [(ink, back) for ink in inks for back in ("card", "page")]
     faint = [("ink", "faint"), ("soft", "faint"), ("ink", "bitwise-back"), ("ink", "failed-back")]
     for ink, back in [*tones, *plain, *faint]:
         low, high = sorted((_luminance(colours[ink]), _luminance(colours[back])))
@@ -538,6 +539,65 @@ def test_a_browser_draws_it_without_a_word_on_its_console(tmp_path: Path) -> Non
     done = subprocess.run([*command, *quiet, *place], capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr
     assert "What was validated is what will run." in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed; the page is parsed in the tests above")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_nothing_is_wider_than_a_phone_or_a_screen(tmp_path: Path, width: int) -> None:
+    """The page in a frame of that width, which says how wide its content is."""
+    first = {"output": "logits", "index": [17, 1], "sample": 17, "values": [1.5, 1.25], "bits": ["0x3fc0", "0x3fa0"]}
+    links = [within_a_tolerance("reference", "candidate"), in_budget("reference", "candidate, onnxruntime-cpu", first_difference=first)]
+    checks = ("rerun", "alone", "batches", "partial", "duplicated", "layout", "threads", "optimisation")
+    of_all = {
+        "stage": "candidate",
+        "required": "tolerance",
+        "observed": "tolerance",
+        "status": "passed",
+        "samples": 64,
+        "max_ulp": 2880,
+        "max_abs": 2e-6,
+    }
+    invariance = [{**of_all, "check": check, "settings": [f"{check}: extended", f"{check}: all"]} for check in checks]
+    pages = {"whole.html": whole(), "pair.html": verification(*links, invariance=invariance, files={"reference model.onnx": "9f" * 32})}
+    for name, content in pages.items():
+        (tmp_path / name).write_text(report_html(content, metrics=[epoch(1), epoch(2)], filters=[layer()]), encoding="utf-8")
+        told = "this.contentDocument.documentElement.scrollWidth + ' of ' + this.contentWindow.innerWidth"
+        frame = tmp_path / "frame.html"
+        frame.write_text(f'<iframe src="{name}" width="{width}" height="900" onload="document.title = {told}"></iframe>')
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--allow-file-access-from-files"]
+        place = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()]
+        done = subprocess.run([*command, *place], capture_output=True, text=True, timeout=120, check=True)
+        found = re.search(r"<title>(\d+) of (\d+)</title>", done.stdout)
+        assert found is not None
+        assert int(found[1]) <= int(found[2]) == width, name
+
+
+def within_a_tolerance(start: str, end: str, **changes: Any) -> dict[str, Any]:
+    chosen = {"max_ulp": 4, "atol": None, "rtol": None, "chosen_by": "a human"}
+    found = {"required": "tolerance", "observed": "tolerance", "tolerance": chosen, "max_ulp": 3, "max_abs": 4.5e-6}
+    return link(start, end, **{**found, **changes})
+
+
+def test_what_a_human_chose_is_a_pass_that_says_so() -> None:
+    page = Page(report_html(verification(within_a_tolerance("reference", "candidate")), facts={"reference": "a.pt2", "candidate": "b.onnx"}))
+    assert "PASS The outputs are as near as a human said they must be." in page.text
+    assert "all hold: 1 within a tolerance that a human chose" in page.text
+    assert "Tolerance : ulp 4; not derived but chosen by a human." in page.text.replace("Tolerance:", "Tolerance :")
+    assert "training graph" not in page.text.partition("The chain")[0]
+    assert "contradict" not in page.text
+
+
+def test_a_tolerance_that_was_not_kept_is_a_failure() -> None:
+    wrong = within_a_tolerance("reference", "candidate", status="failed", observed="outside", reason="2 values are beyond 4 ulp")
+    assert "FAIL The outputs are not the same." in Page(report_html(verification(wrong, verdict="fail"))).text
+    lies = within_a_tolerance("reference", "candidate", observed="outside")
+    assert "its own figures contradict it" in Page(report_html(verification(lies))).text
+
+
+def test_a_pair_that_is_the_same_has_no_training_to_speak_of() -> None:
+    page = Page(report_html(verification(in_budget("reference", "candidate"), training_only=[]), facts={"reference": "a", "candidate": "b"}))
+    assert "PASS Both are the same function." in page.text
+    assert "The training graph had nothing" not in page.text
 
 
 def certificate(**changes: object) -> dict[str, object]:

@@ -49,6 +49,17 @@ def test_a_pair_that_is_the_same(verify: Run, files: Path, tmp_path: Path) -> No
     assert "model.onnx" in (tmp_path / "there" / "report.html").read_text()
 
 
+def test_a_runtime_asked_for_twice_is_one(verify: Run, files: Path) -> None:
+    twice = ("--runtime", "onnxruntime-cpu", "--runtime", "onnxruntime-cpu")
+    assert verify(*typed(files), *twice).out.startswith("reference -> candidate: passed")
+
+
+def test_a_size_that_is_not_free(verify: Run, files: Path) -> None:
+    asked = ["--reference", files / "model.onnx", "--candidate", files / "model.onnx", "--size", "length=3"]
+    done = verify(*asked, "--samples", "3")
+    assert (done.code, "--size length=3: the inputs have no such free size, only none; drop it" in done.error) == (2, True)
+
+
 @pytest.mark.hosted
 def test_a_pair_that_is_not(verify: Run, files: Path) -> None:
     done = verify(*typed(files, "wrong.onnx"))
@@ -58,6 +69,13 @@ def test_a_pair_that_is_not(verify: Run, files: Path) -> None:
     loose = verify(*typed(files, "wrong.onnx"), "--atol", "0.02")
     assert loose.code == 0
     assert "passed, within atol 0.02, rtol 0, chosen by a human" in loose.out
+
+
+def test_where_the_report_cannot_be_is_said_before_anything_is_compared(verify: Run, files: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    for place in (["--report", tmp_path / "taken" / "there"], ["--junit", tmp_path / "taken" / "junit.xml"]):
+        done = verify("--reference", "none.onnx", "--candidate", "none.onnx", *place)
+        assert (done.code, str(tmp_path / "taken") in done.error) == (2, True), done.error
 
 
 @pytest.mark.parametrize(
@@ -72,8 +90,15 @@ def test_a_pair_that_is_not(verify: Run, files: Path) -> None:
         (["--certificate", "a.onnx", "--samples", "3"], "--samples does not go with --certificate"),
         (["--reference", "a.onnx", "--candidate", "b.onnx", "--map", "ab"], "--map 'ab' is not of the form REFERENCE=CANDIDATE"),
         (["--reference", "a.onnx", "--candidate", "b.onnx", "--size", "n=0"], "--size n=0 is no size; give a whole number of at least 1"),
+        (["--reference", "a.onnx", "--candidate", "b.onnx", "--map", "a=c", "--map", "b=c"], "--map names 'c' twice on one side"),
+        (["--reference", "a.onnx", "--candidate", "b.onnx", "--map", "a=c", "--map", "a=d"], "--map names 'a' twice on one side"),
+        (["--reference", "a.onnx", "--candidate", "b.pt2", "--runtime", "openvino-cpu"], "an ONNX candidate is run in, b.pt2 is none; drop it"),
+        (
+            ["--reference", "a.onnx", "--candidate", "b.onnx", "--precision", "float16", "--atol", "1"],
+            "--precision is what the derived budget is scaled by",
+        ),
         (["--reference", "a.onnx", "--candidate", "b.onnx", "--atol", "-1"], "Invalid value for '--atol'"),
-        (["--reference", "a.onnx", "--candidate", "b.onnx"], "a.onnx does not exist; give a model (.onnx, .pt2), a bundle, or recorded outputs"),
+        (["--reference", "a.onnx", "--candidate", "b.onnx"], "a.onnx does not exist; give a model (.onnx, .pt2, .plan, .engine), a bundle, or"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(verify: Run, arguments: list[str], message: str) -> None:

@@ -33,6 +33,7 @@ RECORD = EngineRecord(
     version="11.4.0.106",
     built_on=MACHINE,
     flags={"TF32": False},
+    tactic_sources=[],
     version_compatible=False,
     gpus="same",
     inputs=[Tensor(name="image", dtype="uint8", shape=[None, 1, 4, 4])],

@@ -50,8 +50,8 @@ def _row(link: LinkVerdict, verdict: Verdict) -> str:
         f"{_SIGNS[link.status]} {link.status}",
         link.required,
         link.observed or "",
-        str(link.max_ulp),
-        f"{link.max_abs:.3g}",
+        "" if link.max_ulp is None else str(link.max_ulp),
+        "" if link.max_abs is None else f"{link.max_abs:.3g}",
         used,
     ]
     return f"| {' | '.join(map(_cell, cells))} |"

@@ -273,6 +273,6 @@ def _judged(
         status=status,
         reason=reason,
         samples=len(check.samples),
-        max_ulp=comparison.max_ulp,
-        max_abs=comparison.max_abs,
+        max_ulp=comparison.max_ulp if comparison.outputs else None,
+        max_abs=comparison.max_abs if comparison.outputs else None,
     )

@@ -85,7 +85,7 @@ class _Search:
             operation=pairing.point.operation,
             layer=pairing.point.layer,
             reason=link.reason,
-            max_abs=link.max_abs,
+            max_abs=_distance(link),
             error=errors.max if errors else None,
             allowed=_allowed(link.budget),
             inputs=tuple(self._input(each) for each in pairing.point.inputs if self._at(each) is not None),
@@ -133,7 +133,7 @@ class _Search:
         found = self._known(name)
         link, errors = found.link, found.after
         inside = link.status == "passed"
-        return PlaceInput(tensor=name, max_abs=link.max_abs, error=errors.max if errors else None, allowed=_allowed(link.budget), inside=inside)
+        return PlaceInput(tensor=name, max_abs=_distance(link), error=errors.max if errors else None, allowed=_allowed(link.budget), inside=inside)
 
 
 def growth(places: Places, most: int = 12) -> tuple[InnerError, ...]:
@@ -205,6 +205,11 @@ def _nearest(points: Sequence[Point], kept: Collection[str]) -> dict[str, tuple[
         before = dict.fromkeys(name for each in point.inputs for name in nearest.get(each, ()))
         nearest[point.name] = (point.name,) if point.name in kept else tuple(before)
     return nearest
+
+
+def _distance(link: LinkVerdict) -> float:
+    assert link.max_abs is not None  # what is known was compared
+    return link.max_abs
 
 
 def _allowed(budget: Budget | None) -> float | None:

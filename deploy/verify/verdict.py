@@ -97,8 +97,9 @@ class LinkVerdict:
     """Empty where it passed."""
     samples: int
     outputs: tuple[OutputComparison, ...]
-    max_ulp: int
-    max_abs: float
+    max_ulp: int | None
+    max_abs: float | None
+    """None where nothing was compared: that is no distance of 0."""
     budget: Budget | None
     """What the second stage's distance from float64 may be, at the output that uses most of it; for what it is see the verdict's `errors`."""
     tolerance: Tolerance | None
@@ -142,8 +143,9 @@ class InvarianceVerdict:
     status: Status
     reason: str
     samples: int
-    max_ulp: int
-    max_abs: float
+    max_ulp: int | None
+    max_abs: float | None
+    """None where nothing was compared."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def test_a_network_of_any_origin_is_verified_in_both_forms(tmp_path: Path, capfd
     assert bundle.manifest.classes == list(CLASSES)
     assert "test_accuracy_at_once" in str(bundle.manifest.metrics["exact"])
     links = json.loads(bundle.read("verification.json"))["links"]
-    assert {link["max_ulp"] for link in links if link["from"].startswith("exact")} == {0}
+    assert {link["max_ulp"] for link in links if link["from"].startswith("exact") and link["status"] != "not run"} == {0}
     assert {link["status"] for link in links if link["runtime"] != "tensorrt"} == {"passed"}
     assert pipeline(capfd, "verify", out / "bundle").code == 0
 

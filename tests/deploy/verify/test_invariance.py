@@ -214,7 +214,7 @@ class TestVariants:
             raise NotHereError("no such device")
 
         alone = checked(doubled, Variant(check="threads", setting="GPU", open=absent))["threads"]
-        assert (alone.status, alone.reason, alone.samples) == ("not run", "GPU: no such device", 0)
+        assert (alone.status, alone.reason, alone.samples, alone.max_ulp, alone.max_abs) == ("not run", "GPU: no such device", 0, None, None)
         beside = checked(doubled, Variant(check="threads", setting="GPU", open=absent), variant(doubled))["threads"]
         assert (beside.status, beside.settings) == ("passed", ("1 thread",))
 

@@ -16,6 +16,9 @@ from deploy.hosting.wire import ClosedError, Message, receive, send
 from deploy.runners.base import Runner, TensorSpec
 from export.errors import SamegraphError
 
+_OF_HUNGER = ("Failed to allocate memory", "can't allocate memory", "std::bad_alloc")
+"""What runtimes say instead of raising MemoryError: ONNX Runtime, PyTorch, C++."""
+
 
 def main() -> None:
     """Answer until the owner leaves."""
@@ -31,7 +34,7 @@ def main() -> None:
                 return
             except MemoryError:
                 sys.exit(OUT_OF_MEMORY)  # half of a message was read: there is no going on
-            send(answers, _answer(message, opened))
+            send(answers, _answer(message, opened, limited=memory > 0))
 
 
 def _limit(memory: int) -> None:
@@ -40,7 +43,7 @@ def _limit(memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
-def _answer(message: Message, opened: dict[int, Runner]) -> Message:
+def _answer(message: Message, opened: dict[int, Runner], *, limited: bool) -> Message:
     try:
         return _done(message, opened)
     except MemoryError:
@@ -48,6 +51,8 @@ def _answer(message: Message, opened: dict[int, Runner]) -> Message:
     except SamegraphError as error:
         return Message({"error": next(name for name in OF_OURS if name in _bases(error)), "message": str(error)})
     except Exception as error:
+        if limited and any(words in str(error) for words in _OF_HUNGER):
+            return Message({"error": MemoryError.__name__, "message": ""})
         return Message({"error": "", "message": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
 
 

@@ -43,7 +43,9 @@ class Errors:
     nonfinite_apart: int
     """Places where NaN, +inf or -inf stands on one side only."""
     nonfinite: int = 0
-    """Places where the stage's own output is NaN, or infinite where float64 is not likewise."""
+    """Places where the stage's own output is NaN or infinite."""
+    infinite_alike: int = 0
+    """Of these, the places where float64 is the same infinity."""
     failures: tuple[Failure, ...] = ()
     num_samples: int = 0
     exact: bool = False
@@ -180,7 +182,7 @@ class _Tally:
         self.exact = True
         self._magnitudes = Magnitudes()
         self._largest_output = 0.0
-        self._nonfinite_apart = self._nonfinite = self._num_samples = 0
+        self._nonfinite_apart = self._nonfinite = self._infinite_alike = self._num_samples = 0
 
     def add(self, reference: NDArray[np.float64], values: NDArray[np.float64], sizes: NDArray[np.float64] | None) -> None:
         """Take in values; `sizes` are their distances, where those are known exactly."""
@@ -188,7 +190,8 @@ class _Tally:
         finite = np.isfinite(reference) & np.isfinite(values)
         apart = ~finite & (reference != values) & ~(np.isnan(reference) & np.isnan(values))
         self._nonfinite_apart += int(np.count_nonzero(apart))
-        self._nonfinite += int(np.count_nonzero(~np.isfinite(values) & ~(values == reference)))
+        self._nonfinite += int(np.count_nonzero(~np.isfinite(values)))
+        self._infinite_alike += int(np.count_nonzero(np.isinf(values) & (values == reference)))
         self._largest_output = max(self._largest_output, float(np.abs(reference[finite]).max(initial=0.0)))
         self._magnitudes.add(values[finite] - reference[finite] if sizes is None else sizes[finite])
 
@@ -200,6 +203,7 @@ class _Tally:
             num_values=self._magnitudes.count,
             nonfinite_apart=self._nonfinite_apart,
             nonfinite=self._nonfinite,
+            infinite_alike=self._infinite_alike,
             failures=failures,
             num_samples=self._num_samples,
             exact=self.exact and self._magnitudes.count > 0,

@@ -91,6 +91,8 @@ class Chain:
     """The stage whose error sets the budgets."""
     doubtful: bool = False
     """Whether the float64 evaluation is other code than that stage's; see `budget`."""
+    infinity_allowed: bool = False
+    """Whether an infinity that all agree about is an answer; of scores of classes it is none."""
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.everything]
@@ -397,6 +399,7 @@ class _Course:
             top_one=running.top_one.result(excused),
             tolerance=link.tolerance,
             beyond=running.beyond.result if running.beyond else None,
+            infinity_allowed=self._chain.infinity_allowed,
         )
 
     def _side(self, running: _RunningStage) -> Side:

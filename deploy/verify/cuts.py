@@ -57,6 +57,7 @@ class CutPlaces(Places):
             reference=_stage(FLOAT64, self.float64, pairing) if self.float64 else None,
             training=SOURCE if self.source else BEFORE,
             doubtful=self.doubtful,
+            infinity_allowed=True,
         )
         try:
             verdict = run_chain(chain, lambda: [self.batch], Record())

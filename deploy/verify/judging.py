@@ -34,6 +34,8 @@ class Evidence:
     top_one: TopOne
     tolerance: Tolerance | None = None
     beyond: Beyond | None = None
+    infinity_allowed: bool = False
+    """Whether an infinity that all sides agree about is an answer like others."""
 
     @property
     def target(self) -> Side:
@@ -84,11 +86,15 @@ def _not_finite(evidence: Evidence) -> str | None:
             return (
                 f"{side.name}: {errors.nonfinite} output values are NaN or infinite, {errors.nonfinite_apart} of them only there and not in float64"
             )
-        if errors.nonfinite:
-            return f"{side.name}: {errors.nonfinite} output values are NaN, in float64 too: such an answer says nothing"
-    if evidence.source is None and (number := sum(output.nan for output in evidence.comparison.outputs)):
-        return f"{number} output values are NaN: such an answer says nothing"
+        if number := errors.nonfinite - (errors.infinite_alike if evidence.infinity_allowed else 0):
+            return f"{side.name}: {number} output values are NaN or infinite, in float64 too: such an answer says nothing"
+    if evidence.source is None and (number := _without_number(evidence)):
+        return f"{number} output values are NaN or infinite: such an answer says nothing"
     return None
+
+
+def _without_number(evidence: Evidence) -> int:
+    return sum(output.nan if evidence.infinity_allowed else output.nonfinite for output in evidence.comparison.outputs)
 
 
 def _difference(evidence: Evidence) -> str:

@@ -145,7 +145,7 @@ class _Matched:
         others = [self._stage(CANDIDATE if len(names) == 1 else f"{CANDIDATE}, {name}", self._candidate, name) for name in names]
         places = {stage.name: self._places(stage.runtime, with_budget=float64 is not None) for stage in others}
         links = tuple(Link(REFERENCE, stage.name, self._required, self._pair.tolerance, places[stage.name]) for stage in others)
-        return Chain(stages=(first, *others), links=links, reference=float64, training=REFERENCE, doubtful=True)
+        return Chain(stages=(first, *others), links=links, reference=float64, training=REFERENCE, doubtful=True, infinity_allowed=True)
 
     @property
     def _batch_size(self) -> int:

@@ -60,9 +60,12 @@ def test_nonfinite_on_one_side_is_never_inside(reference: float, value: float) -
     assert budget(found, "float32", "float32") is None
 
 
-def test_infinity_where_float64_has_it_is_counted_nowhere() -> None:
-    assert errors([0.0, math.inf], [0.0, math.inf]).nonfinite == 0
-    assert (errors([0.0, math.nan], [0.0, math.nan]).nonfinite, errors([0.0, 1e300], [0.0, math.inf]).nonfinite) == (1, 1)
+@pytest.mark.parametrize(
+    ("reference", "value", "alike"), [(math.inf, math.inf, 1), (-math.inf, math.inf, 0), (math.nan, math.nan, 0), (1e300, math.inf, 0)]
+)
+def test_infinity_where_float64_has_it_is_told_from_others(reference: float, value: float, alike: int) -> None:
+    found = errors([0.0, reference], [0.0, value])
+    assert (found.nonfinite, found.infinite_alike) == (1, alike)
 
 
 def test_infinity_and_nan_in_the_same_place_are_no_error() -> None:

@@ -119,7 +119,7 @@ def test_pytorch_is_asked_for_true_float32_and_without_cudnn_for_the_exact_form(
     forms: Any = SimpleNamespace(exact=Looks(), float32=Looks())
     with gpu_acceptance._without_tf32():
         for form in ("float32", "exact"):
-            gpu_acceptance._torch(forms, form, compiled=False, device="cpu")(gpu_acceptance._images(1))  # type: ignore[arg-type]
+            gpu_acceptance._torch(forms, form, compiled=False, device="cpu")(gpu_acceptance._images(1))
     assert seen == [(False, False, True), (False, False, False)]
 
 

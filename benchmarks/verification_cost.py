@@ -7,6 +7,7 @@ the peak of a process of its own, for each number of samples.
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from export.onnx import onnx_from_graph
 from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import parse_config
 
-NUM_IMAGES, BATCH, SIZE = 10_000, 250, 32
+NUM_IMAGES, BATCH, SIZE, ROUNDS = 10_000, 250, 32, 3
 FEW, MANY = 1_000, 100_000
 IMAGE, LOGITS = TensorSpec("image", "uint8", (None, 3, SIZE, SIZE)), TensorSpec("logits", "float32", (None, 10))
 Open = Mapping[str, Callable[[], Runner]]
@@ -81,20 +82,27 @@ def bare(open_: Callable[[], Runner], number: int) -> float:
 
 
 def time_beside_bare_passes(number: int) -> dict[str, object]:
+    """Rounds of bare passes and of verifying in turn, as others on the machine slow both down. Float64 is timed on a few images."""
     with tempfile.TemporaryDirectory() as folder:
         opens = stages(Path(folder))
-        passes = {name: bare(open_, number) for name, open_ in opens.items()}
-        making = cpu_seconds(lambda: list(batches(number)))
-        passes = {name: seconds - making for name, seconds in passes.items()}
-        verifying = cpu_seconds(lambda: run_chain(chain_of(opens), lambda: batches(number), Record())) - making
-    three = sum(seconds for name, seconds in passes.items() if not name.startswith("float64"))
+        rounds = [one_round(opens, number) for _ in range(ROUNDS)]
+        with opens["float64 evaluation"]() as runner:
+            float64 = cpu_seconds(lambda: [runner.run(batch) for batch in batches(FEW)]) * number / FEW
+    ratios = [each["verifying"] / sum(seconds for name, seconds in each.items() if name != "verifying") for each in rounds]
     return {
         "images": number,
-        "bare_seconds": passes,
-        "verifying_seconds": verifying,
-        "ratio_to_all_passes": verifying / sum(passes.values()),
-        "ratio_to_passes_without_float64": verifying / three,
+        "seconds": rounds,
+        "float64_seconds_if_of_all": float64,
+        "ratio_to_the_three_passes": statistics.median(ratios),
+        "ratios": sorted(ratios),
     }
+
+
+def one_round(opens: Open, number: int) -> dict[str, float]:
+    making = cpu_seconds(lambda: list(batches(number)))
+    passes = {name: bare(open_, number) - making for name, open_ in opens.items() if not name.startswith("float64")}
+    verifying = cpu_seconds(lambda: run_chain(chain_of(opens), lambda: batches(number), Record())) - making
+    return {**passes, "verifying": verifying}
 
 
 def peak_of(number: int) -> dict[str, object]:

@@ -25,7 +25,7 @@ SIZE, NUM_SAMPLES, NUM_WRONG = 64, 16, 3
 
 
 def perturbed(name: str) -> nn.Module:
-    """Random weights, norms with the statistics of noise, and those shaken. Made-up statistics let a deep network forget its input: nothing is wrong then."""
+    """Random weights; norms with the statistics of noise, shaken. With made-up statistics a deep network forgets its input, and no fault shows."""
     torch.manual_seed(0)
     net: nn.Module = getattr(torchvision.models, name)(num_classes=10).eval()
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -234,6 +234,9 @@ class Training(Section):
     """Of the CPU, while training. auto: one for images under 16 pixels wide, where threads wait more than they work; else all."""
     deterministic: bool = False
     """Only algorithms that repeat bit for bit, where the device offers them."""
+    cuda_graphs: bool = True
+    """On CUDA: forward, backward and the method's rules are captured once an epoch and replayed, with the same bits. Steps that mixup or
+    accumulate make differ from each other are launched one by one all the same."""
     channels_last: bool = True
     """The memory layout while training; checks always use the contiguous one."""
     diagnosis: Literal["none", "epoch"] = "none"

@@ -1,5 +1,6 @@
 """What the loop asks of data: training batches that depend on (seed, epoch, step) alone, and a test split in order."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +26,28 @@ class TrainingBatches(Protocol):
     def whole_set(self) -> Iterator[Batch]:
         """Every image once, as evaluation sees it, in batches that are mixed like those of an epoch and no smaller."""
         ...
+
+
+class OneAhead:
+    """Batches, each of which can be made before it is wanted: while the device still computes on the one before."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._prepared: list[Batch] = []
+
+    def prepare(self) -> None:
+        """Make the next one, where there is one."""
+        if not self._prepared:
+            self._prepared.extend(itertools.islice(self._batches, 1))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self.prepare()
+        if not self._prepared:
+            raise StopIteration
+        return self._prepared.pop()
 
 
 class TestSplit(Protocol):

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from pipeline.training.batches import Batch
 
 BATCH_SIZE = 256
+_SMALL_IMAGE, _FOR_SMALL_IMAGES_ON_CUDA = 64, 2048
+"""A GPU that gets few pixels at a time waits for the launches."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,11 @@ class Evaluation:
 
     loss: float
     accuracy: float
+
+
+def evaluation_batch_size(device: torch.device, image_width: int) -> int:
+    """How many images to evaluate at once."""
+    return _FOR_SMALL_IMAGES_ON_CUDA if device.type == "cuda" and image_width <= _SMALL_IMAGE else BATCH_SIZE
 
 
 def evaluate(graph: nn.Module, batches: Iterable[Batch], device: torch.device, between: Callable[[], None] = lambda: None) -> Evaluation:

@@ -23,10 +23,10 @@ from pipeline.graph.trained import trained_layers
 from pipeline.methods.base import Rewritten
 from pipeline.methods.statistics import freeze_statistics, recompute_statistics
 from pipeline.training.averaging import WeightAverage
-from pipeline.training.batches import Batch, TrainingBatches, TrainingData
+from pipeline.training.batches import Batch, OneAhead, TrainingBatches, TrainingData
 from pipeline.training.checkpoint import Checkpoint, Config, checkpoint_bytes, write_checkpoint
 from pipeline.training.device import arithmetic, autocast_type, cpu_threads, device_by_name, forget_peak_memory, peak_memory_bytes
-from pipeline.training.evaluation import BATCH_SIZE, Evaluation, evaluate
+from pipeline.training.evaluation import Evaluation, evaluate, evaluation_batch_size
 from pipeline.training.finite import NotFiniteError, all_finite, first_bad_activation, first_bad_weights
 from pipeline.training.freezing import Frozen, first_frozen_epoch
 from pipeline.training.interruption import Interruption
@@ -113,6 +113,7 @@ class _Loop:
         self.interruption = Interruption()
         self.epoch, self.tally, self.records = 0, Tally(), list[EpochRecord]()
         self.frozen: Frozen | None = None
+        self.batches = OneAhead(iter(()))
 
     @contextmanager
     def opened(self, resume: Checkpoint | None) -> Iterator[None]:
@@ -180,15 +181,21 @@ class _Loop:
 
     def _train_to_the_end_of_the_epoch(self) -> None:
         self.graph.train().to(memory_format=self._memory_format)
+        self.step.begin_epoch()
         started = time.perf_counter() - self.tally.seconds
-        batches = self.data.training.epoch(self.epoch, self.tally.num_steps * self.options.accumulate)
+        self.batches = OneAhead(self._batches_left())
         for _ in range(self.tally.num_steps, self.steps_per_epoch):
             self._stop_if_asked()
-            self._train_on(itertools.islice(batches, self.options.accumulate))
+            self._train_on(itertools.islice(self.batches, self.options.accumulate))
             self.tally.seconds = time.perf_counter() - started
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             self.tally.seconds = time.perf_counter() - started
+
+    def _batches_left(self) -> Iterator[Batch]:
+        """Of this epoch; those that fill no step are left out."""
+        done, all_steps = (num * self.options.accumulate for num in (self.tally.num_steps, self.steps_per_epoch))
+        return itertools.islice(self.data.training.epoch(self.epoch, done), all_steps - done)
 
     def _train_on(self, batches: Iterable[Batch]) -> None:
         """One step."""
@@ -204,7 +211,9 @@ class _Loop:
     def _backward(self, images: torch.Tensor, labels: torch.Tensor, number: int) -> float:
         """Forward and backward of the run's batch of this number; its loss."""
         images, labels = self._placed(images), labels.to(self.device, non_blocking=True)
-        loss, num_correct = self.step.backward(images, labels, number).read()
+        figures = self.step.backward(images, labels, number)
+        self.batches.prepare()
+        loss, num_correct = figures.read()
         if not math.isfinite(loss):
             raise self._diverged(images, number)
         self.tally.add_batch(loss, num_correct, len(labels))
@@ -220,7 +229,9 @@ class _Loop:
 
     def _evaluate(self) -> Evaluation:
         self._require_finite_weights()
-        evaluation = evaluate(self.deployed, self.data.test.batches(BATCH_SIZE), self.device, self._stop_if_asked)
+        evaluation = evaluate(
+            self.deployed, self.data.test.batches(evaluation_batch_size(self.device, self.data.image_width)), self.device, self._stop_if_asked
+        )
         if not math.isfinite(evaluation.loss):
             raise self._error("the loss on the test split is not finite")
         return evaluation

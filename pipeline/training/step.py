@@ -1,6 +1,7 @@
 """One training step: forward, backward, the method's rules, SGD. Takes a batch on the device; knows no files.
 
-The benchmarks time this very code. It waits for the device only to read the loss, and then only for the forward pass.
+The benchmarks time this very code. It waits for the device only to read the loss, and then only for the forward pass, or for the graph
+that is replayed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from pipeline.graph.mixup import Mixing
 from pipeline.methods.base import ParameterGroup, Rewritten
 from pipeline.training.clipping import clipping
 from pipeline.training.mixing import Mixer, mixed_loss, mixed_num_correct
+from pipeline.training.replay import Computed, Replay
 
 _MIXED = 0x9E3779B97F4A7C15
 _LARGEST_SEED = (1 << 63) - 1
@@ -62,6 +64,16 @@ class TrainingStep:
         self._clip = clipping(self.graph, options.clip)
         self._autocast = autocast
         self._num_batches = 0
+        alike = options.accumulate == 1 and options.mixup.alpha == 0
+        self._replays = device.type == "cuda" and options.cuda_graphs and alike
+        self._replay: Replay | None = None
+        self._penalty: torch.Tensor | None = None
+        self._rules_have_run = False
+        self._num_in_epoch = 0
+
+    def begin_epoch(self) -> None:
+        """To be called when the graph's tensors may have moved, or the graph has changed: what was captured is forgotten."""
+        self._replay, self._num_in_epoch = None, 0
 
     def set_momentum(self, momentum: float) -> None:
         """The same for every group."""
@@ -89,22 +101,55 @@ class TrainingStep:
 
         Before an update it is called once for each of the batches that make a step; their mean gradient is what remains.
         """
+        self._num_in_epoch += 1
+        if self._replays and self._num_in_epoch > 1:
+            return self._backward_replayed(images, labels, batch)
         if self._num_batches == 0:
             self.optimiser.zero_grad(set_to_none=True)
         self._num_batches += 1
         with self.as_in_training(batch, len(labels)) as mixing:
             logits = self.graph(images)
-        logits = logits.float()
-        loss = mixed_loss(logits, labels, mixing, self._options.label_smoothing)
-        figures = BatchFigures(loss, mixed_num_correct(logits.detach(), labels, mixing))
-        (loss / self._options.accumulate).backward()  # type: ignore[no-untyped-call]
+        loss, num_correct = self._loss(logits, labels, mixing)
+        figures = BatchFigures(loss, num_correct)
+        self._propagate(loss)
         return figures
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, mixing: Mixing | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """And the number of right answers."""
+        logits = logits.float()
+        return mixed_loss(logits, labels, mixing, self._options.label_smoothing), mixed_num_correct(logits.detach(), labels, mixing)
+
+    def _propagate(self, loss: torch.Tensor) -> None:
+        (loss / self._options.accumulate).backward()  # type: ignore[no-untyped-call]
+
+    def _backward_replayed(self, images: torch.Tensor, labels: torch.Tensor, batch: int) -> BatchFigures:
+        """The same, and the rules before clipping, as one graph."""
+        seed_step(self._options.seed, batch)
+        if self._replay is None or not self._replay.fits(images, labels):
+            self.optimiser.zero_grad(set_to_none=True)
+            self._replay = Replay(self._computed, images, labels)
+        computed = self._replay(images, labels)
+        self._penalty, self._rules_have_run = computed.penalty, True
+        return BatchFigures(computed.loss, computed.num_correct)
+
+    def _computed(self, images: torch.Tensor, labels: torch.Tensor) -> Computed:
+        with self.autocast():
+            logits = self.graph(images)
+        loss, num_correct = self._loss(logits, labels, None)
+        self._propagate(loss)
+        return Computed(loss.detach(), num_correct, self._correct())
+
+    def _correct(self) -> torch.Tensor | None:
+        """The rules before clipping; the penalty."""
+        penalty = self.rules.add_penalty_gradient()
+        self.rules.correct_gradients()
+        return penalty
 
     def update(self, epoch: int = 0, before_clipping: Callable[[], None] = lambda: None) -> torch.Tensor | None:
         """The rules, clipping and the optimiser, in the order that `TrainingRules` states; returns the penalty, on the device."""
         self._num_batches = 0
-        penalty = self.rules.add_penalty_gradient()
-        self.rules.correct_gradients()
+        penalty = self._penalty if self._rules_have_run else self._correct()
+        self._rules_have_run = False
         before_clipping()
         self._clip(epoch)
         self.optimiser.step()

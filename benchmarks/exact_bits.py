@@ -1,21 +1,26 @@
 """The same bits everywhere: exact networks of each family, briefly trained, in every form, runtime and setting.
 
-    python -m benchmarks.exact_bits --data DIR [--networks resnet20 ...] [--images 10000] [--combined 500] [--steps 40]
+    python -m benchmarks.exact_bits --data DIR [--networks resnet20 ...] [--images 10000] [--combined 500] [--steps 40] [--only TEXT ...]
+                                    [--out NAME]
 
 DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg, 32 x 32. Each network trains for some steps, goes onto the grid, trains there for
 as many, and is exported. Then all test images and the hostile ones go through: PyTorch's training graph and folded graph (contiguous
 and channels_last), the file for TensorRT, OpenVINO, and ONNX Runtime at each of four optimisation levels, with 1 and 2 threads, in
 batches of 1, 3 and 64, the last of them not full. The first --combined of them and the hostile ones go through every combination of
-these, and two through onnx's ReferenceEvaluator. What is compared is a hash of all outputs' bits, in order. Writes
+these, and two through onnx's ReferenceEvaluator. Where there is an NVIDIA GPU, also: PyTorch there with TF32 off and on, without cuDNN
+as the exact form asks for, and ONNX Runtime there at each level and with TF32; and, as an observation that nothing depends on, PyTorch
+with cuDNN. What is compared is a hash of all outputs' bits, in order. --only: the forms whose names hold one of the texts. Writes
 results/exact_bits.json after each network; what it holds of other networks stays where all else was the same.
 """
 
 import argparse
+import copy
 import hashlib
+import importlib.util
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,17 +69,25 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--combined", type=int, default=500)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--only", nargs="+", default=[""])
+    parser.add_argument("--out", default="exact_bits", help="the result file's name")
     options = parser.parse_args()
     data = open_data(Data(name="imagefolder", root=str(options.data)), torch.device("cpu"))
     (test, _) = next(data.test.batches(options.images))
     samples = Samples(test.numpy(), hostile_images(SHAPE).images, options.combined)
     (train, labels) = next(data.train.batches_in_order(torch.randperm(data.train.num_samples, generator=torch.Generator().manual_seed(0)), 64 * 40))
-    facts = {"images": len(samples.all), "images_in_all_combinations": len(samples.some), "steps_of_training": options.steps}
-    found = _found_before(facts)
+    facts = {
+        "images": len(samples.all),
+        "images_in_all_combinations": len(samples.some),
+        "steps_of_training": options.steps,
+        "only": options.only,
+        "not_run": _not_run(),
+    }
+    found = _found_before(facts, options.out)
     for network in options.networks:
-        found[network] = _network(network, train, labels, samples, options.steps)
+        found[network] = _network(network, train, labels, samples, options)
         print(network, "the same bits" if found[network]["same"] else f"NOT the same: {found[network]['different']}", flush=True)
-        write_result("exact_bits", {**facts, "networks": found})
+        write_result(options.out, {**facts, "networks": found})
 
 
 class Samples:
@@ -85,20 +98,27 @@ class Samples:
         self.few = np.concatenate([test[:1], hostile[-1:]])
 
 
-def _found_before(facts: dict[str, Any]) -> dict[str, Any]:
+def _not_run() -> list[str]:
+    """What cannot run on this machine."""
+    missing = [] if torch.cuda.is_available() else ["PyTorch and ONNX Runtime on CUDA: there is no GPU here"]
+    return missing + ([] if importlib.util.find_spec("openvino") else ["OpenVINO: it is not installed here"])
+
+
+def _found_before(facts: dict[str, Any], name: str) -> dict[str, Any]:
     """The networks of the result file, where they were measured in the same way."""
-    path = RESULTS / "exact_bits.json"
+    path = RESULTS / f"{name}.json"
     before = json.loads(path.read_bytes()) if path.is_file() else {}
     found: dict[str, Any] = before.get("networks", {})
     return found if facts.items() <= before.items() else {}
 
 
-def _network(network: str, train: torch.Tensor, labels: torch.Tensor, samples: Samples, steps: int) -> dict[str, Any]:
+def _network(network: str, train: torch.Tensor, labels: torch.Tensor, samples: Samples, options: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
-    grid = _trained(network, train, labels, steps)
+    grid = _trained(network, train, labels, options.steps)
     model = exact_onnx(grid, SHAPE, NUM_CLASSES, {})
-    everywhere = {form.name: _hash(form, samples.all) for form in _forms(grid, model)}
-    combined = {form.name: _hash(form, samples.some) for form in _combinations(grid, model)}
+    everywhere = _hashes(_forms(grid, model), samples.all, options.only)
+    observed = _hashes(_observed(grid), samples.all, options.only)
+    combined = _hashes(_combinations(grid, model), samples.some, options.only) if options.combined else {}
     reference = _bits(_reference(model)(samples.few)).tobytes() == _bits(_torch(fold(grid.graph))(samples.few)).tobytes()
     different = [*_different(everywhere), *_different(combined)]
     return {
@@ -106,10 +126,16 @@ def _network(network: str, train: torch.Tensor, labels: torch.Tensor, samples: S
         "different": different,
         "forms_on_all_images": list(everywhere),
         "forms_in_all_combinations": list(combined),
+        "observed_same": {name: found == everywhere[FOLDED] for name, found in observed.items()},
         "outputs_sha256": everywhere[FOLDED],
         "reference_evaluator": {"images": len(samples.few), "same": reference},
         "minutes": round((time.perf_counter() - started) / 60, 1),
     }
+
+
+def _hashes(forms: Iterator[Form], images: Pixels, only: Sequence[str]) -> dict[str, str]:
+    """The folded form, and those that are asked for."""
+    return {form.name: _hash(form, images) for form in forms if form.name == FOLDED or any(text in form.name for text in only)}
 
 
 def _different(hashes: dict[str, str]) -> list[str]:
@@ -117,7 +143,7 @@ def _different(hashes: dict[str, str]) -> list[str]:
 
 
 def _trained(network: str, train: torch.Tensor, labels: torch.Tensor, steps: int) -> GridGraph:
-    """A few steps off the grid and as many on it: enough for weights that are nobody's initial ones."""
+    """A few steps off the grid and as many on it, on the GPU where there is one: enough for weights that are nobody's initial ones."""
     config = parse_config({"network": {"name": network}, "method": {"name": "mimicnorm"}})
     rewritten = training_graph(config, ImageFacts(SHAPE, NUM_CLASSES, (128.0,) * 3, (64.0,) * 3))
     _train(rewritten, train, labels, steps, 0.02)
@@ -129,15 +155,17 @@ def _trained(network: str, train: torch.Tensor, labels: torch.Tensor, steps: int
 
 
 def _train(network: Rewritten, train: torch.Tensor, labels: torch.Tensor, steps: int, rate: float) -> None:
-    network.graph.train()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.graph.train().to(device)
     optimiser = torch.optim.SGD([p for group in network.rules.parameter_groups for p in group.parameters], lr=rate, momentum=0.9)
     for _, images, classes in zip(range(steps), torch.split(train, TRAINING_BATCH), torch.split(labels, TRAINING_BATCH), strict=False):
         optimiser.zero_grad()
-        F.cross_entropy(network.graph(images), classes).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(network.graph(images.to(device)), classes.to(device)).backward()  # type: ignore[no-untyped-call]
         network.rules.add_penalty_gradient()
         network.rules.correct_gradients()
         optimiser.step()
         network.rules.project()
+    network.graph.cpu()
 
 
 def _forms(grid: GridGraph, model: bytes) -> Iterator[Form]:
@@ -154,8 +182,29 @@ def _forms(grid: GridGraph, model: bytes) -> Iterator[Form]:
         _onnxruntime(exact_tensorrt_onnx(grid, SHAPE, NUM_CLASSES, {}), "ORT_DISABLE_ALL", THREADS[0]),
         BATCHES[0],
     )
-    yield Form("OpenVINO, f32 hint, batch 64", _openvino(model), 64)
-    yield Form("OpenVINO, f32 hint, batch 1", _openvino(model), 1)
+    if importlib.util.find_spec("openvino"):
+        yield Form("OpenVINO, f32 hint, batch 64", _openvino(model), 64)
+        yield Form("OpenVINO, f32 hint, batch 1", _openvino(model), 1)
+    if torch.cuda.is_available():
+        yield from _forms_on_cuda(grid, model)
+
+
+def _forms_on_cuda(grid: GridGraph, model: bytes) -> Iterator[Form]:
+    graphs = {"training graph": grid.graph.train(), "folded": fold(grid.graph)}
+    for (name, graph), tf32, batch in itertools.product(graphs.items(), ("off", "on"), (TORCH_BATCH, 1)):
+        on_cuda = _torch_on_cuda(graph, tf32=tf32 == "on", cudnn=False)
+        yield Form(f"PyTorch on CUDA, {name}, TF32 {tf32}, without cuDNN, batch {batch}", on_cuda, batch)
+    for level, tf32 in [*((level, "off") for level in LEVELS), (LEVELS[0], "on")]:
+        yield Form(f"ONNX Runtime on CUDA, {level}, TF32 {tf32}, batch 64", _onnxruntime_on_cuda(model, level, tf32), 64)
+    yield Form(f"ONNX Runtime on CUDA, {LEVELS[0]}, TF32 off, batch 3", _onnxruntime_on_cuda(model, LEVELS[0], "off"), 3)
+
+
+def _observed(grid: GridGraph) -> Iterator[Form]:
+    """cuDNN may pick Winograd or FFT, whose sums are not exact; nothing here depends on whether it does."""
+    if torch.cuda.is_available():
+        for tf32 in ("off", "on"):
+            on_cuda = _torch_on_cuda(fold(grid.graph), tf32=tf32 == "on", cudnn=True)
+            yield Form(f"PyTorch on CUDA, folded, TF32 {tf32}, with cuDNN, batch {TORCH_BATCH}", on_cuda, TORCH_BATCH)
 
 
 def _combinations(grid: GridGraph, model: bytes) -> Iterator[Form]:
@@ -212,6 +261,31 @@ def _openvino(model: bytes) -> Run:
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: compiled({"image": images})[0]
+
+
+def _torch_on_cuda(graph: nn.Module, *, tf32: bool, cudnn: bool) -> Run:
+    graph = copy.deepcopy(graph).to("cuda")
+
+    def run(images: Pixels) -> NDArray[np.float32]:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.enabled = cudnn
+        with torch.inference_mode():
+            return graph(torch.from_numpy(images).to("cuda")).cpu().numpy()
+
+    return run
+
+
+def _onnxruntime_on_cuda(model: bytes, level: str, tf32: str) -> Run:
+    """One algorithm for all convolutions, as the runner asks for. A node that would fall back to the CPU is an error."""
+    onnxruntime.preload_dlls()
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level, options.log_severity_level = getattr(onnxruntime.GraphOptimizationLevel, level), 4
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    provider = ("CUDAExecutionProvider", {"use_tf32": "1" if tf32 == "on" else "0", "cudnn_conv_algo_search": "DEFAULT"})
+    session = onnxruntime.InferenceSession(model, options, providers=[provider])
+    if session.get_providers()[0] != provider[0]:
+        raise RuntimeError("ONNX Runtime has no CUDA here")
+    return lambda images: session.run(None, {"image": images})[0]
 
 
 def _reference(model: bytes) -> Run:

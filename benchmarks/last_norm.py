@@ -61,7 +61,9 @@ def _options() -> argparse.Namespace:
 
 
 def _part_of(data: Path, part: Path, numbers: tuple[int, int]) -> Path:
-    """The first images of each class, as links."""
+    """The first images of each class, as links; those that an earlier run made stay."""
+    if all(sum(1 for _ in (part / split).glob("*/*")) == NUM_CLASSES * number for split, number in zip(("train", "test"), numbers, strict=True)):
+        return part
     shutil.rmtree(part, ignore_errors=True)
     for split, number in zip(("train", "test"), numbers, strict=True):
         for folder in sorted(each for each in (data / split).iterdir() if each.is_dir()):

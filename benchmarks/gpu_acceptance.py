@@ -1,11 +1,12 @@
 """To be run once on a machine with an NVIDIA GPU and TensorRT: builds engines, verifies every link, measures, and writes one result file.
 
     python -m benchmarks.gpu_acceptance [--network resnet18] [--rounds 5] [--seconds 1] [--epochs 10] [--minutes M]
-                                        [--parts bundle speed] [--out FILE]
+                                        [--parts bundle training speed] [--out FILE]
 
-Two parts. `bundle`: a network is trained on the built-in digits, exported, verified in every runtime that is here, given engines in float32,
+Three parts. `bundle`: a network is trained on the built-in digits, exported, verified in every runtime that is here, given engines in float32,
 float16 and exact, and verified again from its files; every link and every check of an engine is in the result, with the reason where one did not
-run. `speed`: the named network on 3 x 32 x 32 images with initial weights, from host memory to host memory, in every form and runtime that is
+run. `training`: a few steps of every method, replayed as a CUDA graph and launched kernel by kernel, must leave the same bits; and the time
+of both. `speed`: the named network on 3 x 32 x 32 images with initial weights, from host memory to host memory, in every form and runtime that is
 here; the exact form's outputs are compared to the bit on the way. What is not here is said and not measured.
 
 The file is written anew after every step, so what was found stays when a later step fails, or the machine is taken away. After --minutes no new
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from benchmarks.environment import RESULTS, environment
+from benchmarks.replayed_training import METHODS, different_tensors, seconds_a_step
 from deploy.runners.base import Runner
 from deploy.runners.table import open_file, require_runtimes
 from deploy.runners.tensorrt import EngineFile, open_engine
@@ -64,6 +66,7 @@ SHAPE, NUM_CLASSES = (3, 32, 32), 10
 BATCHES = (1, 8, 64, 256)
 FORMS: tuple[EnginePrecision, ...] = ("float32", "float16", "exact")
 ON_THE_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt")
+TIMED = (("resnet20", "batchnorm"), ("resnet110", "batchnorm"), ("resnet110", "czmig"))
 FEWEST_CALLS, WARM_UP_CALLS = 5, 3
 NOT_COMPARED = frozenset({"date", "load", "torch_threads"})
 """What may differ between two runs whose parts stand in one file."""
@@ -248,6 +251,21 @@ def _note(part: Part, outcome: Outcome, what: str) -> None:
     part.found["checks"] = [check for check in verification["invariance"] if check["stage"].startswith("engine ") or check["status"] == "failed"]
     if outcome.failure is not None:
         part.found["failed"].append(f"{what}: {outcome.failure}")
+
+
+def _training(part: Part, options: argparse.Namespace) -> None:
+    """Every method; then the time a step of deep networks takes."""
+    part.found |= {"same_bits_of_replayed": {}, "measured": {}}
+    if part.attempt("replayed training", partial(available_device, "cuda")) is None:
+        return
+    for method in METHODS:
+        different = part.attempt(f"replayed training, {method}", partial(different_tensors, method, "cuda"))
+        if different is not None:
+            part.found["same_bits_of_replayed"][method] = {setting: not names for setting, names in different.items()}
+            part.found["failed"] += [f"{method}, {setting}: other bits in {', '.join(names[:3])}" for setting, names in different.items() if names]
+    for network, method in TIMED:
+        measured = part.attempt(f"time of a step, {network}, {method}", partial(seconds_a_step, network, method, "cuda", options.rounds))
+        part.found["measured"][f"{network}, {method}"] = measured
 
 
 @dataclass(frozen=True)
@@ -443,7 +461,7 @@ def _spread(times: list[float], size: int) -> Mapping[str, float]:
     return {name: round(value, 4) for name, value in figures.items()} | {"calls": len(times)}
 
 
-PARTS: Mapping[str, Callable[[Part, argparse.Namespace], None]] = {"bundle": _bundle, "speed": _speed}
+PARTS: Mapping[str, Callable[[Part, argparse.Namespace], None]] = {"bundle": _bundle, "training": _training, "speed": _speed}
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_acceptance
+from benchmarks import gpu_acceptance, replayed_training
 from benchmarks.gpu_acceptance import Contestant, Images, Part, main
 from deploy.runners.table import open_file
 from deploy.verify.environment import nvidia_driver
 from export.engines.record import EnginePrecision
+from pipeline.config import Config
 
 SHORT = ["--network", "small", "--rounds", "2", "--seconds", "0", "--epochs", "1"]
 Json = dict[str, Any]
@@ -37,7 +38,9 @@ def test_without_a_gpu_it_runs_what_it_can_and_names_the_rest(tmp_path: Path, ca
     code, result = run(tmp_path / "result.json")
     assert (code, result["complete"], result["failed"]) == (0, False, [])
     assert result["gpu"].startswith("not here: no NVIDIA GPU is here")
-    bundle, speed = result["bundle"], result["speed"]
+    bundle, training, speed = result["bundle"], result["training"], result["speed"]
+    assert "replayed training" in training["not_run"]
+    assert training["same_bits_of_replayed"] == training["measured"] == {}
     assert {link["status"] for link in bundle["links"] if link["device"] == "cpu"} == {"passed"}
     assert {link["status"] for link in bundle["links"] if link["runtime"].startswith("tensorrt")} <= {"not run"}
     assert {"links to onnxruntime-cuda", "tensorrt float32", "tensorrt exact"} <= set(bundle["not_run"])
@@ -58,6 +61,21 @@ def test_on_a_gpu_all_that_can_run_holds(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "result.json").read_bytes())
     assert (done.returncode, result["failed"]) == (0, []), done.stderr
     assert isinstance(result["gpu"], dict)
+
+
+def test_replayed_training_is_compared_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where both ways are one: nothing differs, until one of them trains at another rate."""
+    monkeypatch.setattr(replayed_training, "SETTINGS", (("float32", "none"),))
+    assert replayed_training.different_tensors("czmig", "cpu") == {"float32, clip none": []}
+    config = replayed_training._config
+
+    def disturbed(network: str, method: str, training: dict[str, Any]) -> Config:
+        return config(network, method, training | ({"learning_rate": 0.0101} if training["cuda_graphs"] else {}))
+
+    monkeypatch.setattr(replayed_training, "_config", disturbed)
+    (different,) = replayed_training.different_tensors("czmig", "cpu").values()
+    assert "figures" in different
+    assert len(different) > 20
 
 
 class BrokenError(Exception):

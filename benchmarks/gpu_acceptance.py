@@ -46,7 +46,7 @@ from export.engines.gpu import gpu_here
 from export.engines.record import EnginePrecision
 from export.errors import NotHereError
 from export.exact.calibration import calibrate
-from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
+from export.exact.onnx import exact_tensorrt_onnx
 from export.exact.rewrite import GridBits, grid_graph
 from export.files import write_file
 from export.fold import fold
@@ -322,9 +322,9 @@ class _Forms:
         self.exact = fold(grid.graph)
         plain = onnx_from_graph(self.float32, SHAPE, {})
         self.for_engines = {"float32": plain, "float16": float16_onnx(plain), "exact": exact_tensorrt_onnx(grid, SHAPE, NUM_CLASSES, {})}
-        contents = {"float32": plain, "float16": self.for_engines["float16"], "exact": exact_onnx(grid, SHAPE, NUM_CLASSES, {})}
-        self.files = {form: folder / f"{form}.onnx" for form in contents}
-        for form, content in contents.items():
+        self.files = {form: folder / f"{form}.onnx" for form in self.for_engines}
+        """For ONNX Runtime on a GPU, which reads what TensorRT reads."""
+        for form, content in self.for_engines.items():
             self.files[form].write_bytes(content)
         images = torch.from_numpy(_images(max(BATCHES)))
         with torch.inference_mode():

@@ -167,7 +167,14 @@ def exact_chain(place: Place, forms: ExactForms) -> Chain:
     file, other_file = FileForm(forms.model, None), FileForm(forms.tensorrt_model, None)
     plain = file.cuttable("onnxruntime-cpu", _PLAIN)
     names = [f"{EXACT} {name}" for name in (TRAINING, EVALUATION, FOLDED, FILE)]
-    runtimes = [file.stage(f"{EXACT} {runtime}, all optimisations", runtime, RunOptions(), "bitwise") for runtime in place.runtimes]
+    read_by = {runtime: (other_file, TENSORRT_FILE) if _has_no_bytes(runtime) else (file, names[-1]) for runtime in place.runtimes}
+    runtimes = {
+        runtime: read.stage(f"{EXACT} {runtime}, all optimisations", runtime, RunOptions(), "bitwise") for runtime, (read, _) in read_by.items()
+    }
+    to_runtimes = [
+        Link(name, runtimes[runtime].name, "bitwise", places=between_files(read.cuttable("onnxruntime-cpu", _PLAIN), read.cuttable(runtime)))
+        for runtime, (read, name) in read_by.items()
+    ]
     first, second, third, fourth = names
     graphs = [place.torch_stage(first, training, "bitwise", gradients=True), place.torch_stage(second, evaluation, "bitwise")]
     if forms.rounded_on is not None:
@@ -177,19 +184,26 @@ def exact_chain(place: Place, forms: ExactForms) -> Chain:
             *graphs,
             place.torch_stage(third, forms.folded, "bitwise"),
             file.stage(fourth, "onnxruntime-cpu", RunOptions(optimisation="none"), "bitwise"),
-            *runtimes,
+            *runtimes.values(),
             _unoptimised(other_file.stage(TENSORRT_FILE, "onnxruntime-cpu", RunOptions(optimisation="none"), "bitwise")),
         ),
         links=(
             Link(first, second, "bitwise", places=between_graphs(place.cuttable(training, gradients=True), place.cuttable(evaluation))),
             Link(second, third, "bitwise", places=between_graphs(place.cuttable(evaluation), place.cuttable(forms.folded))),
             Link(third, fourth, "bitwise", places=exact_graph_to_file(place.cuttable(forms.folded), plain)),
-            *(Link(fourth, stage.name, "bitwise", places=between_files(plain, file.cuttable(stage.runtime))) for stage in runtimes),
+            *to_runtimes,
             Link(fourth, TENSORRT_FILE, "bitwise", places=between_files(plain, other_file.cuttable("onnxruntime-cpu", _PLAIN))),
         ),
         reference=place.reference(f"{EXACT} {REFERENCE}", forms.folded),
         training=third,
     )
+
+
+def _has_no_bytes(runtime: str) -> bool:
+    """ONNX Runtime's kernels for NVIDIA's GPUs take no padded bytes and no int32 bias, TensorRT no unsigned bytes: they read the signed file,
+    whose layers compute in float32.
+    """
+    return FILE_RUNTIMES[runtime].device == "cuda"
 
 
 def _unoptimised(stage: Stage) -> Stage:

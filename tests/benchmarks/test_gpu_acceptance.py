@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import gpu_acceptance, replayed_training
 from benchmarks.gpu_acceptance import Contestant, Images, Part, main
-from deploy.runners.table import open_file
+from deploy.runners.table import RunOptions, open_file
 from deploy.verify.environment import nvidia_driver
 from export.engines.record import EnginePrecision
 from pipeline.config import Config
@@ -87,7 +87,7 @@ def on_the_cpu(forms: Any, held: ExitStack, part: Part) -> Iterator[Contestant]:
     forms_in_both: tuple[EnginePrecision, ...] = ("float32", "exact")
     for form in forms_in_both:
         yield Contestant(form, "torch", gpu_acceptance._torch(forms, form, compiled=False, device="cpu"))
-        runner = held.enter_context(open_file("onnxruntime-cpu", forms.files[form]))
+        runner = held.enter_context(open_file("onnxruntime-cpu", forms.files[form], RunOptions(optimisation="none")))
         yield Contestant(form, "sound", lambda images, runner=runner: runner.run({"image": images})["logits"])  # type: ignore[misc]
     calls: list[int] = []
 

@@ -289,6 +289,7 @@ def _onnxruntime_on_cuda(model: bytes, level: str, tf32: str) -> Run:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level, options.log_severity_level = getattr(onnxruntime.GraphOptimizationLevel, level), 4
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     provider = ("CUDAExecutionProvider", {"use_tf32": "1" if tf32 == "on" else "0", "cudnn_conv_algo_search": "DEFAULT"})
     session = onnxruntime.InferenceSession(model, options, providers=[provider])
     if session.get_providers()[0] != provider[0]:

@@ -168,6 +168,8 @@ class OnnxRuntimeRunner(Runner):
         options.log_severity_level = 4  # what fails is raised; the log would say it again
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if self._provider.device == "cuda":  # else it makes integers of weights and biases that a GPU's kernels do not take
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         return options
 
     def _refuse_unless_in(self, present: list[str]) -> None:

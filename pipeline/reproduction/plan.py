@@ -16,7 +16,16 @@ from pipeline.reproduction.shortening import shortened
 
 _AS_THE_PAPERS = ("exact.enabled=false", "training.precision=float32")
 """Of no paper's protocol: the exact grid behind training, and half precision."""
-_FREE = ("data.download", "data.workers", "data.residence", "training.device", "training.threads", "training.deterministic", "training.channels_last")
+_FREE = (
+    "data.download",
+    "data.workers",
+    "data.residence",
+    "training.device",
+    "training.threads",
+    "training.deterministic",
+    "training.channels_last",
+    "training.cuda_graphs",
+)
 _FREE_SECTIONS = ("export.", "verify.", "exact.", "training.diagnosis", "training.deflated_below")
 _BY_OPTION = {
     "training.epochs": "--epochs",

@@ -1,0 +1,74 @@
+"""The figures that docs/reproducing.md states are those of the result files, and the targets that those name are met."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SECTION = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8").split("## What was run for this repository\n")[1].split("\n## ")[0]
+
+
+def result(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_bytes())
+
+
+def rows_below(start: str) -> list[list[str]]:
+    """The table of the paragraph that starts so, without its head."""
+    part = SECTION.split(f"**{start}")[1].split("\n**")[0]
+    return [line.split(" | ") for line in re.findall(r"^\| (.+) \|$", part, flags=re.MULTILINE)[2:]]
+
+
+def test_the_accuracies_of_the_methods_are_those_of_the_result() -> None:
+    stated = {row[0].strip("`"): row[1:3] for row in rows_below("Eight methods")}
+    assert stated == {
+        method: [
+            f"{found['last_accuracy']['mean']:.2f} ± {found['last_accuracy']['std']:.2f}",
+            ", ".join(f"{100 * run['accuracies'][-1]:.2f}" for run in found["runs"]),
+        ]
+        for method, found in result("learning")["methods"].items()
+    }
+    assert len(stated) == 8
+
+
+def test_every_target_of_learning_is_reached_over_three_seeds() -> None:
+    found = result("learning")
+    assert found["targets"]["reached"] == {"batchnorm": True, "czmig": True, "equinorm": True, "mimicnorm": True}
+    for method, least in found["targets"]["at_least"].items():
+        assert found["methods"][method]["last_accuracy"]["mean"] >= least
+    assert {len(each["runs"]) for each in found["methods"].values()} == {3}
+
+
+def test_what_was_tuned_is_said() -> None:
+    said = {row[0].strip("`"): row[3] for row in rows_below("Eight methods")}
+    for method, found in result("learning")["methods"].items():
+        for key, values in found["differs_from_batchnorm"].items():
+            assert values["here"] is None or f"{key} {values['here']}" in said[method]
+
+
+def test_the_rates_with_and_without_the_last_norm_are_those_of_the_result() -> None:
+    found = result("last_norm")
+    cells = {(row["cells"]["variant"], row["cells"]["rate"]): row["runs"][0] for row in found["rows"]}
+    rates = list(dict.fromkeys(rate for _, rate in cells))
+    assert {row[0]: row[1:] for row in rows_below("MimicNorm's Table 2")} == {
+        variant: [outcome(cells[variant, rate]) for rate in rates] for variant in found["trainable"]
+    }
+
+
+def outcome(run: dict[str, Any]) -> str:
+    return f"diverged in epoch {run['diverged']['epoch']}" if run["diverged"] else f"{100 * run['last_accuracy']:.2f}"
+
+
+def test_the_last_norm_keeps_every_rate_trainable_and_without_it_large_ones_are_not() -> None:
+    kept = result("last_norm")["trainable"]
+    assert all(kept["MimicNorm"].values())
+    for variant in ("none", "weight mean"):
+        assert [rate for rate, is_trainable in kept[variant].items() if is_trainable] == ["0.01", "0.05"]
+
+
+def test_the_long_run_is_the_one_that_is_stated() -> None:
+    epochs = [json.loads(line) for line in (RESULTS / "czmig_resnet110" / "metrics.jsonl").read_text().splitlines()]
+    assert [each["epoch"] for each in epochs] == list(range(1, 201))
+    best, last = (100 * value for value in (max(each["test_accuracy"] for each in epochs), epochs[-1]["test_accuracy"]))
+    assert f"{last:.2f} % after the last epoch, {best:.2f} % in the best one" in SECTION

@@ -366,7 +366,7 @@ def _parameter(walk: _Walk, node: NodeProto, place: int) -> Stored | Array | Non
 
 def _pool(walk: _Walk, node: NodeProto) -> Values:
     """A sum or mean over the image."""
-    x, axes = walk.settled(node), walk.constant(node, 1)
+    x, axes = _pooled(walk, node), walk.constant(node, 1)
     if axes.tolist() != _HEIGHT_AND_WIDTH:
         raise RefusedError(f"reduces the axes {axes.tolist()}, expected {_HEIGHT_AND_WIDTH}", ANOTHER_FORM)
     count = walk.size(node.input[0], 2) * walk.size(node.input[0], 3)
@@ -375,8 +375,14 @@ def _pool(walk: _Walk, node: NodeProto) -> Values:
         raise RefusedError(f"is a mean over {count} values, which is not a power of two", "write it as a sum, with the count in the layer behind it")
     row = pooled_row(name_of(node), node.op_type, x, count)
     walk.layers[row.name] = row
-    total = floats(float(x.unit[0]) / (count if mean else 1), float(x.low[0]) * count, float(x.high[0]) * count)
-    return [replace(walk.exact(total), maker=row.name)]
+    never = np.zeros(len(x.unit), np.bool_)
+    return [walk.exact(Floats(x.unit / (count if mean else 1), x.low * count, x.high * count, never, maker=row.name))]
+
+
+def _pooled(walk: _Walk, node: NodeProto) -> Floats:
+    """What a pool reads. It adds up each channel by itself, so that the sums of a layer, each of a unit of its own, may stand there too."""
+    x = walk.floats(node)
+    return x if x.maker in walk.layers and not np.isfinite(x.clip).any() else walk.settled(node)
 
 
 def _join(walk: _Walk, node: NodeProto) -> Values:

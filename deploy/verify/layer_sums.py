@@ -109,14 +109,15 @@ def layer_row(name: str, operation: str, x: Floats, terms: Terms) -> tuple[Layer
 
 
 def pooled_row(name: str, operation: str, x: Floats, count: int) -> LayerRow:
-    """A sum over so many values, as a row."""
+    """A sum over so many values, as a row; of channels with units of their own, the one with the largest sums stands for all."""
+    widest = int(np.maximum(np.abs(x.low), np.abs(x.high)).argmax())
     largest = int(x.extent) * count
     return LayerRow(
         name=name,
         operation=cast(Operation, operation),
-        input_step=float(x.unit[0]),
-        input_low=int(x.low[0]),
-        input_high=int(x.high[0]),
+        input_step=float(x.unit[widest]),
+        input_low=int(x.low[widest]),
+        input_high=int(x.high[widest]),
         weight_step_min=None,
         weight_step_max=None,
         largest_weight=None,

@@ -19,4 +19,4 @@ def largest_sums(layer: GridLayer) -> torch.Tensor:
     weights = weights.flatten(1)
     positive, negative = weights.clamp_min(0).sum(1), -weights.clamp_max(0).sum(1)
     terms = positive + negative if layer.signed_input else torch.maximum(positive, negative)
-    return terms * layer.largest_input + bias.abs()
+    return (terms * layer.largest_input + bias.abs()) * layer.positions

@@ -149,6 +149,18 @@ class Times(Derivation):
         return weight * self.factor, bias * self.factor if bias is not None and self.on_bias else bias
 
 
+class OnEachPixel(Derivation):
+    """The weights of a linear layer as those of a convolution with one pixel."""
+
+    def __init__(self, inner: Derivation) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self) -> WeightAndBias:
+        weight, bias = self.inner()
+        return weight[:, :, None, None], bias
+
+
 class OnPixels(Derivation):
     """The weights for pixels as `Pixels` gives them instead of as the network's own normalisation did.
 

@@ -24,6 +24,7 @@ from export.exact.grid import (
     GridWeights,
     Held,
     MeanWeights,
+    OnEachPixel,
     OnPixels,
     Pixels,
     PooledSum,
@@ -36,6 +37,8 @@ from export.layers import GlobalAveragePool, Normalise
 
 _PIXELS = "pixels"
 _POOLS = (GlobalAveragePool, PooledSum)
+LARGEST_IN_TF32 = 2**11
+"""TF32 keeps 11 bits of what it multiplies."""
 Kind = Literal["first", "spatial", "pointwise", "depthwise", "linear", "mean", "classifier"]
 DerivedLayer = DerivedConv2d | DerivedLinear
 
@@ -84,6 +87,8 @@ class GridLayer:
     """In steps of the input."""
     target: str | None
     layer: DerivedLayer
+    positions: int = 1
+    """How many of its sums are added up behind it: more than one where a classifier stands in front of its pool."""
 
     @property
     def weights(self) -> GridWeights:
@@ -106,7 +111,9 @@ def grid_graph(graph: GraphModule, image_shape: tuple[int, int, int], bits: Grid
     """Rewrite a training graph in place; refuse by name what has no exact form."""
     _take_out_training_parts(graph)
     _note_shapes(graph, image_shape)
-    placing = _Placing(graph, bits)
+    if pools_behind := _classify_each_pixel(graph, bits):
+        _note_shapes(graph, image_shape)
+    placing = _Placing(graph, bits, pools_behind)
     for node in list(graph.graph.nodes):
         placing.place(node)
     graph.graph.eliminate_dead_code()
@@ -114,6 +121,61 @@ def grid_graph(graph: GraphModule, image_shape: tuple[int, int, int], bits: Grid
     graph.graph.lint()
     graph.recompile()
     return placing.result()
+
+
+def _classify_each_pixel(graph: GraphModule, bits: GridBits) -> frozenset[Node]:
+    """Put classifiers in front of the pools whose sums TF32 would round; the pools. The function stays: both are linear."""
+    pools = [node for node in graph.graph.nodes if role_of(graph, node) == "global average"]
+    return frozenset(node for node in pools if _has_wide_sums(node, bits) and _classified_in_front(graph, node))
+
+
+def _has_wide_sums(pool: Node, bits: GridBits) -> bool:
+    height, width = shape_of(pool.all_input_nodes[0])[2:]
+    return height * width * bits.rectified[1] > LARGEST_IN_TF32
+
+
+def _classified_in_front(graph: GraphModule, pool: Node) -> bool:
+    """Whether a linear classifier was behind it, and now is in front."""
+    reader = _only_reader_through_moves(graph, pool)
+    between = [] if reader is None else _moves_between(pool, reader)
+    if (
+        reader is None
+        or role_of(graph, reader) != "layer"
+        or not _reaches_output(graph, reader)
+        or not all(_is_flatten(graph, each) for each in between)
+    ):
+        return False
+    linear, (before,) = graph.get_submodule(str(reader.target)), pool.all_input_nodes
+    if not isinstance(linear, (DerivedLinear, nn.Linear)):
+        return False
+    derivation = linear.derivation if isinstance(linear, DerivedLinear) else Held(linear.weight, linear.bias)
+    name = str(reader.target)
+    graph.set_submodule(name, _on_each_pixel(derivation))
+    reader.replace_all_uses_with(reader.all_input_nodes[0])
+    graph.graph.erase_node(reader)  # first: the new node takes its name
+    with graph.graph.inserting_before(pool):
+        pool.replace_input_with(before, graph.graph.call_module(name, (before,)))
+    graph.recompile()
+    return True
+
+
+def _on_each_pixel(derivation: Derivation) -> DerivedConv2d:
+    num_filters, num_channels = derivation()[0].shape
+    return DerivedConv2d(nn.Conv2d(num_channels, num_filters, 1, device="meta"), OnEachPixel(derivation))
+
+
+def _moves_between(node: Node, reader: Node) -> list[Node]:
+    found: list[Node] = []
+    while (node := next(iter(node.users))) is not reader:
+        found.append(node)
+    return found
+
+
+def _is_flatten(graph: GraphModule, node: Node) -> bool:
+    """Whether it takes any number of channels to as many values."""
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), nn.Flatten)
+    return node.target is torch.flatten or (node.op == "call_method" and node.target == "flatten")
 
 
 def _take_out_training_parts(graph: GraphModule) -> None:
@@ -167,8 +229,8 @@ class _Draft:
 class _Placing:
     """One walk over the graph, in the order of computation."""
 
-    def __init__(self, graph: GraphModule, bits: GridBits) -> None:
-        self.graph, self.bits = graph, bits
+    def __init__(self, graph: GraphModule, bits: GridBits, pools_behind: frozenset[Node]) -> None:
+        self.graph, self.bits, self.pools_behind = graph, bits, pools_behind
         self.values: dict[Node, _Value] = {}
         self.drafts: dict[Node, _Draft] = {}
         self.quantisers: dict[str, Quantise] = {}
@@ -212,6 +274,7 @@ class _Placing:
             largest_input=max(-source.low, source.high),
             target=None if draft.target is None else self.groups.of(draft.target),
             layer=draft.layer,
+            positions=math.prod(shape_of(draft.node)[2:]) if self._is_in_front_of_its_pool(draft.node) else 1,
         )
 
     def _limit(self, draft: _Draft) -> int:
@@ -239,7 +302,7 @@ class _Placing:
             held = Held(layer.weight, layer.bias)
             layer = DerivedConv2d(layer, held) if isinstance(layer, nn.Conv2d) else DerivedLinear(held)
             self.graph.set_submodule(str(node.target), layer)
-        is_last = _reaches_output(self.graph, node)
+        is_last = _reaches_output(self.graph, node) or self._is_in_front_of_its_pool(node)
         kind = "classifier" if is_last else _kind(layer, source)
         draft = _Draft(node, kind, layer, layer.derivation, source)
         if source.group == _PIXELS:
@@ -248,6 +311,9 @@ class _Placing:
             draft.derivation = Times(draft.derivation, 1 / count, on_bias=False)
         self.drafts[node] = draft
         self.values[node] = _Value("logits") if is_last else self._summed(node, SIGNED, None)
+
+    def _is_in_front_of_its_pool(self, node: Node) -> bool:
+        return not self.pools_behind.isdisjoint(node.users)
 
     def _for_pixels(self, draft: _Draft) -> Derivation:
         assert self.pixels is not None
@@ -300,6 +366,9 @@ class _Placing:
 
     def _global_average(self, node: Node) -> None:
         (before,) = node.all_input_nodes
+        if node in self.pools_behind:
+            self._average_of_logits(node, self.drafts[before])
+            return
         source = self._settled(before)
         reader = _only_reader_through_moves(self.graph, node)
         if source.kind != "grid" or reader is None or role_of(self.graph, reader) not in ("layer", "output"):
@@ -316,6 +385,15 @@ class _Placing:
             self.graph.set_submodule(str(node.target), PooledSum(factor))
             wide = _Value("wide", source.group, wide.low, wide.high, factor)
         self.values[node] = wide
+
+    def _average_of_logits(self, node: Node, classifier: _Draft) -> None:
+        """Nothing is rounded between a classifier and the pool behind it."""
+        count = math.prod(shape_of(classifier.node)[2:])
+        if not is_power_of_two(count):
+            factor = 2.0 ** -math.ceil(math.log2(count))
+            classifier.derivation = Times(classifier.derivation, 1 / (factor * count), on_bias=True)
+            self.graph.set_submodule(str(node.target), PooledSum(factor))
+        self.values[node] = self.values[classifier.node]
 
     def _average_over_all(self, node: Node) -> None:
         """A pool whose result goes on into the network is a convolution over the whole image."""

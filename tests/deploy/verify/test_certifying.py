@@ -216,6 +216,26 @@ def test_the_signed_file_is_looked_at_as_closely(tmp_path: Path, signed: bytes) 
     assert "filter 0 has an even bias" in certified(tmp_path, changed(signed, even)).refusals[0].reason
 
 
+def test_a_pool_adds_up_the_sums_of_each_filter_in_its_own_unit(tmp_path: Path) -> None:
+    """Pixels reach 127 and -128 steps, weights are 2, biases 1: a sum lies from -255 to 255, and sixteen of them are added up."""
+    sketch = Sketch()
+    certificate = certified(tmp_path, sketch.content(_pooled(sketch, _two_units(sketch))))
+    assert certificate.refusals == ()
+    layer, pool = certificate.layers
+    assert (layer.largest_sum, layer.tf32_safe) == (2 * 128 + 1, True)
+    assert (pool.name, pool.operation, pool.input_low, pool.input_high) == ("pool", "ReduceSum", 1 - 2 * 128, 1 + 2 * 127)
+    assert pool.largest_sum == 16 * 255
+
+
+def test_a_pool_of_sums_past_the_edge_is_refused(tmp_path: Path) -> None:
+    """Each sum is below 2^24, sixteen of them are not."""
+    for bias, refused in ((2**20 - 255, []), (2**20 + 1, ["pool"])):
+        sketch = Sketch()
+        weights = np.array([2], np.int8).reshape(1, 1, 1, 1)
+        pool = _pooled(sketch, sketch.layer(sketch.pixels(), "layer", weights, [bias], PIXEL_STEP))
+        assert [each.node for each in certified(tmp_path, sketch.content(pool)).refusals] == refused
+
+
 def test_the_edge_itself_is_certified_and_the_next_odd_number_is_not(tmp_path: Path) -> None:
     def file(bias: int) -> bytes:
         sketch = Sketch()
@@ -309,7 +329,11 @@ REFUSED: dict[str, tuple[Callable[[Sketch], str], str, str]] = {
     ),
     "bytes of different zero points side by side": (_mixed_bytes, "joined", "joins bytes of different steps or zero points"),
     "sums side by side": (_two_sums_side_by_side, "joined", "joins sums that are not rounded"),
-    "channels of different steps, added up": (lambda s: _pooled(s, _two_units(s)), "pool", "whose channels have different steps"),
+    "channels of different steps, added up and joined": (
+        lambda s: s.node("Add", [_pooled(s, _two_units(s))] * 2, "twice"),
+        "twice",
+        "whose channels have different steps",
+    ),
     "values clipped beside their step, added up": (lambda s: _pooled(s, _clipped_pixels(s, 0.3)), "pool", "is clipped beside its step"),
     "a clip half-way between two steps": (
         lambda s: s.quantised(_clipped_pixels(s, 1.5 * PIXEL_STEP), PIXEL_STEP, 128),

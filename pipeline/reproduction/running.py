@@ -6,13 +6,14 @@ Takes a plan and a console, and hands out each run that it made; knows no table 
 import gc
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from deploy.verify.environment import cpu_model
-from export.errors import UsageError
+from export.errors import SamegraphError, UsageError
 from export.files import make_folder, write_file
 from pipeline import run
 from pipeline.config import Config, load_config
@@ -73,6 +74,18 @@ def _run(planned: PlannedRun, console: Console) -> None:
     except NotFiniteError as error:
         console.say(str(error))
         write_file(planned.folder / DIVERGED, _json([{"epoch": error.epoch, "message": str(error)}]))
+    except SamegraphError:
+        _leave_no_trace(planned.folder)
+        raise
+
+
+def _leave_no_trace(folder: Path) -> None:
+    """A run that was refused has nothing but its machine: its folder goes, and its row's and that of all runs where they are empty."""
+    if {each.name for each in folder.iterdir()} == {MACHINES}:
+        (folder / MACHINES).unlink()
+        for each in (folder, *folder.parents[:2]):
+            with suppress(OSError):
+                each.rmdir()
 
 
 def _note_machine(planned: PlannedRun) -> None:

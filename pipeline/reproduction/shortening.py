@@ -31,7 +31,8 @@ def shortened(config: Config, epochs: int) -> Shortened:
     values["training"]["epochs"] = epochs
     values["training"]["freeze_statistics"]["epochs"] = min(round(training.freeze_statistics.epochs * share), epochs - 1)
     values["training"]["schedule"] |= _times(training.schedule, share) | {"milestones": milestones}
-    return Shortened(parse_config(values, "the shortened config"), (*_lost(training.schedule, milestones), *_unscaled(config)))
+    short = parse_config(values, "the shortened config")
+    return Shortened(short, (*_lost(training.schedule, milestones), *_never_frozen(config, short), *_unscaled(config)))
 
 
 def _times(schedule: Schedule, share: Fraction) -> dict[str, object]:
@@ -58,6 +59,12 @@ def _lost(schedule: Schedule, kept: Sequence[int]) -> tuple[str, ...]:
     if len(kept) == len(schedule.milestones):
         return ()
     return (f"{len(schedule.milestones) - len(kept)} of {len(schedule.milestones)} drops of the rate left out, too few epochs for them",)
+
+
+def _never_frozen(config: Config, short: Config) -> tuple[str, ...]:
+    if not config.training.freeze_statistics.epochs or short.training.freeze_statistics.epochs:
+        return ()
+    return ("no epoch is left for frozen statistics, so they are never frozen",)
 
 
 def _unscaled(config: Config) -> tuple[str, ...]:

@@ -192,3 +192,11 @@ def test_a_picture_by_rate_shows_the_papers_figures_and_what_diverged(whole: Pat
     assert "with a band of quartiles" in text
     assert (tmp_path / "by-rate.png").read_bytes().startswith(b"\x89PNG")
     assert "(IQR " in (tmp_path / "table.md").read_text()
+
+
+def test_a_run_whose_data_are_not_there_leaves_nothing(tmp_path: Path) -> None:
+    table = small_table()
+    broken = replace(table, rows=tuple(replace(row, overrides=(*row.overrides, "data.name=cifar10")) for row in table.rows))
+    with pytest.raises(UsageError, match="no cifar10 at"):
+        run_in(tmp_path / "table", table=broken, data=tmp_path / "nowhere")
+    assert list((tmp_path / "table").rglob("*")) == []

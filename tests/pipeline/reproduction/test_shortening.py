@@ -68,6 +68,7 @@ def test_frozen_epochs_in_proportion(epochs: int, frozen: int) -> None:
     """30 epochs, the last ten of them with frozen statistics."""
     short = shortened(config(30, {"name": "constant"}, freeze_statistics={"epochs": 10}), epochs)
     assert short.config.training.freeze_statistics.epochs == frozen
+    assert ("never frozen" in " ".join(short.notes)) is (frozen == 0)
 
 
 def test_a_threshold_by_epoch_is_said_not_to_scale() -> None:

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from deploy.verify.certificate import Certificate
 from deploy.verify.report import report_html, spoken_accuracies, spoken_counts
-from deploy.verify.verdict import LinkVerdict, StageErrors, Verdict, failure_sentence, reason_with_place, tightest
+from deploy.verify.verdict import LinkVerdict, StageErrors, Verdict, failure_sentence, reason_with_place, tightest, weak_outputs, weakness
 from export.bundle import json_bytes
 from export.files import write_file
 from pipeline.layout import CERTIFICATE, EXACT_MODEL
@@ -109,7 +109,7 @@ def _notes(verdict: Verdict) -> list[str]:
     notes = [f"not foldable, deployed as trained: {spoken_counts(part.what for part in kept)}"] if kept else []
     if frozen is not None:
         notes.append(f"without batch statistics from step {frozen.since_step} of {frozen.last_step} on; {spoken_accuracies(asdict(frozen))}")
-    return notes
+    return notes + [f"note: {weakness(name, spread)}" for name, spread in weak_outputs(verdict.links).items()]
 
 
 def _certificate_line(certificate: Certificate) -> str:

@@ -36,7 +36,7 @@ from export.errors import NotHereError, SamegraphError
 
 Batches = Callable[[], Iterable[Arrays]]
 NUM_SAMPLES_INSIDE = 8
-NUM_IN_FLOAT64 = 1000
+NUM_IN_FLOAT64 = 500
 """So many samples are evaluated in float64 in any case."""
 
 

@@ -32,6 +32,7 @@ from deploy.verify.drawing import (
     tall_chain,
     wide_chain,
 )
+from deploy.verify.verdict import ENOUGH, weakness
 
 Json = Mapping[str, Any]
 Tone = Literal["bitwise", "budget", "tolerance", "failed", "absent"]
@@ -354,6 +355,7 @@ def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence
         *_held(ran, held),
         *_failures(failed, invariance),
         *_absent(links),
+        *_weak(ran),
         *_contradiction(verdict, passed, links),
     ]
     word = "PASS" if passed else "INCOMPLETE" if verdict == "incomplete" and not failed else "FAIL"
@@ -445,6 +447,18 @@ def _failures(failed: Sequence[LinkView], invariance: Sequence[CheckView]) -> li
 def _absent(links: Sequence[LinkView]) -> list[str]:
     absent = [f"{link.name} ({_reason(link.record)})" for link in links if link.tone == "absent"]
     return [f"Not run, and so not part of this verdict: {'; '.join(absent)}."] if absent else []
+
+
+def _weak(ran: Sequence[LinkView]) -> list[str]:
+    """Outputs by which there is little to tell a fault; see `weak_outputs` of the verdict."""
+    found: dict[str, float] = {}
+    for link in ran:
+        least = ENOUGH * (number_in((link.record.get("budget") or {}).get("max")) or 0.0)
+        for output in link.record.get("outputs") or ():
+            spread = number_in(output.get("spread")) if isinstance(output, Mapping) else None
+            if spread is not None and spread <= least and int(output.get("num_samples") or 0) > 1:
+                found[str(output.get("name"))] = spread
+    return [f"{weakness(name, spread)}." for name, spread in found.items()]
 
 
 def _contradiction(verdict: object, passed: bool, links: Sequence[LinkView]) -> list[str]:

@@ -239,6 +239,24 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
     )
 
 
+ENOUGH = 16
+"""An output must differ so many times as much between samples as it may be off; else there is little to tell a fault by."""
+
+
+def weak_outputs(links: Iterable[LinkVerdict]) -> dict[str, float]:
+    """Outputs that hardly depend on the samples, though there were several, with how far they vary: a fault in front of that would not show."""
+    found: dict[str, float] = {}
+    for link in links:
+        least = ENOUGH * link.budget.max if link.budget else 0.0
+        found |= {output.name: output.spread for output in link.outputs if output.num_samples > 1 and output.spread <= least}
+    return found
+
+
+def weakness(name: str, spread: float) -> str:
+    """The sentence about one of them."""
+    return f"{name} hardly depends on the samples (it varies by {spread:.3g}): a fault in front of what makes it constant would not show"
+
+
 def tightest(errors: Iterable[StageErrors], stage: str) -> StageErrors | None:
     """Of a stage's outputs the one that uses most of its budget."""
     return max((each for each in errors if each.stage == stage), key=share, default=None)

@@ -41,9 +41,8 @@ class TestCost:
     def test_time(self) -> None:
         least, middle, most = self.TIME["ratios"]
         assert f"take {middle:.2f} x the CPU time of those three passes alone (three rounds, {least:.2f} to\n{most:.2f})" in TEXT
-        three = sum(sum(seconds for name, seconds in each.items() if name != "verifying") for each in self.TIME["seconds"]) / len(
-            self.TIME["seconds"]
-        )
+        rounds = self.TIME["seconds"]
+        three = sum(seconds for each in rounds for name, seconds in each.items() if name != "verifying") / len(rounds)
         assert f"would by itself take {self.TIME['float64_seconds_if_of_all'] / three:.1f} x that" in TEXT
         assert (self.TIME["images"], most <= 1.5) == (10_000, True)
 
@@ -57,6 +56,9 @@ class TestCost:
 class TestForeignModels:
     ROWS = result("foreign_models")["rows"]
 
+    def ratios(self, *, passed: bool) -> list[float]:
+        return [each["ratio"] for each in self.ROWS if each["passed"] is passed]
+
     def test_exports_pass_and_wrong_layers_do_not(self) -> None:
         assert [each["passed"] for each in self.ROWS] == [each["file"] in ("optimised", "plain") for each in self.ROWS]
 
@@ -65,3 +67,9 @@ class TestForeignModels:
         for each in self.ROWS:
             if not each["passed"]:
                 assert each["file"].removeprefix("plain, ").removesuffix(".weight twice as large") == each["layer"]
+
+    def test_the_figures_of_the_text(self) -> None:
+        right, wrong = self.ratios(passed=True), self.ratios(passed=False)
+        assert (len(NETWORKS), f"all {len(right)} files" in TEXT, f"of {len(wrong)} with one convolution" in TEXT) == (8, True, True)
+        assert f"({min(right):.2f} to {max(right):.2f} x it)" in TEXT
+        assert f"({min(wrong):,.0f} x and more)" in TEXT

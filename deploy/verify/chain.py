@@ -434,4 +434,5 @@ def _refuse_unknown(require: Collection[str], chain: Chain) -> None:
     missing = sorted(set(require) - {stage.runtime for stage in chain.stages})
     if missing:
         present = ", ".join(sorted({stage.runtime for stage in chain.stages}))
-        raise NotHereError(f"{', '.join(missing)} must run, but the chain has only {present}; add it to verify.runtimes, or build an engine for it")
+        advice = "of two files, add it with --runtime; of a bundle, export it again with it in verify.runtimes, or build an engine for it"
+        raise NotHereError(f"{', '.join(missing)} must run, but the chain has only {present}; {advice}")

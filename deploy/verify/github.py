@@ -22,7 +22,7 @@ def summary(verdict: Verdict, others: Sequence[tuple[str, str]] = ()) -> str:
     lines = [f"### samegraph: {word}", "", f"{samples.count:,} samples: {_cell('; '.join(samples.how))}", ""]
     lines += ["| link | | required | observed | max ulp | max abs | error of budget |", "|---|---|---|---|--:|--:|--:|"]
     lines += [_row(link, verdict) for link in verdict.links]
-    lines += ["", *(_cell(f"Note: {weakness(name, spread)}") for name, spread in weak_outputs(verdict.links).items())]
+    lines += ["", *(_cell(f"Note: {weakness(name, spread)}") for name, spread in weak_outputs(verdict).items())]
     lines += ["", *(f"- {_SIGNS['failed']} {_cell(place)}: {_cell(reason)}" for place, reason in _failures(verdict, others))]
     return _shortened("\n".join(lines).rstrip() + "\n")
 

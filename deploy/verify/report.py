@@ -90,6 +90,7 @@ def quantiles(values: NDArray[np.float64]) -> list[float] | None:
 def report_html(
     verification: Json,
     *,
+    digest: str | None = None,
     metrics: Sequence[Json] = (),
     filters: Sequence[Json] = (),
     facts: Json | None = None,
@@ -97,7 +98,8 @@ def report_html(
     certificate: Json | None = None,
     pictures: Mapping[int, bytes] | None = None,
 ) -> str:
-    """The report. What is empty or missing is said in a sentence. `diagnosed` holds the figures of all layers after an epoch,
+    """The report. What is empty or missing is said in a sentence. `digest` is the hash of verification.json, so that each can be told
+    from one that belongs to another; `diagnosed` holds the figures of all layers after an epoch,
     `certificate` what certificate.json holds, `pictures` are PNG files of samples.
     """
     errors = list(verification.get("errors") or ())
@@ -119,6 +121,7 @@ def report_html(
         facts=dict(facts or {}),
         certificate=certificate,
         verification=verification,
+        digest=digest,
         signs=_SIGNS,
         heads=_HEADS,
         tolerance_words=tolerance_words,
@@ -355,7 +358,7 @@ def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence
         *_held(ran, held),
         *_failures(failed, invariance),
         *_absent(links),
-        *_weak(ran),
+        *_weak(ran, verification.get("errors")),
         *_contradiction(verdict, passed, links),
     ]
     word = "PASS" if passed else "INCOMPLETE" if verdict == "incomplete" and not failed else "FAIL"
@@ -449,13 +452,15 @@ def _absent(links: Sequence[LinkView]) -> list[str]:
     return [f"Not run, and so not part of this verdict: {'; '.join(absent)}."] if absent else []
 
 
-def _weak(ran: Sequence[LinkView]) -> list[str]:
+def _weak(ran: Sequence[LinkView], errors: object) -> list[str]:
     """Outputs by which there is little to tell a fault; see `weak_outputs` of the verdict."""
+    known = [each for each in errors if isinstance(each, Mapping)] if isinstance(errors, Sequence) else []
+    allowed = {(each.get("stage"), each.get("output")): number_in((each.get("budget") or {}).get("max")) for each in known}
     found: dict[str, float] = {}
     for link in ran:
-        least = ENOUGH * (number_in((link.record.get("budget") or {}).get("max")) or 0.0)
         for output in link.record.get("outputs") or ():
-            spread = number_in(output.get("spread")) if isinstance(output, Mapping) else None
+            least = ENOUGH * (allowed.get((link.record.get("to"), output.get("name"))) or 0.0)
+            spread = number_in(output.get("spread"))
             if spread is not None and spread <= least and int(output.get("num_samples") or 0) > 1:
                 found[str(output.get("name"))] = spread
     return [f"{weakness(name, spread)}." for name, spread in found.items()]

@@ -243,13 +243,11 @@ ENOUGH = 16
 """An output must differ so many times as much between samples as it may be off; else there is little to tell a fault by."""
 
 
-def weak_outputs(links: Iterable[LinkVerdict]) -> dict[str, float]:
+def weak_outputs(verdict: Verdict) -> dict[str, float]:
     """Outputs that hardly depend on the samples, though there were several, with how far they vary: a fault in front of that would not show."""
-    found: dict[str, float] = {}
-    for link in links:
-        least = ENOUGH * link.budget.max if link.budget else 0.0
-        found |= {output.name: output.spread for output in link.outputs if output.num_samples > 1 and output.spread <= least}
-    return found
+    allowed = {(each.stage, each.output): each.budget.max for each in verdict.errors if each.budget}
+    outputs = [(output, ENOUGH * allowed.get((link.to, output.name), 0.0)) for link in verdict.links for output in link.outputs]
+    return {output.name: output.spread for output, least in outputs if output.num_samples > 1 and output.spread <= least}
 
 
 def weakness(name: str, spread: float) -> str:

@@ -180,6 +180,11 @@ class TestAction:
             *("--samples", "x.npz", "--reference", "a b.pt2", "--candidate", "c.onnx"),
         ]
 
+    def test_nothing_of_it_is_looked_for_in_the_workspace(self) -> None:
+        """setup-python fails where no file of the workspace matches its cache's key; an action's own files are elsewhere."""
+        setup = next(step for step in self.ACTION["runs"]["steps"] if step.get("uses", "").startswith("actions/setup-python@"))
+        assert setup["with"].keys() == {"python-version"}
+
     def test_a_bundle(self, tmp_path: Path) -> None:
         assert self.run(tmp_path, bundle="runs/b", report="there")[-1] == "runs/b"
 

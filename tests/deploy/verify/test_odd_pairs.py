@@ -1,5 +1,6 @@
 """Pairs with odd ends: several outputs of several kinds, whole numbers, single values, NaN and infinity, and what cannot be compared at all."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +208,7 @@ class TestOutputsThatSayLittle:
     def said(self, path: Path, samples: str, **options: object) -> dict[str, float]:
         verdict = compared(path, path, samples, **options)
         assert verdict.passed
-        return weak_outputs(verdict.links)
+        return weak_outputs(verdict)
 
     def nearly(self, path: Path, size: float) -> Path:
         """One, and the sample times `size`."""
@@ -220,6 +221,14 @@ class TestOutputsThatSayLittle:
         (spread,) = self.said(self.nearly(tmp_path / "a.onnx", 1e-7), samples).values()
         assert 0 < spread < 1e-6
         assert weakness("y", spread).startswith("y hardly depends on the samples (it varies by ")
+
+    def test_each_by_its_own_budget(self, tmp_path: Path, samples: str) -> None:
+        """Not by that of the output which uses most of its own, here one of a million."""
+        verdict = compared(scores_and_class(tmp_path / "a.onnx"), scores_and_class(tmp_path / "a.onnx"), samples)
+        large = next(each.budget for each in verdict.errors if (each.stage, each.output) == ("candidate", "large"))
+        assert large is not None
+        widest = replace(only_link(verdict), budget=replace(large, max=10 * large.max))
+        assert weak_outputs(replace(verdict, links=(widest,))) == {}
 
     def test_others_are_not(self, tmp_path: Path, samples: str) -> None:
         assert self.said(self.nearly(tmp_path / "a.onnx", 1e-3), samples) == {}

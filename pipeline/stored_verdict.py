@@ -33,7 +33,7 @@ def require_its_own_verdict(bundle: Bundle) -> None:
 def _content(bundle: Bundle) -> Mapping[str, Any]:
     try:
         content = json.loads(bundle.read(VERIFICATION))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _no_verdict(bundle, f"it is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise _no_verdict(bundle, "it is no JSON object")

@@ -287,7 +287,7 @@ def _training_only(graph: GraphModule, precision: str, frozen: FrozenStatistics 
 def _records(bundle: Bundle, name: str) -> tuple[dict[str, JsonValue], ...]:
     try:
         records = [json.loads(line) for line in bundle.read(name).splitlines()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{bundle.folder / name} does not hold a JSON object a line: {error}; export the bundle again") from error
     if not all(isinstance(record, dict) for record in records):
         raise DamagedError(f"{bundle.folder / name} does not hold a JSON object a line; export the bundle again")

@@ -105,7 +105,7 @@ def kept_in(path: Path) -> dict[str, Kept]:
                 return {path.stem: _in_npy(path)}
             case ".safetensors":
                 return dict(_in_safetensors(path))
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, struct.error, NotImplementedError) as error:
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, RecursionError, struct.error, NotImplementedError) as error:
         raise _unreadable(path, error) from error
     raise UsageError(f"{path} is none of {', '.join(SUFFIXES)}; save the arrays with numpy.savez(FILE, name=array)")
 

@@ -123,6 +123,12 @@ def test_a_safetensors_file_that_ends_too_early(tmp_path: Path) -> None:
         kept_in(tmp_path / "a.safetensors")["x"].whole()
 
 
+def test_a_head_that_is_nested_without_end(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", 10**5) + b"[" * 10**5)
+    with pytest.raises(UsageError, match=r"cannot be read as .safetensors"):
+        kept_in(tmp_path / "a.safetensors")
+
+
 def test_a_head_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", 3 * 2**30) + b"{}")
     with pytest.raises(UsageError, match="its head claims 3221225472 bytes"):

@@ -138,6 +138,7 @@ class TestAgainst:
         [
             (None, "is not a file"),
             ("{", "is not JSON"),
+            ("[" * 10**5, "is not JSON"),
             ("[]", "has no list of links"),
             ('{"links": 3}', "has no list of links"),
             ('{"links": [1], "invariance": []}', "has no list of links"),

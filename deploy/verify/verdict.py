@@ -268,6 +268,12 @@ def share(errors: StageErrors) -> float:
     return max(used / allowed if allowed else (math.inf if used else 0.0) for used, allowed in pairs)
 
 
+def failed_outputs(verdict: Verdict, link: LinkVerdict) -> list[str]:
+    """Outputs of a failed link that are outside their budgets; those with other bits, where that is not what was measured."""
+    outside = [each.output for each in verdict.errors if each.stage == link.to and share(each) > 1] if link.required == "budget" else []
+    return outside or [output.name for output in link.outputs if output.different_bits]
+
+
 def failure_sentence(verdict: Verdict) -> str:
     """One line on the first thing that failed, with its figures; for NotTheSameError."""
     if not verdict.failed:

@@ -114,8 +114,8 @@ def write_manifest(folder: Path, facts: Facts) -> Manifest:
 
 
 def json_bytes(value: Mapping[str, JsonValue]) -> bytes:
-    """JSON the way all our files hold it: indented, UTF-8, no NaN."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """JSON the way all our files hold it: indented, UTF-8, no NaN. A file's name that is no text is escaped as JSON escapes."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
 
 
 def _entry_of(path: Path) -> FileEntry:

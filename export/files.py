@@ -27,6 +27,8 @@ def sha256_of(data: bytes) -> str:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write or replace one file, with the permissions that an ordinary new file would get."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is there and no file; choose another path")  # a device would be replaced by a file
     beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         with beside.open("xb") as file:

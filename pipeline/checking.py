@@ -15,11 +15,13 @@ from pydantic import JsonValue
 from deploy.verify import github
 from deploy.verify.against import Json, changes, read_verification
 from deploy.verify.junit import junit_xml
+from export.errors import UsageError
 from export.files import make_folder, write_file
+from pipeline.layout import REPORT
 from pipeline.outcome import Outcome
 from pipeline.pairs import Typed
 from pipeline.pairs import compare as compared
-from pipeline.verified import Verification
+from pipeline.verified import Verification, printable
 from pipeline.watching import Console
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class Wanted:
         for folder in (self.report, self.junit and self.junit.parent):
             if folder is not None:
                 make_folder(folder)
+        if self.junit is not None and self.junit.exists() and not self.junit.is_file():
+            raise UsageError(f"--junit {self.junit} is there and no file; choose another path")
         return None if self.against is None else read_verification(self.against)
 
 
@@ -59,16 +63,26 @@ def compare(typed: Typed, wanted: Wanted, console: Console) -> Outcome:
 
 def _told(found: Verification, what: Mapping[str, JsonValue], wanted: Wanted, earlier: Json | None) -> Outcome:
     changed = None if earlier is None else changes(earlier, found.as_json)
-    if wanted.report is not None:
-        found.write(wanted.report)
-    if wanted.junit is not None:
-        write_file(wanted.junit, junit_xml(found.verdict, found.other_failures))
     _tell_github(found)
-    lines = [found.text, *(f"{kind}: {path}" for kind, path in what.items()), *_changed_lines(changed, wanted.against)]
-    facts: dict[str, JsonValue] = {**what, "verification": found.as_json}
+    unwritten = _unwritten(found, wanted)
+    told = {**what, **({"report": str(wanted.report / REPORT)} if wanted.report and not unwritten else {})}
+    lines = [*found.lines, *(f"{kind}: {path}" for kind, path in told.items()), *_changed_lines(changed, wanted.against)]
+    facts: dict[str, JsonValue] = {**told, "verification": found.as_json}
     if changed is not None:
         facts["changes"] = list[JsonValue](changed)
-    return Outcome(facts, "\n".join(lines), found.failure, found.verdict.interrupted)
+    return Outcome(facts, "\n".join(map(printable, lines)), found.failure, found.verdict.interrupted, unwritten)
+
+
+def _unwritten(found: Verification, wanted: Wanted) -> OSError | None:
+    """Write what is wanted. Where the disk refuses, the verdict is told all the same, and then what the disk said."""
+    try:
+        if wanted.report is not None:
+            found.write(wanted.report)
+        if wanted.junit is not None:
+            write_file(wanted.junit, junit_xml(found.verdict, found.other_failures))
+    except OSError as error:
+        return error
+    return None
 
 
 def _changed_lines(changed: list[str] | None, old: Path | None) -> list[str]:
@@ -82,7 +96,10 @@ def _tell_github(found: Verification) -> None:
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(github.summary(found.verdict, found.other_failures))
+        try:
+            with Path(path).open("a", encoding="utf-8", errors="replace") as file:
+                file.write(github.summary(found.verdict, found.other_failures))
+        except OSError as error:  # as in a container that has the variable and not the file
+            print(f"no step summary: {error}", file=sys.stderr)
     for line in github.annotations(found.verdict, found.other_failures):
         print(line, file=sys.stderr)

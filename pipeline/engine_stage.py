@@ -16,6 +16,7 @@ from export.errors import NotHereError, UsageError
 from export.files import folder_in_work, publish_folder, sole_use, write_file
 from pipeline.config import Config
 from pipeline.engines import BuiltEngine, EngineOptions, build_engines, facts_of, precisions_of, runnable_flavour
+from pipeline.layout import REPORT, VERIFICATION
 from pipeline.outcome import Outcome
 from pipeline.verification import Asked, bundle_config, stored_samples, verify_bundle
 from pipeline.watching import Console
@@ -84,7 +85,8 @@ def export_engines(folder: Path, options: EngineOptions, network: str | None, re
 
 
 def _copy(bundle: Bundle, folder: Path) -> None:
-    for name in bundle.manifest.files:
+    """All but the verdict, which was on the bundle as it was."""
+    for name in bundle.manifest.files.keys() - {VERIFICATION, REPORT}:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, bundle.read(name))

@@ -67,6 +67,7 @@ from pipeline.methods.statistics import freeze_statistics, is_frozen
 from pipeline.networks import is_of_the_user
 from pipeline.pictures import pictures_of
 from pipeline.staging import Trained
+from pipeline.stored_verdict import require_its_own_verdict
 from pipeline.verified import Verification
 from pipeline.watching import Console, shown
 
@@ -149,6 +150,7 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
     folded = fold(graph)
     _load(folded, bundle, WEIGHTS)
     _require_one_story(bundle, config)
+    _require_the_metrics_of_the_manifest(bundle)
     hostile = hostile_images(_image_shape(bundle))
 
     def inputs(batches: Iterable[NDArray[np.uint8]]) -> Iterator[dict[str, NDArray[np.uint8]]]:
@@ -191,6 +193,8 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
     proved = certificate if asked.only is None else None
     filters = tuple(layer_figures(trained_layers(graph), config.training.deflated_below))
     verdict = together(verdicts)
+    if verdict.passed and (certificate is None or certificate.holds):
+        require_its_own_verdict(bundle)
     return Verification(
         verdict,
         _records(bundle, METRICS),
@@ -283,7 +287,7 @@ def _training_only(graph: GraphModule, precision: str, frozen: FrozenStatistics 
 def _records(bundle: Bundle, name: str) -> tuple[dict[str, JsonValue], ...]:
     try:
         records = [json.loads(line) for line in bundle.read(name).splitlines()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{bundle.folder / name} does not hold a JSON object a line: {error}; export the bundle again") from error
     if not all(isinstance(record, dict) for record in records):
         raise DamagedError(f"{bundle.folder / name} does not hold a JSON object a line; export the bundle again")
@@ -323,6 +327,15 @@ def _require_one_story(bundle: Bundle, config: Config) -> None:
             raise DamagedError(f"{bundle.folder} says different things of its {what}: {', '.join(map(repr, values))}; export the bundle again")
     if len(set(manifest.classes)) < len(manifest.classes):
         raise DamagedError(f"{bundle.folder} names a class twice: {manifest.classes}; export the bundle again")
+
+
+def _require_the_metrics_of_the_manifest(bundle: Bundle) -> None:
+    """The figures of the last epoch stand in both."""
+    told = bundle.manifest.metrics
+    for name, value in (_records(bundle, METRICS) or ({},))[-1].items():
+        if told.get(name) != value:
+            where = f"{bundle.folder / METRICS} ends with {name} {value!r}, the manifest says {told.get(name)!r}"
+            raise DamagedError(f"{where}; export the bundle again")
 
 
 def _facts(bundle: Bundle, graph: nn.Module) -> dict[str, object]:

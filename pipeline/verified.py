@@ -11,10 +11,10 @@ from pydantic import JsonValue
 
 from deploy.verify.certificate import Certificate
 from deploy.verify.report import report_html, spoken_accuracies, spoken_counts
-from deploy.verify.verdict import LinkVerdict, StageErrors, Verdict, failure_sentence, reason_with_place, tightest
+from deploy.verify.verdict import LinkVerdict, StageErrors, Verdict, failure_sentence, reason_with_place, tightest, weak_outputs, weakness
 from export.bundle import json_bytes
-from export.files import write_file
-from pipeline.layout import CERTIFICATE, EXACT_MODEL
+from export.files import sha256_of, write_file
+from pipeline.layout import CERTIFICATE, EXACT_MODEL, REPORT, VERIFICATION
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,30 @@ class Verification:
 
     @property
     def text(self) -> str:
-        """A line a link, for the terminal."""
+        """A line a link and a line a failed check, for the terminal."""
+        return "\n".join(map(printable, self.lines))
+
+    @property
+    def lines(self) -> list[str]:
         counted = self.verdict.samples
         lines = [_link_line(link, tightest(self.verdict.errors, link.to)) for link in self.verdict.links]
+        lines += [f"{check.check} of {check.stage}: FAILED: {check.reason}" for check in self.verdict.invariance if check.status == "failed"]
         lines += [] if self.certificate is None else [_certificate_line(self.certificate)]
         lines += _notes(self.verdict)
         verdict = {"pass": "the outputs are the same", "fail": "the outputs are NOT the same", "incomplete": "INCOMPLETE"}[self.word]
-        return "\n".join([*lines, f"{verdict}, on {counted.count:,} samples: {', '.join(how.partition(':')[0] for how in counted.how)}"])
+        return [*lines, f"{verdict}, on {counted.count:,} samples: {', '.join(how.partition(':')[0] for how in counted.how)}"]
 
     def write(self, folder: Path) -> None:
         """verification.json and report.html."""
         content = self.as_json
-        write_file(folder / "verification.json", json_bytes(content))
+        written = json_bytes(content)
+        write_file(folder / VERIFICATION, written)
         if self.certificate is not None:
             write_file(folder / CERTIFICATE, json_bytes(self.certificate.to_json()))
         certificate = None if self.certificate is None else self.certificate.to_json()
         page = report_html(
             content,
+            digest=sha256_of(written),
             metrics=self.metrics,
             filters=self.filters,
             facts=self.facts,
@@ -83,12 +90,17 @@ class Verification:
             certificate=certificate,
             pictures=self.pictures,
         )
-        write_file(folder / "report.html", page.encode())
+        write_file(folder / REPORT, page.encode(errors="replace"))
+
+
+def printable(line: str) -> str:
+    """One line of text and nothing else: names in a file may hold line breaks, and what moves a terminal or speaks to a workflow."""
+    return "".join(sign if sign.isprintable() else " " for sign in line)
 
 
 def _link_line(link: LinkVerdict, errors: StageErrors | None) -> str:
     ties = f"; {link.top1_changes} top-1 changes, {link.ties} of them ties" if link.top1_changes else ""
-    return " ".join(f"{link.from_} -> {link.to}: {_how_it_went(link, errors)}{ties}".split())  # names of a file may hold line breaks
+    return " ".join(f"{link.from_} -> {link.to}: {_how_it_went(link, errors)}{ties}".split())
 
 
 def _how_it_went(link: LinkVerdict, errors: StageErrors | None) -> str:
@@ -109,7 +121,7 @@ def _notes(verdict: Verdict) -> list[str]:
     notes = [f"not foldable, deployed as trained: {spoken_counts(part.what for part in kept)}"] if kept else []
     if frozen is not None:
         notes.append(f"without batch statistics from step {frozen.since_step} of {frozen.last_step} on; {spoken_accuracies(asdict(frozen))}")
-    return notes
+    return notes + [f"note: {weakness(name, spread)}" for name, spread in weak_outputs(verdict).items()]
 
 
 def _certificate_line(certificate: Certificate) -> str:

@@ -18,9 +18,12 @@ from deploy.hosting.forms import OF_OURS, OUT_OF_MEMORY, Kind, Opening
 from deploy.hosting.wire import ClosedError, LateError, Message, receive, send
 from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.cut import Point
-from export.errors import DamagedError, SamegraphError
+from export.errors import DamagedError, SamegraphError, UsageError
 
 _ROOT = Path(__file__).parents[2]
+
+
+_LEAST_GIBIBYTES, _MOST_GIBIBYTES, _MOST_SECONDS = 1, 2**20, 10**8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,12 @@ class Limits:
     """Of memory for data; 0 for no limit, which CUDA needs."""
     seconds: float = 600
     """For one request: opening a file, or running one batch."""
+
+    def __post_init__(self) -> None:
+        if not (self.gibibytes == 0 or _LEAST_GIBIBYTES <= self.gibibytes <= _MOST_GIBIBYTES):
+            raise UsageError(f"--memory-limit {self.gibibytes:g}: a runtime alone takes {_LEAST_GIBIBYTES} GiB; give that or more, or 0 for no limit")
+        if not 0 < self.seconds <= _MOST_SECONDS:
+            raise UsageError(f"--time-limit {self.seconds:g} is no time to wait; give seconds, at most {_MOST_SECONDS}")
 
 
 class HostError(Exception):

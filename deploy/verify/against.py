@@ -21,7 +21,7 @@ def read_verification(path: Path) -> Json:
         raise UsageError(f"{path} is not a file; give the verification.json of an earlier run")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error}); give the verification.json of an earlier run") from error
     lists = [content.get(key) for key in ("links", "invariance")] if isinstance(content, dict) else [None]
     if not all(isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) for entries in lists):

@@ -49,12 +49,12 @@ class Kept(ABC):
         with self.opened() as file:
             for start in range(0, self.shape[0], at_once):
                 number = min(at_once, self.shape[0] - start)
-                yield np.frombuffer(_exactly(file, number * row, self.path), self.dtype).reshape(number, *self.shape[1:])
+                yield _native(np.frombuffer(_exactly(file, number * row, self.path), self.dtype)).reshape(number, *self.shape[1:])
 
     def whole(self) -> Array:
         """All of it, also where it has no rows."""
         with self.opened() as file:
-            return np.frombuffer(_exactly(file, math.prod(self.shape) * self.dtype.itemsize, self.path), self.dtype).reshape(self.shape)
+            return _native(np.frombuffer(_exactly(file, math.prod(self.shape) * self.dtype.itemsize, self.path), self.dtype)).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def kept_in(path: Path) -> dict[str, Kept]:
                 return {path.stem: _in_npy(path)}
             case ".safetensors":
                 return dict(_in_safetensors(path))
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, struct.error, NotImplementedError) as error:
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, RecursionError, struct.error, NotImplementedError) as error:
         raise _unreadable(path, error) from error
     raise UsageError(f"{path} is none of {', '.join(SUFFIXES)}; save the arrays with numpy.savez(FILE, name=array)")
 
@@ -156,13 +156,20 @@ def _in_safetensors(path: Path) -> Iterator[tuple[str, Kept]]:
         if size > _LARGEST_HEAD:
             raise ValueError(f"its head claims {size} bytes")
         head = json.loads(file.read(size))
+    if not isinstance(head, dict):
+        raise ValueError("its head is no JSON object")
     for name, entry in head.items():
         if name != "__metadata__":
             dtype, shape = _ST_TYPES[entry["dtype"]], tuple(int(each) for each in entry["shape"])
             start, end = entry["data_offsets"]
-            if end - start != math.prod(shape) * dtype.itemsize or start < 0:
+            if end - start != math.prod(shape) * dtype.itemsize or start < 0 or min(shape, default=0) < 0:
                 raise ValueError(f"{name!r} claims {end - start} bytes for its shape")
             yield name, _KeptInSafetensors(path, dtype, shape, 8 + size + start)
+
+
+def _native(values: Array) -> Array:
+    """In this machine's order of bytes: bits are compared as they lie there."""
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _exactly(file: IO[bytes], size: int, path: Path) -> bytes:

@@ -28,15 +28,15 @@ from deploy.verify.verdict import (
     StageErrors,
     TrainingOnlyPart,
     Verdict,
+    failed_outputs,
     one_line,
-    share,
 )
 from deploy.verify.worst import WorstMeter
 from export.errors import NotHereError, SamegraphError
 
 Batches = Callable[[], Iterable[Arrays]]
 NUM_SAMPLES_INSIDE = 8
-NUM_IN_FLOAT64 = 1000
+NUM_IN_FLOAT64 = 500
 """So many samples are evaluated in float64 in any case."""
 
 
@@ -156,7 +156,7 @@ def _placed(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
     """The verdict, with the place where each failed link begins to fail."""
     links = []
     for found, link in zip(verdict.links, chain.links, strict=True):
-        links.append(_with_place(found, link, batches, _failed_outputs(verdict, found), few=_takes_fewer(verdict, found)))
+        links.append(_with_place(found, link, batches, failed_outputs(verdict, found), few=_takes_fewer(verdict, found)))
     return replace(verdict, links=tuple(links))
 
 
@@ -183,12 +183,6 @@ def _few_of(batch: Arrays, row: int) -> Arrays:
     """A few samples with the worst among them, as every tensor on the way takes a run. Where they show nothing all are taken."""
     start = max(0, min(row, num_samples(batch) - NUM_SAMPLES_INSIDE))
     return {name: rows[start : start + NUM_SAMPLES_INSIDE] for name, rows in batch.items()}
-
-
-def _failed_outputs(verdict: Verdict, link: LinkVerdict) -> list[str]:
-    """Those outside their budgets; those with other bits, where that is not what was measured."""
-    outside = [each.output for each in verdict.errors if each.stage == link.to and share(each) > 1] if link.required == "budget" else []
-    return outside or [output.name for output in link.outputs if output.different_bits]
 
 
 def _with_growth(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
@@ -434,4 +428,5 @@ def _refuse_unknown(require: Collection[str], chain: Chain) -> None:
     missing = sorted(set(require) - {stage.runtime for stage in chain.stages})
     if missing:
         present = ", ".join(sorted({stage.runtime for stage in chain.stages}))
-        raise NotHereError(f"{', '.join(missing)} must run, but the chain has only {present}; add it to verify.runtimes, or build an engine for it")
+        advice = "of two files, add it with --runtime; of a bundle, export it again with it in verify.runtimes, or build an engine for it"
+        raise NotHereError(f"{', '.join(missing)} must run, but the chain has only {present}; {advice}")

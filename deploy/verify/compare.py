@@ -74,6 +74,8 @@ class OutputComparison:
     """Of these, the places where the sides do not both hold NaN, or both +inf, or both -inf."""
     ulp_histogram: tuple[int, ...]
     """How many values are 0, 1, 2 to 3, 4 to 7, ... units in the last place apart, up to the farthest."""
+    spread: float = 0.0
+    """How far the first side's values are from those of its first sample, at most: 0 where the samples make no difference."""
 
 
 @dataclass(frozen=True)
@@ -267,11 +269,14 @@ class _Tally:
         self._num_samples = self._num_values = self._max_ulp = 0
         self._different_bits = self._different_values = self._nonfinite = self._nan = self._nonfinite_apart = 0
         self._magnitudes = Magnitudes()
+        self._spread = 0.0
+        self._of_the_first: Array | None = None
         self._lengths = np.zeros(65, np.int64)
 
     def update(self, a: Array, b: Array, different: NDArray[np.bool_], total: Magnitudes) -> None:
         self._num_samples += len(a) if a.ndim else 1
         self._num_values += a.size
+        self._see_spread(a)
         both_finite = _finite(a) & _finite(b)
         num_nonfinite = a.size - int(np.count_nonzero(both_finite))
         self._nonfinite += num_nonfinite
@@ -284,6 +289,14 @@ class _Tally:
         num_equal = different.size - num_nonfinite - sizes.size
         for magnitudes in (self._magnitudes, total):
             magnitudes.add(sizes, num_equal)
+
+    def _see_spread(self, a: Array) -> None:
+        if not a.ndim or not len(a) or (self._of_the_first is not None and self._of_the_first.shape != a.shape[1:]):
+            return
+        if self._of_the_first is None:
+            self._of_the_first = a[0].astype(np.float64)
+        apart = np.abs(a.astype(np.float64) - self._of_the_first)
+        self._spread = max(self._spread, float(apart[np.isfinite(apart)].max(initial=0.0)))
 
     def _add_differences(self, a: Array, b: Array) -> None:
         self._different_bits += a.size
@@ -308,6 +321,7 @@ class _Tally:
             nan=self._nan,
             nonfinite_apart=self._nonfinite_apart,
             ulp_histogram=self._histogram(),
+            spread=self._spread,
         )
 
     def _histogram(self) -> tuple[int, ...]:

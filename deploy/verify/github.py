@@ -5,7 +5,7 @@ Takes a verdict, returns text. Reads no environment and writes no file.
 
 from collections.abc import Iterator, Sequence
 
-from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Verdict, reason_with_place, share, tightest
+from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Verdict, reason_with_place, share, tightest, weak_outputs, weakness
 
 LARGEST_SUMMARY = 1024 * 1024
 """Bytes of all summaries of a step; a longer one is not shown at all."""
@@ -22,6 +22,7 @@ def summary(verdict: Verdict, others: Sequence[tuple[str, str]] = ()) -> str:
     lines = [f"### samegraph: {word}", "", f"{samples.count:,} samples: {_cell('; '.join(samples.how))}", ""]
     lines += ["| link | | required | observed | max ulp | max abs | error of budget |", "|---|---|---|---|--:|--:|--:|"]
     lines += [_row(link, verdict) for link in verdict.links]
+    lines += ["", *(_cell(f"Note: {weakness(name, spread)}") for name, spread in weak_outputs(verdict).items())]
     lines += ["", *(f"- {_SIGNS['failed']} {_cell(place)}: {_cell(reason)}" for place, reason in _failures(verdict, others))]
     return _shortened("\n".join(lines).rstrip() + "\n")
 

@@ -33,7 +33,7 @@ def samples_for(inputs: Sequence[TensorSpec], asked: str, batch_size: int, sizes
     if sizes:
         raise UsageError(f"--size is of random samples, and {asked} has sizes of its own; drop it")
     path = Path(asked)
-    if not path.exists():
+    if not asked or not path.exists():
         raise UsageError(f"--samples: {asked!r} is neither a file, nor a folder, nor a number")
     return samples_in(inputs, path, batch_size)
 

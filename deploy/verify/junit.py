@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Status, Verdict, reason_with_place
+from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Status, Verdict, failed_outputs, reason_with_place
 
 _NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -23,7 +23,7 @@ class _Case:
 
 def junit_xml(verdict: Verdict, others: Sequence[tuple[str, str]] = ()) -> bytes:
     """The report; `others` are the names of what else failed, each with its reason."""
-    cases = [*(case for link in verdict.links for case in _of_link(link)), *map(_of_check, verdict.invariance)]
+    cases = [*(case for link in verdict.links for case in _of_link(verdict, link)), *map(_of_check, verdict.invariance)]
     cases += [_Case("samegraph", name, "failed", reason) for name, reason in others]
     if verdict.interrupted:
         cases.append(_Case("samegraph", "all samples", "failed", "interrupted: samples are left that nobody compared"))
@@ -37,14 +37,12 @@ def junit_xml(verdict: Verdict, others: Sequence[tuple[str, str]] = ()) -> bytes
     return b"<?xml version='1.0' encoding='utf-8'?>\n" + ElementTree.tostring(root, encoding="utf-8") + b"\n"
 
 
-def _of_link(link: LinkVerdict) -> Iterator[_Case]:
+def _of_link(verdict: Verdict, link: LinkVerdict) -> Iterator[_Case]:
     """Where nothing could be compared there is no output, and still a case."""
     suite = f"{link.from_} -> {link.to}"
-    alike = link.status == "failed" and any(output.different_bits for output in link.outputs)
-    reason = reason_with_place(link)
+    reason, guilty = reason_with_place(link), failed_outputs(verdict, link) if link.status == "failed" else []
     for output in link.outputs:
-        guilty = not alike or output.different_bits
-        yield _Case(suite, output.name, link.status if guilty or link.status != "failed" else "passed", reason)
+        yield _Case(suite, output.name, "passed" if guilty and output.name not in guilty else link.status, reason)
     if not link.outputs:
         yield _Case(suite, "outputs", link.status, reason)
 

@@ -211,26 +211,37 @@ class _Matched:
         if ours is None or theirs is None:
             return ours or theirs or (TensorSpec("row", "int64", (None,)),)
         if sorted(spec.name for spec in ours) != sorted(spec.name for spec in theirs):
-            raise self._other_names("inputs", ours, theirs)
+            raise self._other_names()
         by_name = {spec.name: spec for spec in theirs}
         return tuple(_common(spec, by_name[spec.name], self._reference.name, self._candidate.name) for spec in ours)
 
     def _require_outputs_by_name(self) -> None:
         """An output that only one side has is a finding; where both have such ones, nobody says which belong together."""
-        ours, theirs = self._reference.outputs, self._renamed(self._candidate.outputs) or ()
-        only_ours, only_theirs = ({spec.name for spec in a} - {spec.name for spec in b} for a, b in ((ours, theirs), (theirs, ours)))
-        if only_ours and only_theirs:
-            raise self._other_names("outputs", ours, theirs)
+        if all(_of_one_side(self._reference.outputs, self._renamed(self._candidate.outputs) or ())):
+            raise self._other_names()
 
     def _renamed(self, specs: tuple[TensorSpec, ...] | None) -> tuple[TensorSpec, ...] | None:
         ours = {theirs: own for own, theirs in self._pair.names.items()}
         return None if specs is None else tuple(replace(spec, name=ours.get(spec.name, spec.name)) for spec in specs)
 
-    def _other_names(self, what: str, ours: Sequence[TensorSpec], theirs: Sequence[TensorSpec]) -> UsageError:
-        one, other = ([spec.name for spec in specs] for specs in (ours, theirs))
-        here = next((name for name in one if name not in other), one[0] if one else "A")
-        there = next((name for name in other if name not in one), other[0] if other else "B")
-        return UsageError(f"the {what} are {one} and {other}; names must match: say which belong together, as in --map {here}={there}")
+    def _other_names(self) -> UsageError:
+        """About inputs and outputs in one, so that nobody needs two tries."""
+        told, maps = [], []
+        for what, ours, theirs in (
+            ("inputs", self._reference.inputs, self._renamed(self._candidate.inputs)),
+            ("outputs", self._reference.outputs, self._renamed(self._candidate.outputs)),
+        ):
+            here, there = _of_one_side(ours or (), theirs or ())
+            if ours is not None and theirs is not None and (here or there):
+                told.append(f"the {what} are {[spec.name for spec in ours]} and {[spec.name for spec in theirs]}")
+                maps += [f"--map {one}={other}" for one, other in zip(here or ["A"], there or ["B"], strict=False)]
+        return UsageError(f"{', '.join(told)}; names must match: say which belong together, as in {' '.join(maps)}")
+
+
+def _of_one_side(ours: Sequence[TensorSpec], theirs: Sequence[TensorSpec]) -> tuple[list[str], list[str]]:
+    """Names that only one of two sides has."""
+    one, other = ([spec.name for spec in specs] for specs in (ours, theirs))
+    return [name for name in one if name not in other], [name for name in other if name not in one]
 
 
 def _limits(pair: Pair) -> Limits:

@@ -3,7 +3,8 @@
 Takes what `pipeline verify --reference A --candidate B` takes, PyTorch programs and modules besides. Imports nothing heavy until it is used.
 """
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,13 +12,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from export.errors import SamegraphError, UsageError
+
 if TYPE_CHECKING:
     import torch
 
+    from deploy.verify.pair import Pair
     from deploy.verify.verdict import Verdict
 
 Form: TypeAlias = "str | Path | torch.nn.Module | torch.export.ExportedProgram"
-Samples: TypeAlias = "str | Path | int | Mapping[str, NDArray[Any]]"
+Samples: TypeAlias = "str | Path | int | Mapping[str, NDArray[Any] | torch.Tensor]"
 
 
 class SameFunction:
@@ -43,14 +47,14 @@ class SameFunction:
     ) -> "Verdict":
         """Fail the test unless `b` is the function that `a` is; `names` maps a's names to b's.
 
-        Without a bound the budget is derived from a's error against its evaluation in float64.
+        Without a bound the budget is derived from a's error against its evaluation in float64. A module is compared as it is in evaluation mode.
         """
-        from deploy.verify.pair import Pair, verify_pair
+        from deploy.verify.pair import Pair
         from deploy.verify.tolerance import Tolerance
 
-        stated = any(each is not None for each in (max_ulp, atol, rtol))
-        verdict = verify_pair(
-            Pair(
+        def asked() -> Pair:
+            stated = any(each is not None for each in (max_ulp, atol, rtol))
+            return Pair(
                 reference=self._file(a, samples),
                 candidate=self._file(b, samples),
                 samples=self._samples(samples),
@@ -60,17 +64,19 @@ class SameFunction:
                 sizes=sizes or {},
                 batched=batched,
             )
-        )
+
+        verdict = _verdict_on(asked)
         if not verdict.passed:
             pytest.fail("\n".join(_explained(verdict)), pytrace=False)
         return verdict
 
     def _samples(self, samples: Samples) -> str:
-        if not isinstance(samples, Mapping):
+        if isinstance(samples, str | Path | int):
             return str(samples)
-        path = self._new(".npz")
-        arrays: Any = {name: np.ascontiguousarray(rows) for name, rows in samples.items()}
-        np.savez(path, **arrays)
+        from safetensors.torch import save_file  # it has bfloat16, which NumPy's files have not
+
+        path = self._new(".safetensors")
+        save_file({name: tensor.contiguous().clone() for name, tensor in _tensors(samples).items()}, path)
         return str(path)
 
     def _file(self, form: Form, samples: Samples) -> Path:
@@ -95,15 +101,48 @@ def samegraph_verify(tmp_path_factory: pytest.TempPathFactory) -> SameFunction:
     return SameFunction(tmp_path_factory.mktemp("samegraph"))
 
 
-def _exported(module: "torch.nn.Module", samples: Samples) -> "torch.export.ExportedProgram":
-    """A module in evaluation mode, its inputs being the samples by name, with a free batch."""
+def _verdict_on(asked: "Callable[[], Pair]") -> "Verdict":
+    """What a user can mend is one line, as on the command line."""
+    from deploy.verify.pair import verify_pair
+
+    try:
+        return verify_pair(asked())
+    except SamegraphError as error:
+        message = str(error)
+    pytest.fail(message, pytrace=False)
+
+
+def _tensors(samples: Samples) -> "dict[str, torch.Tensor]":
     import torch
 
     if not isinstance(samples, Mapping):
-        raise pytest.UsageError("a module needs samples as a mapping of arrays by the names of its inputs; pass a torch.export program otherwise")
-    example = {name: torch.from_numpy(np.array(rows[: min(2, len(rows))])) for name, rows in samples.items()}
-    free = {name: {0: torch.export.Dim.AUTO} for name in example}
-    return torch.export.export(module.eval(), (), example, dynamic_shapes=free)
+        raise UsageError(f"samples are a {type(samples).__name__}; give arrays by the names of the inputs, as in {{'x': array}}, a file, or a number")
+    tensors = {name: rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.array(rows, order="C")) for name, rows in samples.items()}
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+
+def _exported(module: "torch.nn.Module", samples: Samples) -> "torch.export.ExportedProgram":
+    """A module in evaluation mode, its inputs being the samples by name, with a free batch. The module stays as it is."""
+    import torch
+
+    if isinstance(samples, str | Path | int):
+        raise UsageError("a module needs samples as arrays by the names of its inputs; give those, or pass a torch.export program")
+    example = {name: rows[:2] for name, rows in _tensors(samples).items()}
+    _refuse_other_names(module, example)
+    training = {each: each.training for each in module.modules()}
+    try:
+        return torch.export.export(module.eval(), (), example, dynamic_shapes={name: {0: torch.export.Dim.AUTO} for name in example})
+    finally:
+        for part, was in training.items():
+            part.training = was
+
+
+def _refuse_other_names(module: "torch.nn.Module", example: Collection[str]) -> None:
+    try:
+        inspect.signature(module.forward).bind(**dict.fromkeys(example))
+    except TypeError as error:
+        takes = [*inspect.signature(module.forward).parameters]
+        raise UsageError(f"{type(module).__name__} takes {takes}, the samples are {[*example]}; name them as its forward does") from error
 
 
 def _explained(verdict: "Verdict") -> Iterator[str]:

@@ -32,6 +32,7 @@ from deploy.verify.drawing import (
     tall_chain,
     wide_chain,
 )
+from deploy.verify.verdict import ENOUGH, weakness
 
 Json = Mapping[str, Any]
 Tone = Literal["bitwise", "budget", "tolerance", "failed", "absent"]
@@ -89,6 +90,7 @@ def quantiles(values: NDArray[np.float64]) -> list[float] | None:
 def report_html(
     verification: Json,
     *,
+    digest: str | None = None,
     metrics: Sequence[Json] = (),
     filters: Sequence[Json] = (),
     facts: Json | None = None,
@@ -96,7 +98,8 @@ def report_html(
     certificate: Json | None = None,
     pictures: Mapping[int, bytes] | None = None,
 ) -> str:
-    """The report. What is empty or missing is said in a sentence. `diagnosed` holds the figures of all layers after an epoch,
+    """The report. What is empty or missing is said in a sentence. `digest` is the hash of verification.json, so that each can be told
+    from one that belongs to another; `diagnosed` holds the figures of all layers after an epoch,
     `certificate` what certificate.json holds, `pictures` are PNG files of samples.
     """
     errors = list(verification.get("errors") or ())
@@ -118,6 +121,7 @@ def report_html(
         facts=dict(facts or {}),
         certificate=certificate,
         verification=verification,
+        digest=digest,
         signs=_SIGNS,
         heads=_HEADS,
         tolerance_words=tolerance_words,
@@ -354,6 +358,7 @@ def _summary(verification: Json, links: Sequence[LinkView], invariance: Sequence
         *_held(ran, held),
         *_failures(failed, invariance),
         *_absent(links),
+        *_weak(ran, verification.get("errors")),
         *_contradiction(verdict, passed, links),
     ]
     word = "PASS" if passed else "INCOMPLETE" if verdict == "incomplete" and not failed else "FAIL"
@@ -445,6 +450,20 @@ def _failures(failed: Sequence[LinkView], invariance: Sequence[CheckView]) -> li
 def _absent(links: Sequence[LinkView]) -> list[str]:
     absent = [f"{link.name} ({_reason(link.record)})" for link in links if link.tone == "absent"]
     return [f"Not run, and so not part of this verdict: {'; '.join(absent)}."] if absent else []
+
+
+def _weak(ran: Sequence[LinkView], errors: object) -> list[str]:
+    """Outputs by which there is little to tell a fault; see `weak_outputs` of the verdict."""
+    known = [each for each in errors if isinstance(each, Mapping)] if isinstance(errors, Sequence) else []
+    allowed = {(each.get("stage"), each.get("output")): number_in((each.get("budget") or {}).get("max")) for each in known}
+    found: dict[str, float] = {}
+    for link in ran:
+        for output in link.record.get("outputs") or ():
+            least = ENOUGH * (allowed.get((link.record.get("to"), output.get("name"))) or 0.0)
+            spread = number_in(output.get("spread"))
+            if spread is not None and spread <= least and int(output.get("num_samples") or 0) > 1:
+                found[str(output.get("name"))] = spread
+    return [f"{weakness(name, spread)}." for name, spread in found.items()]
 
 
 def _contradiction(verdict: object, passed: bool, links: Sequence[LinkView]) -> list[str]:

@@ -74,13 +74,15 @@ class ToleranceMeter:
         if self._tolerance.max_ulp is not None:
             apart |= distance > self._tolerance.max_ulp
         if self._tolerance.atol is not None or self._tolerance.rtol is not None:
-            apart |= ~self._is_close(a, b) & (distance != 0)
+            apart |= ~self._is_close(a, b, distance) & (distance != 0)
         if is_float(a.dtype):
-            apart |= np.isnan(a) | np.isnan(b)
+            apart |= ~(np.isfinite(a) & np.isfinite(b)) & (a != b)  # no bound makes a number of infinity, nor one of the other
         return apart
 
-    def _is_close(self, a: Array, b: Array) -> Array:
+    def _is_close(self, a: Array, b: Array, distance: Array) -> Array:
+        """Of whole numbers the distance itself is what they differ by: beyond 2^53 the nearest float is not the number."""
         wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
-            close: Array = np.abs(wide_a - wide_b) <= (self._tolerance.atol or 0.0) + (self._tolerance.rtol or 0.0) * np.abs(wide_a)
+            difference = np.abs(wide_a - wide_b) if is_float(a.dtype) else distance.astype(np.float64)
+            close: Array = difference <= (self._tolerance.atol or 0.0) + (self._tolerance.rtol or 0.0) * np.abs(wide_a)
         return close

@@ -239,6 +239,22 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
     )
 
 
+ENOUGH = 16
+"""An output must differ so many times as much between samples as it may be off; else there is little to tell a fault by."""
+
+
+def weak_outputs(verdict: Verdict) -> dict[str, float]:
+    """Outputs that hardly depend on the samples, though there were several, with how far they vary: a fault in front of that would not show."""
+    allowed = {(each.stage, each.output): each.budget.max for each in verdict.errors if each.budget}
+    outputs = [(output, ENOUGH * allowed.get((link.to, output.name), 0.0)) for link in verdict.links for output in link.outputs]
+    return {output.name: output.spread for output, least in outputs if output.num_samples > 1 and output.spread <= least}
+
+
+def weakness(name: str, spread: float) -> str:
+    """The sentence about one of them."""
+    return f"{name} hardly depends on the samples (it varies by {spread:.3g}): a fault in front of what makes it constant would not show"
+
+
 def tightest(errors: Iterable[StageErrors], stage: str) -> StageErrors | None:
     """Of a stage's outputs the one that uses most of its budget."""
     return max((each for each in errors if each.stage == stage), key=share, default=None)
@@ -250,6 +266,12 @@ def share(errors: StageErrors) -> float:
         return math.inf
     pairs = ((errors.max, errors.budget.max), (errors.rms, errors.budget.rms))
     return max(used / allowed if allowed else (math.inf if used else 0.0) for used, allowed in pairs)
+
+
+def failed_outputs(verdict: Verdict, link: LinkVerdict) -> list[str]:
+    """Outputs of a failed link that are outside their budgets; those with other bits, where that is not what was measured."""
+    outside = [each.output for each in verdict.errors if each.stage == link.to and share(each) > 1] if link.required == "budget" else []
+    return outside or [output.name for output in link.outputs if output.different_bits]
 
 
 def failure_sentence(verdict: Verdict) -> str:

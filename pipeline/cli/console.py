@@ -50,7 +50,8 @@ class Console:
 
     def error(self, text: str) -> None:
         """The line that says why the command fails, without line breaks of its own."""
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {' '.join(text.split())}", err=True)
+        line = "".join(sign if sign.isprintable() else " " for sign in text)  # names in a file may hold what moves a terminal
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {' '.join(line.split())}", err=True)
 
     def close(self, error: Mapping[str, object] | None) -> None:
         """Under `--json`, write the one object: the result, and the error where there was one."""
@@ -58,7 +59,7 @@ class Console:
             whole = self._facts if error is None else {**self._facts, "error": error}
             sys.stdout.flush()
             os.dup2(self._json_to, 1)  # back, so that whoever looks at descriptor 1 sees whether its reader has left
-            _write_all(1, (json.dumps(whole, ensure_ascii=False, default=str) + "\n").encode())
+            _write_all(1, (json.dumps(whole, ensure_ascii=False, default=str) + "\n").encode(errors="backslashreplace"))
             os.dup2(2, 1)  # what libraries print while the interpreter ends is no result either
 
     @contextmanager

@@ -22,7 +22,7 @@ _IN_BRIEF = """\b
 @click.command("verify", epilog=_IN_BRIEF)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @certificates.option
-@click.option("--reference", metavar="FILE", type=click.Path(path_type=Path), help="What is right: .pt2, .onnx, a bundle, or recorded outputs.")
+@click.option("--reference", metavar="FILE", type=click.Path(path_type=Path), help="What is right: .pt2, .onnx, .plan, bundle, recorded outputs.")
 @click.option("--candidate", metavar="FILE", type=click.Path(path_type=Path), help="What must be the same function.")
 @click.option("--samples", metavar="FILE|DIR|N", help="Inputs in .npz or .safetensors, a folder of such files, or so many random ones.")
 @click.option("--map", "map_", multiple=True, metavar="A=B", help="The candidate calls the reference's A B. Repeatable.")

@@ -9,10 +9,9 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
+from bundles import rehash
 from commands import Done, pipeline
 from onnx import numpy_helper
-
-from export.bundle import Facts, Manifest, write_manifest
 
 Run = Callable[..., Done]
 EXACT = "model.exact.onnx"
@@ -21,11 +20,6 @@ EXACT = "model.exact.onnx"
 @pytest.fixture
 def verify(capfd: pytest.CaptureFixture[str], bundle: Path) -> Run:
     return lambda *options: pipeline(capfd, "verify", bundle, *options)
-
-
-def rehash(bundle: Path) -> None:
-    manifest = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
-    write_manifest(bundle, Facts.model_validate(manifest.model_dump(exclude={"files", "format_version"})))
 
 
 def change_integers(path: Path, name: str, change: Callable[[np.ndarray], None]) -> None:

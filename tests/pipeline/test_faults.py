@@ -9,10 +9,11 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
+from bundles import rehash
 from commands import Done, pipeline
 from onnx import numpy_helper
 
-from export.bundle import Facts, Manifest, open_bundle, write_manifest
+from export.bundle import open_bundle
 from export.errors import DamagedError
 from pipeline.cli.console import Console
 from pipeline.verification import Asked, stored_samples, verify_bundle
@@ -23,12 +24,6 @@ Run = Callable[..., Done]
 @pytest.fixture
 def verify(capfd: pytest.CaptureFixture[str], bundle: Path) -> Run:
     return lambda *options: pipeline(capfd, "verify", bundle, *options)
-
-
-def rehash(bundle: Path) -> None:
-    """What somebody does who changes a file and wants it to look right."""
-    manifest = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
-    write_manifest(bundle, Facts.model_validate(manifest.model_dump(exclude={"files", "format_version"})))
 
 
 def edit_model(bundle: Path, change: Callable[[onnx.ModelProto], object]) -> None:

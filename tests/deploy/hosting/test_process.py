@@ -1,5 +1,6 @@
 """Host processes: they run what a file holds, and their crash, silence or hunger is a finding and not ours."""
 
+import math
 import os
 import signal
 import subprocess
@@ -90,6 +91,14 @@ def test_silence_is_a_finding_and_ends_the_process(monkeypatch: pytest.MonkeyPat
         host.contents("onnx", tmp_path / "m.onnx")
     host.close()
     assert host._process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "seconds"), [*((value, 1) for value in (math.nan, math.inf, -1, 0.5)), *((1, value) for value in (math.nan, math.inf, 0))]
+)
+def test_limits_that_say_nothing(gibibytes: float, seconds: float) -> None:
+    with pytest.raises(UsageError, match=r"^--(memory|time)-limit "):
+        Limits(gibibytes=gibibytes, seconds=seconds)
 
 
 def test_memory_is_limited(tmp_path: Path) -> None:

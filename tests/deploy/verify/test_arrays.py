@@ -105,6 +105,8 @@ def test_one_line_for_a_bad_npz(tmp_path: Path, write: object, found: str) -> No
         {"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}},
         {"x": {"dtype": "F3", "shape": [4], "data_offsets": [0, 16]}},
         {"x": {"dtype": "F32", "shape": [4]}},
+        {"x": {"dtype": "F32", "shape": [-1, -4], "data_offsets": [0, 16]}},
+        ["x"],
     ],
 )
 def test_one_line_for_a_bad_safetensors(tmp_path: Path, head: object) -> None:
@@ -121,10 +123,27 @@ def test_a_safetensors_file_that_ends_too_early(tmp_path: Path) -> None:
         kept_in(tmp_path / "a.safetensors")["x"].whole()
 
 
+def test_a_head_that_is_nested_without_end(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", 10**5) + b"[" * 10**5)
+    with pytest.raises(UsageError, match=r"cannot be read as .safetensors"):
+        kept_in(tmp_path / "a.safetensors")
+
+
 def test_a_head_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", 3 * 2**30) + b"{}")
     with pytest.raises(UsageError, match="its head claims 3221225472 bytes"):
         kept_in(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy"])
+def test_the_other_order_of_bytes(tmp_path: Path, name: str) -> None:
+    """Whatever compares bits takes them as this machine has them."""
+    values = np.linspace(0, 1, 12, dtype=">f4").reshape(3, 4)
+    (np.savez(tmp_path / name, a=values) if name.endswith("z") else np.save(tmp_path / name, values))
+    kept = kept_in(tmp_path / name)["a"]
+    for found in (kept.whole(), *kept.rows(3)):
+        assert found.dtype.isnative
+        assert found.tobytes() == values.astype("=f4").tobytes()
 
 
 def test_other_kinds_of_files(tmp_path: Path) -> None:

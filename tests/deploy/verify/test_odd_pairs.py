@@ -1,18 +1,19 @@
 """Pairs with odd ends: several outputs of several kinds, whole numbers, single values, NaN and infinity, and what cannot be compared at all."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from in_process import HereHost
-from odd_files import WEIGHT, End, X, node, scores_and_class, write
+from odd_files import WEIGHT, End, Ends, X, node, scores_and_class, write
 from onnx import TensorProto
 
 from deploy.hosting.process import Limits
 from deploy.verify.pair import Pair, verify_pair
 from deploy.verify.tolerance import Tolerance
-from deploy.verify.verdict import LinkVerdict, Verdict, failure_sentence
+from deploy.verify.verdict import LinkVerdict, Verdict, failure_sentence, weak_outputs, weakness
 from export.errors import DamagedError, UsageError
 
 ROWS = np.random.default_rng(1).normal(size=(9, 4)).astype(np.float32)
@@ -197,3 +198,39 @@ def endless(path: Path) -> Path:
     outs = [value("still_on", TensorProto.BOOL, []), value("same", TensorProto.FLOAT, ["N", 4])]
     body = onnx.helper.make_graph([node("Identity", ["on"], "still_on"), node("Identity", ["v"], "same")], "body", ends, outs)
     return write(path, [node("Loop", ["", "true", "x"], "y", body=body)], [("y", TensorProto.FLOAT, ["N", 4])], constants={"true": np.bool_(True)})
+
+
+class TestOutputsThatSayLittle:
+    """A fault in front of what makes an output constant changes nothing that is compared; that the samples make no difference is said."""
+
+    Y: Ends = (("y", TensorProto.FLOAT, ["N", 4]),)
+
+    def said(self, path: Path, samples: str, **options: object) -> dict[str, float]:
+        verdict = compared(path, path, samples, **options)
+        assert verdict.passed
+        return weak_outputs(verdict)
+
+    def nearly(self, path: Path, size: float) -> Path:
+        """One, and the sample times `size`."""
+        constants = {"size": np.float32(size), "one": np.float32(1)}
+        return write(path, [node("Mul", ["x", "size"], "less"), node("Add", ["less", "one"], "y")], self.Y, constants=constants)
+
+    def test_they_are_told(self, tmp_path: Path, samples: str) -> None:
+        assert self.said(self.nearly(tmp_path / "a.onnx", 0.0), samples) == {"y": 0.0}
+        assert self.said(self.nearly(tmp_path / "a.onnx", 0.0), samples, bitwise=True) == {"y": 0.0}
+        (spread,) = self.said(self.nearly(tmp_path / "a.onnx", 1e-7), samples).values()
+        assert 0 < spread < 1e-6
+        assert weakness("y", spread).startswith("y hardly depends on the samples (it varies by ")
+
+    def test_each_by_its_own_budget(self, tmp_path: Path, samples: str) -> None:
+        """Not by that of the output which uses most of its own, here one of a million."""
+        verdict = compared(scores_and_class(tmp_path / "a.onnx"), scores_and_class(tmp_path / "a.onnx"), samples)
+        large = next(each.budget for each in verdict.errors if (each.stage, each.output) == ("candidate", "large"))
+        assert large is not None
+        widest = replace(only_link(verdict), budget=replace(large, max=10 * large.max))
+        assert weak_outputs(replace(verdict, links=(widest,))) == {}
+
+    def test_others_are_not(self, tmp_path: Path, samples: str) -> None:
+        assert self.said(self.nearly(tmp_path / "a.onnx", 1e-3), samples) == {}
+        np.savez(tmp_path / "one.npz", x=ROWS[:1])
+        assert self.said(self.nearly(tmp_path / "a.onnx", 0.0), str(tmp_path / "one.npz")) == {}

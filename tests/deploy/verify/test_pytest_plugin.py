@@ -49,7 +49,43 @@ def test_modules(samegraph_verify):
 
 def test_wrong_module(samegraph_verify):
     samegraph_verify.assert_same_function(Net(1.0), Net(1.01), SAMPLES)
+
+
+def test_a_module_stays_in_training(samegraph_verify):
+    net = nn.Sequential(nn.Linear(4, 3), nn.Dropout()).train()
+    net[1].eval()
+    samegraph_verify.assert_same_function(net, net, {"input": torch.ones(3, 4)})
+    assert (net.training, net[0].training, net[1].training) == (True, True, False)
+
+
+def test_tensors_in_bfloat16(samegraph_verify):
+    net, rows = Net(1.0).bfloat16(), torch.randn(5, 4).bfloat16()
+    samegraph_verify.assert_same_function(net, net, {"x": rows})
+
+
+def test_an_array_without_a_name(samegraph_verify):
+    samegraph_verify.assert_same_function("model.onnx", "model.onnx", SAMPLES["x"])
+
+
+def test_a_module_with_other_names(samegraph_verify):
+    samegraph_verify.assert_same_function(Net(1.0), Net(1.0), {"y": SAMPLES["x"]})
+
+
+def test_a_module_without_arrays(samegraph_verify):
+    samegraph_verify.assert_same_function(Net(1.0), Net(1.0), 3)
+
+
+def test_a_file_that_is_not_there(samegraph_verify):
+    samegraph_verify.assert_same_function("model.onnx", "other.onnx", 3)
 """
+
+MISTAKES = {
+    "test_an_array_without_a_name": "samples are a ndarray; give arrays by the names of the inputs, as in {'x': array}, a file, or a number",
+    "test_a_module_with_other_names": "Net takes ['x'], the samples are ['y']; name them as its forward does",
+    "test_a_module_without_arrays": "a module needs samples as arrays by the names of its inputs; give those, or pass a torch.export program",
+    "test_a_file_that_is_not_there": "other.onnx does not exist; give a model (.onnx, .pt2, .plan, .engine), a bundle, "
+    "or recorded outputs (.npz, .npy, .safetensors)",
+}
 
 
 def test_the_entry_point_is_declared() -> None:
@@ -65,12 +101,13 @@ def test_in_a_pytest_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text(TESTS)
     installed = any(each.value == PLUGIN for each in entry_points(group="pytest11"))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *([] if installed else ["-p", PLUGIN]), "--rootdir", str(tmp_path)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith("FAILED")] == [
         "FAILED test_mine.py::test_wrong_file - Failed: not the same function, on 8 samples (8 samples from samples.npz):",
-        "FAILED test_mine.py::test_wrong_module - Failed: not the same function, on 8 samples (8 samples from 3.npz):",
+        "FAILED test_mine.py::test_wrong_module - Failed: not the same function, on 8 samples (8 samples from 3.safetensors):",
+        *(f"FAILED test_mine.py::{name} - Failed: {message}" for name, message in MISTAKES.items()),
     ], done.stdout + done.stderr
-    assert "2 failed, 3 passed" in lines[-1]
+    assert "6 failed, 5 passed" in lines[-1]
     assert any("  reference -> candidate: failed: the error against float64 is max 0.01" in line for line in lines)

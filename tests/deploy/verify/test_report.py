@@ -594,6 +594,16 @@ def test_a_tolerance_that_was_not_kept_is_a_failure() -> None:
     assert "its own figures contradict it" in Page(report_html(verification(lies))).text
 
 
+def test_an_output_that_hardly_depends_on_the_samples_is_told() -> None:
+    def told(spread: float) -> str:
+        output = {"name": "logits", "num_samples": 9, "spread": spread}
+        errors = [{"stage": "candidate", "output": "logits", "samples": 9, "max": 1e-6, "rms": 1e-7, "budget": BUDGET}]
+        return Page(report_html(verification(in_budget("reference", "candidate", outputs=[output]), errors=errors))).text
+
+    assert "logits hardly depends on the samples (it varies by 1e-09): a fault in front of what makes it constant would not show." in told(1e-9)
+    assert "hardly depends" not in told(1.0)
+
+
 def test_a_pair_that_is_the_same_has_no_training_to_speak_of() -> None:
     page = Page(report_html(verification(in_budget("reference", "candidate"), training_only=[]), facts={"reference": "a", "candidate": "b"}))
     assert "PASS Both are the same function." in page.text

@@ -28,10 +28,20 @@ def beyond(tolerance: Tolerance, a: list[float], b: list[float]) -> tuple[int, o
         (Tolerance(atol=10.0, max_ulp=1), [1.0, 1.0], [1.1, NEXT], 1),
         (Tolerance(atol=1e9), [np.nan, 1.0], [np.nan, np.nan], 2),
         (Tolerance(atol=1.0), [np.inf, np.inf, np.inf], [np.inf, -np.inf, 3.0], 2),
+        (Tolerance(atol=1.0, rtol=1.0), [np.inf, np.inf, np.inf, 3.0], [np.inf, -np.inf, 3.0, np.inf], 3),
+        (Tolerance(max_ulp=2**33), [np.inf, np.inf, np.inf, 3.0], [np.inf, -np.inf, 3.0, np.inf], 3),
+        (Tolerance(max_ulp=2**33, rtol=1.0), [np.nan, 1.0, np.nan], [np.nan, np.nan, np.inf], 3),
     ],
 )
 def test_values_beyond(tolerance: Tolerance, a: list[float], b: list[float], count: int) -> None:
     assert beyond(tolerance, a, b)[0] == count
+
+
+@pytest.mark.parametrize(("atol", "count"), [(0.0, 2), (1.0, 1), (2.0, 0)])
+def test_whole_numbers_that_no_float_holds(atol: float, count: int) -> None:
+    meter = ToleranceMeter(Tolerance(atol=atol))
+    meter.update({"y": np.array([2**53, -(2**62), 7])}, {"y": np.array([2**53 + 1, -(2**62) + 2, 7])})
+    assert meter.result.count == count
 
 
 def test_the_first_place_is_counted_over_batches() -> None:

@@ -1,6 +1,8 @@
 """`pipeline verify` as it is typed: bundles and pairs, what is written, and one line for each mistake."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,11 +15,14 @@ import numpy as np
 import onnx
 import pytest
 from commands import Done, pipeline
+from odd_files import node, write
+from onnx import TensorProto
 from onnx_files import pixels, random_weights, write_onnx
 
 ROOT = Path(__file__).parents[3]
 Run = Callable[..., Done]
 WEIGHTS = random_weights()
+CHECKS = ("alone", "batches", "partial", "duplicated")
 
 
 @pytest.fixture
@@ -44,9 +49,80 @@ def test_a_pair_that_is_the_same(verify: Run, files: Path, tmp_path: Path) -> No
     done = verify(*typed(files), "--report", tmp_path / "there")
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines()[1] == "the outputs are the same, on 12 samples: 12 samples from samples.npz"
-    assert done.out.splitlines()[2:] == [f"reference: {files / 'model.onnx'}", f"candidate: {files / 'model.onnx'}"]
+    ends = [f"reference: {files / 'model.onnx'}", f"candidate: {files / 'model.onnx'}", f"report: {tmp_path / 'there' / 'report.html'}"]
+    assert done.out.splitlines()[2:] == ends
     assert json.loads((tmp_path / "there" / "verification.json").read_text())["verdict"] == "pass"
     assert "model.onnx" in (tmp_path / "there" / "report.html").read_text()
+
+
+@pytest.mark.hosted
+def test_every_check_that_failed_has_its_line(verify: Run, files: Path, tmp_path: Path) -> None:
+    """A network that looks at its whole batch."""
+    nodes = [node("ReduceMean", ["x"], "mean", keepdims=0), node("Add", ["x", "mean"], "y")]
+    path = write(tmp_path / "batch.onnx", nodes, [("y", TensorProto.FLOAT, ["N", 4])])
+    done = verify("--reference", path, "--candidate", path, "--samples", "9")
+    assert done.code == 3
+    failed = [line for line in done.out.splitlines() if "FAILED" in line]
+    assert [line.partition(": ")[0] for line in failed] == [f"{check} of {side}" for side in ("reference", "candidate") for check in CHECKS]
+    assert "the error against float64 is" in failed[0]
+
+
+@pytest.mark.hosted
+def test_names_in_a_file_are_told_in_one_line_without_what_moves_a_terminal(verify: Run, tmp_path: Path) -> None:
+    name = "y\n::error::\x1b[31m\u202e"
+    path = write(tmp_path / "odd.onnx", [node("Mul", ["x", "zero"], name)], [(name, TensorProto.FLOAT, ["N", 4])], constants={"zero": np.float32(0)})
+    done = verify("--reference", path, "--candidate", path, "--samples", "9")
+    assert done.code == 0
+    assert [line.partition(":")[0] for line in done.out.splitlines()][:2] == ["reference -> candidate", "note"]
+    assert not set("\x1b\u202e") & set(done.out)
+
+
+@pytest.mark.hosted
+def test_a_name_that_is_no_text(verify: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    path = tmp_path / os.fsdecode(b"\xff.onnx")
+    path.write_bytes((files / "wrong.onnx").read_bytes())
+    asked = ("--reference", path, "--candidate", files / "model.onnx", "--samples", "9")
+    done = verify(*asked, "--report", tmp_path / "there", "--junit", tmp_path / "junit.xml")
+    assert (done.code, done.out.count("reference -> candidate: FAILED")) == (3, 1)
+    assert any("\udcff" in name for name in json.loads((tmp_path / "there" / "verification.json").read_bytes())["files"])
+
+
+@pytest.mark.hosted
+def test_a_full_disk_does_not_swallow_the_verdict(verify: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("pipeline.verified.write_file", full)
+    done = verify(*typed(files), "--report", tmp_path / "there")
+    assert (done.code, done.out.splitlines()[1]) == (2, "the outputs are the same, on 12 samples: 12 samples from samples.npz")
+    assert done.error.startswith(f"error: No space left on device: {tmp_path / 'there' / 'verification.json'}; make room")
+    wrong = verify(*typed(files, "wrong.onnx"), "--report", tmp_path / "there")
+    assert wrong.code == 3
+    assert "nor could the report be written: [Errno 28] No space left on device" in wrong.error
+
+
+def test_a_report_for_a_device(verify: Run, files: Path) -> None:
+    """A file would take its place."""
+    done = verify(*typed(files), "--junit", "/dev/null")
+    assert (done.code, "--junit /dev/null is there and no file" in done.error) == (2, True)
+    assert not Path("/dev/null").is_file()
+
+
+def test_samples_of_an_empty_name(verify: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a variable that was not set: not whatever lies in this folder."""
+    monkeypatch.chdir(files)
+    done = verify(*typed(files)[:4], "--samples", "")
+    assert (done.code, "--samples: '' is neither a file, nor a folder, nor a number" in done.error) == (2, True)
+
+
+@pytest.mark.hosted
+def test_a_step_summary_that_cannot_be_written(verify: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "not" / "there"))
+    done = verify(*typed(files))
+    assert (done.code, done.err.startswith("no step summary: ")) == (0, True)
 
 
 def test_a_runtime_asked_for_twice_is_one(verify: Run, files: Path) -> None:

@@ -4,6 +4,7 @@ Takes a calibrated grid graph; returns the file's bytes.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,7 +12,9 @@ from onnx import TensorProto, helper
 from torch.fx import Node
 
 from export.exact.grid import Pixels, Quantise
+from export.exact.kernels import Convolution, sees_only_padding, with_merged_groups, with_second_channel, with_wider_kernel, without_padding
 from export.exact.rewrite import GridGraph
+from export.exact.vocabulary import shape_of
 from export.exact.writer import Array, Bytes, Floats, Value, Writer
 from export.onnx import INPUT, IR_VERSION, OPSET, OUTPUT
 
@@ -87,6 +90,24 @@ class _UnsignedBytes(Writer):
     def reads_bytes(self, x: Value) -> bool:
         return isinstance(x, Bytes)
 
+    def rewritten(self, node: Node, x: Value, convolution: Convolution) -> tuple[Value, Convolution]:
+        """Shapes that OpenVINO's kernels get wrong, or cannot run at all, as others. Which those are was found by trying."""
+        image, one_column = shape_of(node.all_input_nodes[0])[2:], shape_of(node)[3] == 1
+        if sees_only_padding(convolution, (image[0], image[1])):
+            above, left, below, right = convolution.pads
+            x = self.padded(x, [(0, 0), (0, 0), (above, below), (left, right)], f"{node.name}_padded")
+            convolution = without_padding(convolution)
+        if convolution.is_depthwise:
+            return x, convolution
+        if convolution.channels == 1 and convolution.groups > 1:
+            convolution = with_merged_groups(convolution)
+        elif convolution.channels == 1 and convolution.kernel != (1, 1) and x.name != INPUT:
+            x = replace(x, name=self.emit("Concat", [x.name, x.name], f"{node.name}_twice", axis=1))
+            convolution = with_second_channel(convolution)
+        if convolution.groups > 1 and convolution.kernel[1] == 1 and one_column:
+            convolution = with_wider_kernel(convolution)
+        return x, convolution
+
 
 class _SignedBytes(Writer):
     """Values are float32 between a DequantizeLinear and the next QuantizeLinear."""
@@ -135,3 +156,6 @@ class _SignedBytes(Writer):
 
     def reads_bytes(self, x: Value) -> bool:
         return isinstance(x, Floats) and x.from_bytes
+
+    def rewritten(self, node: Node, x: Value, convolution: Convolution) -> tuple[Value, Convolution]:
+        return x, convolution

@@ -16,8 +16,9 @@ from torch import nn
 from torch.fx import Node
 from torch.nn import functional as F
 
-from export.derived import DerivedConv2d
+from export.derived import DerivedConv2d, DerivedLinear
 from export.exact.grid import Pixels, PooledSum, Quantise
+from export.exact.kernels import Convolution
 from export.exact.rewrite import GridGraph, GridLayer
 from export.exact.vocabulary import off_the_grid, role_of, shape_of
 from export.layers import GlobalAveragePool
@@ -85,6 +86,10 @@ class Writer(ABC):
         would round float ones anew.
         """
 
+    @abstractmethod
+    def rewritten(self, node: Node, x: Value, convolution: Convolution) -> tuple[Value, Convolution]:
+        """A convolution, and what it reads, in a form that gives the same sums."""
+
     def write(self) -> None:
         for node in self.graph.graph.nodes:
             self._write(node)
@@ -103,6 +108,14 @@ class Writer(ABC):
 
     def step(self, value: float) -> str:
         return self.constant(f"step_{value!r}", np.float32(value))
+
+    def padded(self, x: Value, pairs: Sequence[tuple[int, int]], name: str) -> Value:
+        """The value with so many zeros in front of and behind each axis."""
+        pads = [before for before, _ in pairs] + [after for _, after in pairs]
+        sizes = self.constant(f"{name}_pads", np.array(pads, np.int64))
+        # Axes are named because ONNX Runtime else moves the padding into a MaxPool behind it, which pads with the lowest value.
+        axes = self.constant(f"all_{len(pairs)}_axes", np.arange(len(pairs), dtype=np.int64))
+        return _renamed(x, self.emit("Pad", [x.name, sizes, self.padding_value(x), axes], name))
 
     def floats(self, x: Value) -> str:
         """The value as float32."""
@@ -152,8 +165,15 @@ class Writer(ABC):
 
     def _layer(self, node: Node, layer: GridLayer) -> Value:
         weights, biases = (each.cpu().numpy() for each in layer.weights.integers())
-        steps, unit = layer.weights.step.cpu().numpy(), layer.weights.unit.cpu().numpy()
         x = self._only_input(node)
+        if isinstance(layer.layer, DerivedLinear):
+            return Floats(self.emit("Gemm", self._operands(node, layer, x, weights, biases), node.name, transB=1))
+        x, convolution = self.rewritten(node, x, _convolution(layer.layer, weights))
+        return Floats(self.emit("Conv", self._operands(node, layer, x, convolution.weights, biases), node.name, **convolution.attributes))
+
+    def _operands(self, node: Node, layer: GridLayer, x: Value, weights: Array, biases: Array) -> list[str]:
+        """What a layer reads: values, weights, biases."""
+        steps, unit = layer.weights.step.cpu().numpy(), layer.weights.unit.cpu().numpy()
         if layer.target is not None and self.reads_bytes(x):
             weight = self._integer_weight(node, layer.name, weights, steps)
             bias = self.bias(layer.name, biases, unit)
@@ -161,10 +181,7 @@ class Writer(ABC):
             per_filter = steps.reshape(-1, *[1] * (weights.ndim - 1))
             weight = self.constant(f"{layer.name}.weight", weights * per_filter)
             bias = self.constant(f"{layer.name}.bias", biases * unit)
-        inputs = [self.floats(x), weight, bias]
-        if isinstance(layer.layer, DerivedConv2d):
-            return Floats(self.emit("Conv", inputs, node.name, **_convolution(layer.layer)))
-        return Floats(self.emit("Gemm", inputs, node.name, transB=1))
+        return [self.floats(x), weight, bias]
 
     def _integer_weight(self, node: Node, layer: str, integers: Array, steps: Array) -> str:
         """The zero points say nothing, but without them ONNX Runtime does not fuse a Gemm."""
@@ -207,11 +224,7 @@ class Writer(ABC):
         if module is None and (_argument(node, 2, "mode", "constant") != "constant" or _argument(node, 3, "value", None) not in (None, 0)):
             raise off_the_grid(node, "it pads with something else than zeros")
         pairs = [(0, 0)] * (len(shape_of(node)) - len(sizes) // 2) + list(zip(sizes[0::2], sizes[1::2], strict=True))[::-1]
-        pads = [before for before, _ in pairs] + [after for _, after in pairs]
-        name = self.constant(f"{node.name}_pads", np.array(pads, np.int64))
-        # Axes are named because ONNX Runtime else moves the padding into a MaxPool behind it, which pads with the lowest value.
-        axes = self.constant(f"all_{len(pairs)}_axes", np.arange(len(pairs), dtype=np.int64))
-        self._moved(node, "Pad", [name, self.padding_value(self._only_input(node)), axes])
+        self.values[node] = self.padded(self._only_input(node), pairs, node.name)
 
     def _concatenate(self, node: Node) -> None:
         values = self.alike(node, [self.values[each] for each in _argument(node, 0, "tensors")])
@@ -257,13 +270,9 @@ def _max_pool_pads(node: Node, pool: nn.MaxPool2d) -> list[int]:
     return [*padding, *(max(end, padding[i]) for i, end in enumerate(ends))]
 
 
-def _convolution(layer: DerivedConv2d) -> dict[str, object]:
-    return {
-        "strides": layer.stride,
-        "pads": layer.padding * 2,
-        "dilations": layer.dilation,
-        "group": layer.groups,
-    }
+def _convolution(layer: DerivedConv2d, weights: Array) -> Convolution:
+    above, left = layer.padding
+    return Convolution(weights, layer.groups, layer.stride, layer.dilation, (above, left, above, left))
 
 
 def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:

@@ -86,10 +86,10 @@ class Shuffle(nn.Module):
 class Head(nn.Module):
     """Linear layers on all pixels, or on their mean; or the mean of a convolution's classes."""
 
-    def __init__(self, kind: str, channels: int, size: int) -> None:
+    def __init__(self, kind: str, channels: int, height: int, width: int | None = None) -> None:
         super().__init__()
         self.kind = kind
-        features = channels * size * size if kind in ("flat", "hidden") else channels
+        features = channels * height * (width or height) if kind in ("flat", "hidden") else channels
         self.hidden = nn.Linear(features, 6) if "hidden" in kind else None
         self.last: nn.Module = nn.Linear(6 if "hidden" in kind else features, CLASSES)
         if kind == "convolution":
@@ -143,7 +143,7 @@ def _convolution(draw: st.DrawFn, place: _Place, keep: bool = False) -> Drawn:
     kernel = draw(st.sampled_from([1, 3])) if keep else draw(st.integers(1, min(3, place.size)))
     dilation = draw(st.integers(1, 2)) if place.size >= 5 else 1
     reach = dilation * (kernel - 1)
-    padding = reach // 2 if keep else draw(st.integers(0, kernel - 1))
+    padding = reach // 2 if keep else draw(st.integers(0, kernel))
     stride = 1 if keep else draw(st.integers(1, 2))
     if place.size + 2 * padding <= reach:
         padding = kernel - 1
@@ -152,6 +152,31 @@ def _convolution(draw: st.DrawFn, place: _Place, keep: bool = False) -> Drawn:
     layer = nn.Conv2d(place.channels, channels, kernel, stride, padding, dilation, groups)
     size = (place.size + 2 * padding - reach - 1) // stride + 1
     return _activated(layer, draw(st.sampled_from(["relu", "relu", "relu6", "none"]))), _Place(channels, size)
+
+
+@st.composite
+def single_convolutions(draw: st.DrawFn) -> Form:
+    """One convolution of any shape behind pointwise ones or on the image: where kernels of runtimes differ is in the odd shapes."""
+    groups, of_group, filters = (draw(st.sampled_from(each)) for each in ([1, 2, 2, 3, 4, 8], [1, 1, 2, 3, 4], [1, 2, 3, 4, 8, 16]))
+    sides = [draw(_side()) for _ in range(2)]
+    kernel, image, stride, padding, dilation = ((one, other) for one, other in zip(*sides, strict=True))
+    channels = groups * of_group
+    layer = nn.Conv2d(channels, groups * filters, kernel, stride, padding, dilation, groups)
+    height, width = layer(torch.zeros(1, channels, *image)).shape[2:]
+    front: tuple[nn.Module, ...] = ()
+    if draw(st.booleans()):
+        front, channels = (_activated(nn.Conv2d(2, channels, 1), draw(st.sampled_from(["relu", "none"]))),), 2
+    block = _activated(layer, draw(st.sampled_from(["relu", "none"])))
+    return Form((channels, *image), draw(st.sampled_from([128.0, 0.0])), (*front, block), Head("flat", groups * filters, height, width), 7)
+
+
+@st.composite
+def _side(draw: st.DrawFn) -> tuple[int, ...]:
+    """Kernel, image, stride, padding and dilation along one axis."""
+    kernel, stride, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    padding = draw(st.integers(0, kernel))
+    reach = dilation * (kernel - 1) + 1
+    return kernel, draw(st.integers(max(1, reach - 2 * padding), 9)), stride, padding, dilation
 
 
 def _activated(layer: nn.Module, kind: str) -> nn.Module:

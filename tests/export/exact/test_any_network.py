@@ -15,21 +15,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from integer_evaluator import ROUNDINGS, evaluate
 from numpy.typing import NDArray
-from random_networks import CLASSES, Form, Head, SideBySide, forms, on_grid
+from random_networks import CLASSES, Form, Head, Residual, SideBySide, forms, on_grid, single_convolutions
 from torch import nn
 
 from deploy.runners.onnxruntime import OnnxRuntimeRunner, Optimisation
 from deploy.runners.openvino import OpenVinoRunner
 from deploy.verify.certificate import EXACT_BELOW
 from deploy.verify.certifying import certificate_of
+from export.derived import DerivedConv2d
+from export.exact.kernels import Convolution, sees_only_padding
 from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
 from export.exact.rewrite import GridGraph
+from export.exact.vocabulary import shape_of
 from export.fold import fold
 
 Logits = NDArray[np.float32]
 Batch = NDArray[np.uint8]
 LEVELS: tuple[Optimisation, ...] = ("none", "basic", "extended", "all")
 Threads = tuple[int, ...]
+Pair = tuple[int, int]
 FILES: tuple[tuple[Callable[..., bytes], tuple[Optimisation, ...], Threads], ...] = (
     (exact_onnx, LEVELS, (1, 2)),
     (exact_tensorrt_onnx, ("none", "all"), (1,)),
@@ -52,8 +56,26 @@ def in_pytorch(grid: GridGraph, batch: torch.Tensor) -> Iterator[tuple[str, Logi
     with torch.no_grad():
         yield "folded", folded(batch).numpy()
         yield "training", grid.graph.train()(batch).numpy()
-        yield "channels last", folded(batch.to(memory_format=torch.channels_last)).numpy()
+        if not any(map(pytorch_fails_on, convolutions_of(grid))):
+            yield "channels last", folded(batch.to(memory_format=torch.channels_last)).numpy()
         yield "float64", fold(grid.graph).double()(batch).float().numpy()
+
+
+def convolutions_of(grid: GridGraph) -> Iterator[tuple[DerivedConv2d, Pair, Pair]]:
+    """Each with the size of what it reads and of what it gives."""
+    layers = {layer.name: layer.layer for layer in grid.layers}
+    for node in grid.graph.graph.nodes:
+        layer = layers.get(str(node.target))
+        if isinstance(layer, DerivedConv2d):
+            yield layer, shape_of(node.all_input_nodes[0])[2:], shape_of(node)[2:]
+
+
+def pytorch_fails_on(convolution: tuple[DerivedConv2d, Pair, Pair]) -> bool:
+    """Whether PyTorch 2.14's own float32 kernel for channels_last gives wrong numbers (one channel in, one column out), or crashes on padding."""
+    layer, before, after = convolution
+    pads = layer.padding * 2
+    form = Convolution(layer.derivation()[0].detach().numpy(), layer.groups, layer.stride, layer.dilation, (pads[0], pads[1], pads[2], pads[3]))
+    return sees_only_padding(form, before) or (form.channels == 1 and form.kernel[1] > 1 and after[1] == 1)
 
 
 def in_onnxruntime(path: Path, batch: Batch, levels: tuple[Optimisation, ...], threads: Threads) -> Iterator[tuple[str, Logits, Logits]]:
@@ -103,8 +125,19 @@ def test_every_network_has_the_same_bits_everywhere(folder: Path, form: Form, se
     assert_the_same_bits_everywhere(folder, form, seed)
 
 
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(single_convolutions(), st.integers(0, 2**31))
+def test_every_convolution_has_the_same_bits_everywhere(folder: Path, form: Form, seed: int) -> None:
+    assert_the_same_bits_everywhere(folder, form, seed)
+
+
 def _form(*blocks: nn.Module, channels: int, size: int, activation_bits: int = 7) -> Form:
     return Form((3, 6, 6), 128.0, blocks, Head("flat", channels, size), activation_bits)
+
+
+def _on_gray(*blocks: nn.Module, last: Head, shape: tuple[int, int, int] = (1, 5, 5)) -> Form:
+    return Form(shape, 128.0, blocks, last, 7)
 
 
 FOUND = {
@@ -117,6 +150,22 @@ FOUND = {
     ),
     "padding in front of a pool of signed values": lambda: _form(
         nn.Conv2d(3, 4, 3), nn.ZeroPad2d((1, 0, 0, 1)), nn.MaxPool2d(2, 2, ceil_mode=True), channels=4, size=3
+    ),
+    "one channel in each of two groups": lambda: _on_gray(
+        nn.Sequential(nn.Conv2d(1, 2, 1, 2), nn.ReLU()),
+        Residual(nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()), nn.Conv2d(2, 2, 1), False),
+        nn.Sequential(nn.Conv2d(2, 4, 2, groups=2), nn.ReLU()),
+        last=Head("flat", 4, 2),
+    ),
+    "one channel, many filters": lambda: _on_gray(
+        nn.Conv2d(1, 1, 1), nn.Conv2d(1, 16, (3, 4), (1, 3)), nn.ReLU(), shape=(1, 6, 6), last=Head("flat", 16, 4, 1)
+    ),
+    "groups in one column": lambda: _on_gray(
+        nn.Conv2d(1, 4, 1), nn.Conv2d(4, 8, (2, 1), (2, 3), groups=2), nn.ReLU(), shape=(1, 3, 1), last=Head("flat", 8, 1)
+    ),
+    "a stride over padding": lambda: _on_gray(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1, 2, 1), nn.ReLU(), last=Head("flat", 2, 4)),
+    "columns of padding alone": lambda: _on_gray(
+        nn.Conv2d(1, 6, 1), nn.Conv2d(6, 6, 2, (1, 3), 1, (1, 2), groups=3), nn.ReLU(), shape=(1, 3, 1), last=Head("flat", 6, 4, 1)
     ),
 }
 """What random networks found, as small as it gets."""

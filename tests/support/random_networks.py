@@ -247,10 +247,11 @@ def draw_integers(grid: GridGraph, rng: np.random.Generator) -> None:
 
 def _draw_layer(grid: GridGraph, layer: GridLayer, rng: np.random.Generator) -> None:
     shape = layer.weights.inner()[0].shape
-    weights = _weights(shape, int(layer.weights.limit.min()), layer.largest_input, rng)
+    largest = (LARGEST_SUM // layer.positions - 1) | 1  # odd, as every bias is
+    weights = _weights(shape, int(layer.weights.limit.min()), layer.largest_input, largest, rng)
     terms = _largest_terms(weights, layer)
     at_edge = rng.random(len(weights)) < 0.25
-    bias = np.where(at_edge, LARGEST_SUM - terms, 2 * rng.integers(-terms // 4 - 1, terms // 4 + 1) + 1) * rng.choice([-1, 1], len(weights))
+    bias = np.where(at_edge, largest - terms, 2 * rng.integers(-terms // 4 - 1, terms // 4 + 1) + 1) * rng.choice([-1, 1], len(weights))
     units = _units(grid, layer, terms, rng)
     step = units / layer.weights.input_step.item()
     layer.weights.step.copy_(torch.tensor(step))
@@ -258,9 +259,9 @@ def _draw_layer(grid: GridGraph, layer: GridLayer, rng: np.random.Generator) -> 
     layer.weights.inner = Held(values, torch.tensor(bias * units, dtype=torch.float32))
 
 
-def _weights(shape: torch.Size, limit: int, largest_input: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _weights(shape: torch.Size, limit: int, largest_input: int, largest_sum: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Even, none beyond the limit; smaller where so many would not fit."""
-    room = LARGEST_SUM // max(1, largest_input * int(np.prod(shape[1:])))
+    room = largest_sum // max(1, largest_input * int(np.prod(shape[1:])))
     half = max(1, min(limit, room) // 2)
     drawn = rng.integers(-half, half + 1, tuple(shape))
     extreme = np.where(rng.random(shape) < 0.2, half * rng.choice([-1, 1], shape), drawn)

@@ -67,7 +67,8 @@ def convolutions_of(grid: GridGraph) -> Iterator[tuple[DerivedConv2d, Pair, Pair
     for node in grid.graph.graph.nodes:
         layer = layers.get(str(node.target))
         if isinstance(layer, DerivedConv2d):
-            yield layer, shape_of(node.all_input_nodes[0])[2:], shape_of(node)[2:]
+            before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
+            yield layer, (before[2], before[3]), (after[2], after[3])
 
 
 def pytorch_fails_on(convolution: tuple[DerivedConv2d, Pair, Pair]) -> bool:

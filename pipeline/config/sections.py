@@ -321,8 +321,8 @@ class Batch(Section):
     """Every engine is verified on single images."""
     best: Count = 64
     """The number that TensorRT makes it fastest for."""
-    max: Annotated[int, Field(ge=32)] = 256
-    """At least 32: engines are verified on that many at once, and on verify.batch_size."""
+    max: Annotated[int, Field(ge=32, le=2**31 - 1)] = 256
+    """At least 32: engines are verified on that many at once, and on verify.batch_size. TensorRT counts in 31 bits."""
 
     @model_validator(mode="after")
     def _best_is_not_above_max(self) -> "Batch":

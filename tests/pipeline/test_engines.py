@@ -346,6 +346,7 @@ def test_an_engine_of_the_full_flavour_is_named_after_its_gpu(with_engines: Path
     [
         ({"batch": {"min": 2}}, "export.batch.min"),
         ({"batch": {"max": 16}}, "export.batch.max"),
+        ({"batch": {"max": 2**31}}, "export.batch.max: got 2147483648, .* at most 2147483647"),
         ({"batch": {"best": 300}}, "best 300 is above max 256"),
         ({"batch": {"best": 32, "max": 40}}, "export.batch.max 40 excludes verify.batch_size 64"),
         ({"tensorrt": "yes please"}, "export.tensorrt"),

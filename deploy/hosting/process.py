@@ -142,6 +142,8 @@ class HostProcess:
 
     @property
     def _too_little_memory(self) -> str:
+        if not self._limits.gibibytes:
+            return "it needs more memory than this machine gives; use a machine with more"
         return f"it needs more memory than the {self._limits.gibibytes:g} GiB it may have; allow more with --memory-limit"
 
     def _how_it_ended(self) -> str:

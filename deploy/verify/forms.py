@@ -24,7 +24,7 @@ from deploy.verify.invariance import Variant
 from deploy.verify.variants import file_variants, torch_variants
 from export.bundle import MANIFEST, open_bundle
 from export.engines.flavour import FLAVOURS
-from export.engines.record import EnginePrecision, EngineRecord, parsed_record
+from export.engines.record import EnginePrecision, EngineRecord, read_record, require_the_size
 from export.errors import NotHereError, UsageError
 
 _OF_ENGINES: Mapping[EnginePrecision, Precision] = {"float32": "float32", "tf32": "tf32", "float16": "float16", "exact": "float32"}
@@ -204,9 +204,9 @@ def form_of(path: Path, plainly: bool, folder: Path, limits: Limits, stack: Exit
     if path.suffix == ".onnx":
         require_size(path)  # before it is copied
     copy = folder / f"{len(list(folder.iterdir()))}{path.suffix}"
-    shutil.copyfile(path, copy)
     if SUFFIXES[path.suffix] == "engine":
         return _engine(path, copy, limits, stack)
+    shutil.copyfile(path, copy)
     return _model(path, copy, plainly, limits, stack)
 
 
@@ -214,8 +214,10 @@ def _engine(path: Path, copy: Path, limits: Limits, stack: ExitStack) -> Engine:
     beside = path.with_suffix(RECORD)
     if not beside.is_file():
         raise UsageError(f"{path} has no {beside.name} beside it, the record of what it was built from and for; give an engine of a bundle")
+    record = read_record(beside)
+    require_the_size(record, path.stat().st_size, str(path))  # before it is copied
+    shutil.copyfile(path, copy)
     shutil.copyfile(beside, copy.with_suffix(RECORD))
-    record = parsed_record(beside.read_bytes(), str(beside))
     without_limit = replace(limits, gibibytes=0)  # CUDA reserves more than any file may have
     host = stack.enter_context(HostProcess(without_limit, {str(copy): str(path)}))
     contents = host.contents("engine", copy)

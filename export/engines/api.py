@@ -69,6 +69,7 @@ class OptimizationProfile(Protocol):
     """IOptimizationProfile."""
 
     def set_shape(self, name: str, least: tuple[int, ...], best: tuple[int, ...], most: tuple[int, ...]) -> None: ...
+    def get_shape(self, name: str) -> Sequence[Sequence[int]]: ...
 
 
 class TimingCache(Protocol):

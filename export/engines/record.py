@@ -3,7 +3,7 @@
 An engine is machine code for one version of TensorRT and one type of GPU; this is what says so in words.
 """
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -15,6 +15,7 @@ from export.files import sha256_of
 
 FOLDER = "engines"
 FORMAT_VERSION: Literal[1] = 1
+_LARGEST_RECORD = 64 * 2**20
 EnginePrecision = Literal["float32", "tf32", "float16", "exact"]
 Gpus = Literal["same", "capability", "ampere+"]
 """Which GPUs besides its own an engine of the full TensorRT must run on: none, those of its compute capability, Ampere and newer."""
@@ -171,6 +172,19 @@ def parsed_record(content: bytes, place: str) -> EngineRecord:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the top"
         raise DamagedError(f"{place} is no record of an engine: at {where}: {first['msg']}; build the engine again") from error
+
+
+def read_record(path: Path) -> EngineRecord:
+    """The record in this file, or DamagedError; one of a size that no record has is not read."""
+    if (size := path.stat().st_size) > _LARGEST_RECORD:
+        raise DamagedError(f"{path} is no record of an engine: it has {size} bytes, at most {_LARGEST_RECORD} were expected; {_AGAIN}")
+    return parsed_record(path.read_bytes(), str(path))
+
+
+def require_the_size(record: EngineRecord, size: int, place: str) -> None:
+    """Raise DamagedError unless a plan of this size may be the one of the record: known without reading it."""
+    if size != record.plan_size:
+        raise DamagedError(f"{place} has {size} bytes, its record says {record.plan_size}; {_AGAIN}")
 
 
 def require_the_engine_of(record: EngineRecord, plan: bytes, place: str) -> None:

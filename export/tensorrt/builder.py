@@ -142,6 +142,8 @@ class _Build:
         profile = self.builder.create_optimization_profile()
         for name, shapes in _profile(network, wanted.batches).items():
             profile.set_shape(name, tuple(shapes.least), tuple(shapes.best), tuple(shapes.most))
+            if [list(shape) for shape in profile.get_shape(name)] != [shapes.least, shapes.best, shapes.most]:
+                raise NotHereError(f"{self.flavour.runtime} does not keep the profile of {name}: {self.said}; {self.flavour.remedy}")
         if config.add_optimization_profile(profile) < 0:
             raise UsageError(f"{self.flavour.runtime} refuses the profile {wanted.batches}: {self.said}; change export.batch")
         return config

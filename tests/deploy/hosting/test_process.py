@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from onnx_files import pixels, random_weights, write_onnx
 
-from deploy.hosting.forms import Opening
+from deploy.hosting.forms import OUT_OF_MEMORY, Opening
 from deploy.hosting.process import HostError, HostProcess, Limits
 from deploy.hosting.wire import Message
 from deploy.runners.base import Runner
@@ -59,7 +59,7 @@ def test_errors_of_ours_keep_their_meaning(tmp_path: Path) -> None:
             host.ask(Message({"do": "open", "number": 1, "opening": {"kind": "onnx"}}))
 
 
-def started(monkeypatch: pytest.MonkeyPatch, code: str, seconds: float = 20) -> HostProcess:
+def started(monkeypatch: pytest.MonkeyPatch, code: str, seconds: float = 20, gibibytes: float = 16) -> HostProcess:
     """A host process that does something else when it is asked."""
     program = f"import os, signal, sys, time; r, w = int(sys.argv[1]), int(sys.argv[2]); os.read(r, 1); {code}"
     real = subprocess.Popen
@@ -68,7 +68,7 @@ def started(monkeypatch: pytest.MonkeyPatch, code: str, seconds: float = 20) -> 
         return real([command[0], "-c", program, *command[3:]], **options)
 
     monkeypatch.setattr(subprocess, "Popen", other)
-    return HostProcess(Limits(seconds=seconds))
+    return HostProcess(Limits(seconds=seconds, gibibytes=gibibytes))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,13 @@ def test_memory_is_limited(tmp_path: Path) -> None:
         runner = opened(host, path)
         with pytest.raises(HostError, match="it needs more memory than the 1 GiB it may have; allow more with --memory-limit"):
             runner.run({"image": np.zeros((2**26, 1, 4, 4), np.uint8)})
+
+
+def test_no_limit_is_not_called_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    host = started(monkeypatch, f"raise SystemExit({OUT_OF_MEMORY})", gibibytes=0)
+    with pytest.raises(DamagedError, match="it needs more memory than this machine gives"):
+        host.contents("onnx", tmp_path / "m.onnx")
+    host.close()
 
 
 def alive(pid: int) -> bool:

@@ -3,6 +3,7 @@
 Where one runs it is the recorded fake of the driver, whose "network" answers with the first pixel of each sample.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,7 +100,10 @@ def test_an_engine_in_less_than_was_asked_for_has_no_wider_budget(pair: Pair) ->
     ("spoil", "error", "found"),
     [
         (lambda plan: plan.with_suffix(".json").unlink(), UsageError, r"it\.plan has no it\.json beside it, the record of what it was built from"),
-        (lambda plan: plan.write_bytes(PLAN[:20]), DamagedError, "has 20 bytes and sha256 .*, its record says 64"),
+        (lambda plan: plan.write_bytes(PLAN[:20]), DamagedError, "has 20 bytes, its record says 64"),
+        (lambda plan: plan.write_bytes(PLAN[:-1] + b"?"), DamagedError, "has 64 bytes and sha256 .*, its record says 64"),
+        (lambda plan: os.truncate(plan, 2**40), DamagedError, "has 1099511627776 bytes, its record says 64"),
+        (lambda plan: os.truncate(plan.with_suffix(".json"), 2**40), DamagedError, r"it\.json is no record of an engine: it has 1099511627776 bytes"),
         (lambda plan: plan.with_suffix(".json").write_text("{}"), DamagedError, "is no record of an engine"),
     ],
 )

@@ -11,6 +11,8 @@ from typing import Any, Literal
 FORMAT = 1
 EXACT_BELOW = 2**24
 """Every integer below is a float32, and so is each sum of them that stays below."""
+WHOLE_BELOW = 2**31
+"""Quantisers may go through 32-bit integers before they clip."""
 TF32_BITS = 11
 INT16_PAIRS = 2**15 - 1
 

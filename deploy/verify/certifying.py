@@ -14,7 +14,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from deploy.runners.onnx_file import OWN_DOMAINS, checked_bytes
-from deploy.verify.certificate import EXACT_BELOW, Certificate, JoinRow, LayerRow, Refusal
+from deploy.verify.certificate import EXACT_BELOW, WHOLE_BELOW, Certificate, JoinRow, LayerRow, Refusal
 from deploy.verify.grid_values import Array, Branch, Bytes, Floats, are_normal, are_powers_of_two, floats
 from deploy.verify.layer_sums import Stored, layer_row, layer_sum, pooled_row, terms_of
 from deploy.verify.refused import ANOTHER_FORM, ANOTHER_STEP, FEWER_BITS, RefusedError
@@ -319,6 +319,9 @@ def _note_rounding(walk: _Walk, node: NodeProto, x: Floats, step: float, limits:
     """A quantiser's step and clip belong to the layer or join whose sum it rounds; a tie is refused in that one's name."""
     if not are_normal(x.unit / step):
         raise RefusedError(f"has a step of {step}, too far from that of what it reads", ANOTHER_STEP)
+    furthest = max(map(abs, _reach(x, step)))
+    if furthest >= WHOLE_BELOW:
+        raise RefusedError(f"quantises values that reach {furthest:.0f} steps, {WHOLE_BELOW} is the limit", ANOTHER_STEP)
     tie = _tie(x, step, walk.parities.get(x.maker))
     if x.maker in walk.layers:
         walk.layers[x.maker] = replace(walk.layers[x.maker], output_step=step / x.factor, ties="possible" if tie else "impossible")

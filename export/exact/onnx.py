@@ -134,10 +134,10 @@ class _SignedBytes(Writer):
         """What an int8 cannot hold is rounded in float32."""
         step, bounds = quantiser.step.item(), (quantiser.low, quantiser.high)
         scaled = self.emit("Mul", [name, self.step(1 / step)], f"{node.name}_scaled")
-        rounded = self.emit("Round", [scaled], f"{node.name}_rounded")
         limits = [self.constant(f"bound_{bound}", np.float32(bound)) for bound in bounds]
-        clipped = self.emit("Clip", [rounded, *limits], f"{node.name}_clip")
-        return Floats(self.emit("Mul", [clipped, self.step(step)], node.name))
+        clipped = self.emit("Clip", [scaled, *limits], f"{node.name}_clip")  # first, so that what is rounded is small
+        rounded = self.emit("Round", [clipped], f"{node.name}_rounded")
+        return Floats(self.emit("Mul", [rounded, self.step(step)], node.name))
 
     def _through_bytes(self, name: str, step: float) -> Floats:
         """int8 saturates at 127 by itself."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from exact_files import DIALECTS, PIXEL_STEP, Sketch, add_constant, calibrated, changed, constant_of, joined, set_constant
 from hypothesis import HealthCheck, given, settings
@@ -247,6 +248,23 @@ def test_the_edge_itself_is_certified_and_the_next_odd_number_is_not(tmp_path: P
     assert certified(tmp_path, file(EXACT_BELOW - 1 - terms)).holds
     (refusal,) = certified(tmp_path, file(EXACT_BELOW + 1 - terms)).refusals
     assert refusal.node == "first"
+
+
+def test_a_quantiser_reads_what_32_bits_can_count(tmp_path: Path) -> None:
+    """Beyond, onnx's reference casts 2^31 steps to 0, where others clip them to 255."""
+
+    def file(bias: int) -> bytes:
+        sketch = Sketch()
+        sums = sketch.layer(sketch.pixels(), "first", np.zeros((1, 1, 4, 4), np.int8), [bias], PIXEL_STEP)
+        return sketch.content(sketch.flattened(sketch.quantised(sums, PIXEL_STEP * 2.0**-6 / 2**8, 128), 1))
+
+    assert certified(tmp_path, file(2**23 - 1)).holds
+    (refusal,) = certified(tmp_path, file(2**23 + 1)).refusals
+    assert (refusal.node, f"reach {2**31 + 2**8} steps" in refusal.reason) == ("first_byte", True)
+    with np.errstate(invalid="ignore"):
+        in_reference = onnx.reference.ReferenceEvaluator(onnx.load_model_from_string(file(2**23 + 1)))
+        (found,) = in_reference.run(None, {"image": np.zeros((1, 1, 4, 4), np.uint8)})
+    assert found.item() < 0
 
 
 def _bytes(sketch: Sketch) -> str:

@@ -256,7 +256,8 @@ class Training(Section):
     @model_validator(mode="after")
     def _something_is_trained_before_it_is_frozen(self) -> "Training":
         if self.freeze_statistics.epochs >= self.epochs:
-            raise ValueError(f"freeze_statistics.epochs {self.freeze_statistics.epochs} must be less than epochs {self.epochs}; lower it or raise epochs")
+            frozen = self.freeze_statistics.epochs
+            raise ValueError(f"freeze_statistics.epochs {frozen} must be less than epochs {self.epochs}; lower it or raise epochs")
         return self
 
     @model_validator(mode="after")

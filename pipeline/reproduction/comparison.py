@@ -86,11 +86,10 @@ def _differences_beside(labels: Sequence[tuple[str, str, str]], configs: Sequenc
         return []
     keys = dict.fromkeys(key for config in configs for key in config if not key.startswith("method.") and key != "network.name")
     differing = [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
-    return [
-        f"Beside network and method, {' '.join(filter(None, label))} has {', '.join(f'{key}={json.dumps(config.get(key))}' for key in differing if key in config)}"
-        for label, config in zip(labels, configs, strict=True)
-        if differing
-    ]
+    if not differing:
+        return []
+    shown = [", ".join(f"{key}={json.dumps(config[key])}" for key in differing if key in config) for config in configs]
+    return [f"Beside network and method, {' '.join(filter(None, label))} has {settings}" for label, settings in zip(labels, shown, strict=True)]
 
 
 def _head(config: Flat) -> tuple[str, str]:

@@ -314,7 +314,8 @@ def test_a_mistake_is_one_line(text: str, message: str) -> None:
         ),
         (
             "training.schedule={milestones: [500]}",
-            "--set training.schedule={milestones: [500]}: training: milestones [500] are never reached in 200 epochs; lower them, leave them out, or raise epochs",
+            "--set training.schedule={milestones: [500]}: training: milestones [500] are never reached in 200 epochs; "
+            "lower them, leave them out, or raise epochs",
         ),
     ],
 )

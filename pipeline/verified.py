@@ -120,7 +120,7 @@ def _notes(verdict: Verdict) -> list[str]:
     kept, frozen = verdict.not_foldable, verdict.frozen_statistics
     notes = [f"not foldable, deployed as trained: {spoken_counts(part.what for part in kept)}"] if kept else []
     if frozen is not None:
-        notes.append(f"without batch statistics from step {frozen.since_step} of {frozen.last_step} on; {spoken_accuracies(asdict(frozen))}")
+        notes.append(f"without batch statistics after step {frozen.since_step} of {frozen.last_step}; {spoken_accuracies(asdict(frozen))}")
     return notes + [f"note: {weakness(name, spread)}" for name, spread in weak_outputs(verdict).items()]
 
 

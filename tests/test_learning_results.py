@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import load_config
+from pipeline.config.methods import ZeroMeanOptions
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SECTION = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8").split("## What was run for this repository\n")[1].split("\n## ")[0]
@@ -45,6 +48,19 @@ def test_what_was_tuned_is_said() -> None:
     for method, found in result("learning")["methods"].items():
         for key, values in found["differs_from_batchnorm"].items():
             assert values["here"] is None or f"{key} {values['here']}" in said[method]
+
+
+def test_the_weight_decays_are_those_of_the_configs() -> None:
+    spoken = {0: "none", 5e-4: "5e-4", 1e-4: "1e-4", 5e-5: "5e-5"}
+    found: dict[str, list[str]] = {}
+    for method, each in result("learning")["methods"].items():
+        options = load_config(ROOT / each["config"]).method
+        decay = 0 if isinstance(options, ZeroMeanOptions) else options.weight_decay
+        found.setdefault(spoken[decay], []).append(f"`{method}`")
+    usual = found.pop("5e-4")
+    assert "`batchnorm`" in usual
+    but = ", ".join(f"{' and '.join(methods)} {decay}" for decay, methods in sorted(found.items(), key=lambda item: item[1]) if decay != "none")
+    assert f"(5e-4, but {but}, {' and '.join(found['none'])} none)" in " ".join(SECTION.split())
 
 
 def test_the_rates_with_and_without_the_last_norm_are_those_of_the_result() -> None:

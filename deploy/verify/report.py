@@ -400,7 +400,7 @@ def _frozen(verification: Json, parts: Sequence[Json], to_the_end: Sequence[str]
     but = " but for what is named above" if to_the_end else ""
     since, last = figure(frozen.get("since_step")), figure(frozen.get("last_step"))
     return [
-        f"From step {since} of {last} on the training graph and the deployed graph were identical{but}: {spoken_counts(off)} had been recomputed "
+        f"After step {since} of {last} the training graph and the deployed graph were identical{but}: {spoken_counts(off)} had been recomputed "
         f"over the whole training set and frozen; {spoken_accuracies(frozen)}."
     ]
 

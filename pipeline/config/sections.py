@@ -256,23 +256,25 @@ class Training(Section):
     @model_validator(mode="after")
     def _something_is_trained_before_it_is_frozen(self) -> "Training":
         if self.freeze_statistics.epochs >= self.epochs:
-            raise ValueError(f"freeze_statistics.epochs {self.freeze_statistics.epochs} must be less than epochs {self.epochs}")
+            frozen = self.freeze_statistics.epochs
+            raise ValueError(f"freeze_statistics.epochs {frozen} must be less than epochs {self.epochs}; lower it or raise epochs")
         return self
 
     @model_validator(mode="after")
     def _schedule_is_within_the_epochs(self) -> "Training":
         late = [m for m in self.schedule.milestones if m >= self.epochs]
         if late:
-            raise ValueError(f"milestones {late} are never reached in {self.epochs} epochs")
+            raise ValueError(f"milestones {late} are never reached in {self.epochs} epochs; lower them, leave them out, or raise epochs")
         if self.schedule.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs {self.schedule.warmup_epochs} is more than epochs {self.epochs}")
+            raise ValueError(f"warmup_epochs {self.schedule.warmup_epochs} is more than epochs {self.epochs}; lower it or raise epochs")
         if self.schedule.name == "cyclic" and (self.schedule.cycle_epochs or CYCLE_EPOCHS) / 2 > self.epochs:
-            raise ValueError(f"cycle_epochs {self.schedule.cycle_epochs or CYCLE_EPOCHS}: {self.epochs} epochs do not reach the top of a triangle")
+            cycle = self.schedule.cycle_epochs or CYCLE_EPOCHS
+            raise ValueError(f"cycle_epochs {cycle}: {self.epochs} epochs do not reach the top of a triangle; give at most {2 * self.epochs}")
         if self.schedule.name == "one_cycle" and (self.schedule.cycle_epochs or 0) > self.epochs:
-            raise ValueError(f"cycle_epochs {self.schedule.cycle_epochs} is more than epochs {self.epochs}")
+            raise ValueError(f"cycle_epochs {self.schedule.cycle_epochs} is more than epochs {self.epochs}; lower it or raise epochs")
         for name, points in (("rate_points", self.schedule.rate_points), ("momentum_points", self.schedule.momentum_points)):
             if beyond := [epoch for epoch, _ in points if epoch > self.epochs]:
-                raise ValueError(f"{name} at epochs {beyond} are never reached in {self.epochs} epochs")
+                raise ValueError(f"{name} at epochs {beyond} are never reached in {self.epochs} epochs; leave them out, or raise epochs")
         return self
 
 

@@ -22,7 +22,8 @@ def comparison_of(folders: Sequence[Path]) -> Result:
     groups: dict[str, list[tuple[Config, RunFigures]]] = {}
     for folder, config in zip(folders, configs, strict=True):
         groups.setdefault(json.dumps(_without_seed(config)), []).append((config, run_figures(folder, config.training.seed)))
-    labels = labels_of([_without_seed(runs[0][0]) for runs in groups.values()])
+    flat = [_without_seed(runs[0][0]) for runs in groups.values()]
+    labels = labels_of(flat)
     found = tuple(_group(label, runs) for label, runs in zip(labels, groups.values(), strict=True))
     return Result(
         name="comparison",
@@ -33,7 +34,7 @@ def comparison_of(folders: Sequence[Path]) -> Result:
         memory_unit="MB",
         picture="epochs",
         groups=found,
-        notes=(*_MEANINGS, *_same_seeds(found)),
+        notes=(*_MEANINGS, *_differences_beside(labels, flat), *_same_seeds(found)),
         of_a_paper=False,
     )
 
@@ -77,6 +78,18 @@ def labels_of(configs: Sequence[Flat]) -> list[tuple[str, str, str]]:
         differing = [key for key in config if any(other.get(key) != config[key] for other in alike)]
         labels.append((*_head(config), ", ".join(f"{key}={json.dumps(config[key])}" for key in differing)))
     return labels
+
+
+def _differences_beside(labels: Sequence[tuple[str, str, str]], configs: Sequence[Flat]) -> list[str]:
+    """How groups are trained that differ in network or method: their names do not tell it, and a comparison of methods rests on it."""
+    if len({_head(config) for config in configs}) < 2:
+        return []
+    keys = dict.fromkeys(key for config in configs for key in config if not key.startswith("method.") and key != "network.name")
+    differing = [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
+    if not differing:
+        return []
+    shown = [", ".join(f"{key}={json.dumps(config[key])}" for key in differing if key in config) for config in configs]
+    return [f"Beside network and method, {' '.join(filter(None, label))} has {settings}" for label, settings in zip(labels, shown, strict=True)]
 
 
 def _head(config: Flat) -> tuple[str, str]:

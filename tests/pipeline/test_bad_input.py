@@ -36,15 +36,24 @@ def refused(capfd: Capture, tmp_path: Path, *settings: str) -> str:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["training.epochs=3", "training.schedule.milestones=[1, 3]"], "milestones [3] are never reached in 3 epochs"),
+        (
+            ["training.epochs=3", "training.schedule.milestones=[1, 3]"],
+            "milestones [3] are never reached in 3 epochs; lower them, leave them out, or raise epochs",
+        ),
         (
             ["training.epochs=3", "training.schedule={name: points, rate_points: [[0, 1], [9, 0]]}"],
-            "rate_points at epochs [9.0] are never reached in 3 epochs",
+            "rate_points at epochs [9.0] are never reached in 3 epochs; leave them out, or raise epochs",
         ),
-        (["training.epochs=3", "training.schedule.momentum_points=[[9, 0]]"], "momentum_points at epochs [9.0] are never reached in 3 epochs"),
-        (["training.epochs=3", "training.schedule={name: one_cycle, cycle_epochs: 4}"], "cycle_epochs 4.0 is more than epochs 3"),
-        (["training.epochs=3", "training.schedule={name: cyclic}"], "cycle_epochs 10.0: 3 epochs do not reach the top of a triangle"),
-        (["training.epochs=3", "training.schedule.warmup_epochs=4"], "warmup_epochs 4.0 is more than epochs 3"),
+        (
+            ["training.epochs=3", "training.schedule.momentum_points=[[9, 0]]"],
+            "momentum_points at epochs [9.0] are never reached in 3 epochs; leave them out, or raise epochs",
+        ),
+        (
+            ["training.epochs=3", "training.schedule={name: one_cycle, cycle_epochs: 4}"],
+            "cycle_epochs 4.0 is more than epochs 3; lower it or raise epochs",
+        ),
+        (["training.epochs=3", "training.schedule={name: cyclic}"], "cycle_epochs 10.0: 3 epochs do not reach the top of a triangle; give at most 6"),
+        (["training.epochs=3", "training.schedule.warmup_epochs=4"], "warmup_epochs 4.0 is more than epochs 3; lower it or raise epochs"),
         (["training.schedule={name: points, rate_points: [[0, 0], [9, 0]]}"], "rate_points are all 0, so nothing would be learned"),
         (["training.nesterov=true", "training.momentum=0"], "nesterov looks ahead along the momentum, and momentum is 0"),
         (["method={name: weightnorm, dropout: 1}"], "method.dropout: got 1, expected a number, at least 0 and below 1"),

@@ -59,17 +59,17 @@ def test_the_verdict_says_since_when_and_what_it_did_to_the_accuracy(frozen_run:
 
 def test_report_and_readme_say_it(frozen_run: Path) -> None:
     page = (frozen_run / "bundle" / "report.html").read_text()
-    assert "From step 44 of 66 on the training graph and the deployed graph were identical: " in page
+    assert "After step 44 of 66 the training graph and the deployed graph were identical: " in page
     assert "right after recomputing" in page
     assert "so its training graph was another" not in page
-    assert "frozen from step 44 on" in page
+    assert "frozen after step 44" in page
     assert "Batch statistics were frozen after step 44 of 66" in (frozen_run / "bundle" / "README.md").read_text()
 
 
 def test_verifying_again_rebuilds_it_from_the_files(frozen_run: Path, capfd: Capture) -> None:
     done = pipeline(capfd, "verify", frozen_run / "bundle")
     assert done.code == 0
-    assert "without batch statistics from step 44 of 66 on; test accuracy " in done.out
+    assert "without batch statistics after step 44 of 66; test accuracy " in done.out
 
 
 def test_the_training_graph_is_compared_with_its_frozen_parts_left_on(frozen_run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:

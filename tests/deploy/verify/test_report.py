@@ -207,12 +207,12 @@ FROZEN = {"since_step": 110, "last_step": 176, "accuracy_before": 0.975, "accura
 def test_a_pass_says_since_when_training_did_without_what_deployment_has_not() -> None:
     off = {"name": "bn", "what": "batch statistics of a BatchNorm", "off_since_step": 110}
     acting = {"name": "dropout", "what": "dropout with probability 0.5", "off_since_step": None}
-    identical = "From step 110 of 176 on the training graph and the deployed graph were identical"
+    identical = "After step 110 of 176 the training graph and the deployed graph were identical"
     recomputed = "2 x batch statistics of a BatchNorm had been recomputed over the whole training set and frozen; "
     accuracies = "test accuracy 97.50% before, 97.25% right after recomputing, 98.00% at the end."
     text = Page(report_html({**whole(), "training_only": [off, off], "frozen_statistics": FROZEN})).text
     assert f"What was validated is what will run. {identical}: {recomputed}{accuracies} 3 links were compared" in text
-    assert "bn batch statistics of a BatchNorm, frozen from step 110 on" in text
+    assert "bn batch statistics of a BatchNorm, frozen after step 110" in text
     text = Page(report_html({**whole(), "training_only": [off, acting, off], "frozen_statistics": FROZEN})).text
     assert (
         "Training also had 1 part that deployment has not, switched off for this comparison: 1 x dropout with probability 0.5. "

@@ -165,11 +165,11 @@ MISTAKES = [
     ),
     (
         METHOD + "training: {epochs: 3, schedule: {milestones: [1, 3]}}",
-        "a.yaml:2: training: milestones [3] are never reached in 3 epochs",
+        "a.yaml:2: training: milestones [3] are never reached in 3 epochs; lower them, leave them out, or raise epochs",
     ),
     (
         METHOD + "training: {epochs: 3, freeze_statistics: {epochs: 3}}",
-        "a.yaml:2: training: freeze_statistics.epochs 3 must be less than epochs 3",
+        "a.yaml:2: training: freeze_statistics.epochs 3 must be less than epochs 3; lower it or raise epochs",
     ),
     (
         METHOD + "training: {freeze_statistics: {epochs: -1}}",
@@ -185,11 +185,11 @@ MISTAKES = [
     ),
     (
         METHOD + "training: {epochs: 3, schedule: {name: points, rate_points: [[0, 1], [4, 0]]}}",
-        "a.yaml:2: training: rate_points at epochs [4.0] are never reached in 3 epochs",
+        "a.yaml:2: training: rate_points at epochs [4.0] are never reached in 3 epochs; leave them out, or raise epochs",
     ),
     (
         METHOD + "training: {epochs: 3, schedule: {momentum_points: [[0, 0.9], [3.5, 0.8]]}}",
-        "a.yaml:2: training: momentum_points at epochs [3.5] are never reached in 3 epochs",
+        "a.yaml:2: training: momentum_points at epochs [3.5] are never reached in 3 epochs; leave them out, or raise epochs",
     ),
     (
         METHOD + "training: {schedule: {momentum_points: [[0, 1]]}}",
@@ -197,7 +197,7 @@ MISTAKES = [
     ),
     (
         METHOD + "training: {epochs: 3, schedule: {name: one_cycle, cycle_epochs: 4}}",
-        "a.yaml:2: training: cycle_epochs 4.0 is more than epochs 3",
+        "a.yaml:2: training: cycle_epochs 4.0 is more than epochs 3; lower it or raise epochs",
     ),
     (METHOD + "training: {mixup: {alpha: -1}}", "a.yaml:2: training.mixup.alpha: got -1, expected a number, at least 0 and at most 1000"),
     (METHOD + "training: {mixup: {alpha: .nan}}", "a.yaml:2: training.mixup.alpha: got NaN, expected a number, at least 0 and at most 1000"),
@@ -314,7 +314,8 @@ def test_a_mistake_is_one_line(text: str, message: str) -> None:
         ),
         (
             "training.schedule={milestones: [500]}",
-            "--set training.schedule={milestones: [500]}: training: milestones [500] are never reached in 200 epochs",
+            "--set training.schedule={milestones: [500]}: training: milestones [500] are never reached in 200 epochs; "
+            "lower them, leave them out, or raise epochs",
         ),
     ],
 )

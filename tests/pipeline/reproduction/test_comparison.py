@@ -47,6 +47,21 @@ def test_groups_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_what_differs_beside_network_and_method_stands_below_the_table(tmp_path: Path) -> None:
+    clipped = run(tmp_path / "b", "czmig", learning_rate=0.2, clip={"name": "norm"})
+    notes = comparison_of([run(tmp_path / "a", learning_rate=0.1), clipped]).notes
+    assert [note for note in notes if note.startswith("Beside")] == [
+        'Beside network and method, resnet20 batchnorm has training.learning_rate=0.1, training.clip.name="none"',
+        'Beside network and method, resnet20 czmig has training.learning_rate=0.2, training.clip.name="norm", '
+        'training.clip.threshold=5.0, training.clip.growth="constant"',
+    ]
+
+
+def test_groups_that_differ_in_the_method_alone_have_nothing_to_add(tmp_path: Path) -> None:
+    notes = comparison_of([run(tmp_path / "a"), run(tmp_path / "b", "czmig"), run(tmp_path / "c", "czmig", seed=1)]).notes
+    assert not any(note.startswith("Beside") for note in notes)
+
+
 def test_a_run_that_is_not_finished_counts_for_nothing_and_is_said(tmp_path: Path) -> None:
     result = comparison_of([run(tmp_path / "a"), run(tmp_path / "b", seed=1, accuracies=(0.9,))])
     assert result.groups[0].state == "1 of 2 runs"

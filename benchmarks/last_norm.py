@@ -113,7 +113,7 @@ def _facts(result: Result, options: argparse.Namespace) -> dict[str, Any]:
     least = chance + DEVIATIONS_ABOVE_CHANCE * sqrt(chance * (1 - chance) / num_test)
     facts = json_facts(result)
     return {
-        "what": f"best test accuracy in {options.epochs} epochs, VGG-11 (form for small images), batch {BATCH_SIZE}, float32",
+        "what": f"test accuracy in {options.epochs} epochs, VGG-11 (form for small images), batch {BATCH_SIZE}, float32",
         "warm_up_epochs": WARM_UP_EPOCHS,
         "images": {"train": NUM_CLASSES * options.images[0], "test": num_test, "which": "the first of each class by name"},
         "seeds": options.seeds,

@@ -4,19 +4,22 @@
 
 Every measurement is a process of its own, because the idle threads of one session disturb another. Rounds are interleaved: in
 each, every (file, runtime, batch) is measured once, and ratios are taken within the round. Weights are initial ones: they do not
-change the time. The outputs of both runtimes on the exact file are compared too, to the bit. Writes results/exact_speed.json after
-each network; what it holds of other networks stays.
+change the time. The outputs of both runtimes on the exact file are compared too, to the bit. Beside them stands what bounds every ratio:
+how many multiplications and additions a second large matrix products of float32 and of int8 make here, and what share of that each
+measurement is. Writes results/exact_speed.json after each network; what it holds of other networks stays.
 """
 
 import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.environment import RESULTS, environment, write_result
 from benchmarks.measured_session import SHAPE, Measured, measured_in_a_process
@@ -30,6 +33,7 @@ from pipeline.config import parse_config
 from pipeline.networks import NETWORKS
 
 NUM_CLASSES = 10
+PRODUCT_SIZE, PRODUCT_ROUNDS = 2048, 9
 BATCHES = (1, 64)
 RUNTIMES = ("onnxruntime", "openvino")
 FORMS = ("float32", "exact")
@@ -42,10 +46,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    products = _products_a_second(options.threads)
     facts = {"images": " x ".join(map(str, SHAPE)), "threads": options.threads, "targets": TARGETS}
     found = _found_before()
     for network in options.networks:
-        found[network] = _compared(network, options.rounds, options.threads)
+        found[network] = _compared(network, options.rounds, options.threads, products)
         write_result("exact_speed", {**facts, "networks": found})
 
 
@@ -58,15 +63,44 @@ def _found_before() -> dict[str, Any]:
     return found
 
 
-def _compared(network: str, num_rounds: int, threads: int) -> dict[str, Any]:
+def _products_a_second(threads: int) -> dict[str, float]:
+    """In 10^9 multiplications with an addition, of square matrices; the two kinds in turn, medians."""
+    torch.set_num_threads(threads)
+    floats, integers = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE), torch.randint(-127, 128, (2, PRODUCT_SIZE, PRODUCT_SIZE), dtype=torch.int8)
+    kinds: dict[str, Callable[[], torch.Tensor]] = {"float32": lambda: floats[0] @ floats[1], "int8": lambda: torch._int_mm(integers[0], integers[1])}
+    rounds = [{kind: _seconds(product) for kind, product in kinds.items()} for _ in range(1 + PRODUCT_ROUNDS)][1:]
+    return {kind: round(PRODUCT_SIZE**3 / statistics.median(each[kind] for each in rounds) / 1e9, 1) for kind in kinds}
+
+
+def _seconds(product: Callable[[], torch.Tensor]) -> float:
+    started = time.perf_counter()
+    product()
+    return time.perf_counter() - started
+
+
+def _multiplications(graph: nn.Module) -> int:
+    """Of one image, in convolutions and linear layers."""
+    counts: list[int] = []
+    for layer in graph.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.register_forward_hook(lambda layer, _, output: counts.append(output.numel() * layer.weight[0].numel()))
+    with torch.inference_mode():
+        graph(torch.zeros((1, *SHAPE), dtype=torch.uint8))
+    return sum(counts)
+
+
+def _compared(network: str, num_rounds: int, threads: int, products: dict[str, float]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        files = _files(network, Path(folder))
+        files, multiplications = _files(network, Path(folder))
         rounds = [_round(files, threads) for _ in range(num_rounds)]
         result = {
             "rounds": num_rounds,
             "bytes": {form: path.stat().st_size for form, path in files.items()},
             "size": round(files["exact"].stat().st_size / files["float32"].stat().st_size, 4),
             "milliseconds": {name: _spread([each[name].milliseconds for each in rounds]) for name in rounds[0]},
+            "multiplications_of_an_image": multiplications,
+            "large_matrix_products": products,
+            "share_of_large_products": {name: round(_share(rounds, name, multiplications, products), 3) for name in rounds[0]},
             "times_as_fast": {f"{runtime}, batch {batch}": _ratio(rounds, runtime, batch) for runtime in RUNTIMES for batch in BATCHES},
             "same_bits_in_both_runtimes": all(_same_bits(each) for each in rounds),
         }
@@ -74,16 +108,25 @@ def _compared(network: str, num_rounds: int, threads: int) -> dict[str, Any]:
     return result
 
 
-def _files(network: str, folder: Path) -> dict[str, Path]:
+def _share(rounds: list[dict[str, Measured]], name: str, multiplications: int, products: dict[str, float]) -> float:
+    form, _, batch = name.split(", ")
+    milliseconds = statistics.median(each[name].milliseconds for each in rounds)
+    rate = multiplications * int(batch.removeprefix("batch ")) / milliseconds / 1e6
+    return rate / products["float32" if form == "float32" else "int8"]
+
+
+def _files(network: str, folder: Path) -> tuple[dict[str, Path], int]:
+    """By form; and how many multiplications an image takes."""
     config = parse_config({"network": {"name": network}, "method": {"name": "mimicnorm"}})
     graph = training_graph(config, ImageFacts(SHAPE, NUM_CLASSES, (128.0,) * 3, (64.0,) * 3)).graph.eval()
     files = {form: folder / f"{form}.onnx" for form in FORMS}
-    files["float32"].write_bytes(onnx_from_graph(fold(graph), SHAPE, {}))
+    folded = fold(graph)
+    files["float32"].write_bytes(onnx_from_graph(folded, SHAPE, {}))
     grid = grid_graph(graph, SHAPE, GridBits())
     generator = torch.Generator().manual_seed(0)
     calibrate(grid, lambda: [torch.randint(0, 256, (32, *SHAPE), dtype=torch.uint8, generator=generator)])
     files["exact"].write_bytes(exact_onnx(grid, SHAPE, NUM_CLASSES, {}))
-    return files
+    return files, _multiplications(folded)
 
 
 def _round(files: dict[str, Path], threads: int) -> dict[str, Measured]:

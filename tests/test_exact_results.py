@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pipeline.networks import NETWORKS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -41,3 +43,33 @@ def test_the_targets_of_accuracy_are_met() -> None:
         assert run["points_lost_at_once"] <= found["targets"]["points lost at once"]
         ran = [said for said in run["exact_links"].values() if said != "not run"]
         assert ran == ["passed, max_ulp 0"] * 5
+
+
+SPEEDS = ("onnxruntime, batch 1", "onnxruntime, batch 64", "openvino, batch 1", "openvino, batch 64")
+
+
+def test_the_speeds_and_sizes_are_those_of_the_result() -> None:
+    networks = result("exact_speed")["networks"]
+    assert rows_of("Speed and size")[1:] == [
+        [f"`{name}`", *(f"{found['times_as_fast'][key]['median']:.2f}" for key in SPEEDS), f"{found['size']:.3f}"] for name, found in networks.items()
+    ]
+    assert set(NETWORKS) <= set(networks)
+    assert all(found["same_bits_in_both_runtimes"] for found in networks.values())
+
+
+def test_what_bounds_the_speed_is_that_of_the_result() -> None:
+    resnet = result("exact_speed")["networks"]["resnet18"]
+    products, shares = resnet["large_matrix_products"], resnet["share_of_large_products"]
+    text = (ROOT / "docs" / "exact.md").read_text(encoding="utf-8")
+    assert f"are {products['int8'] / products['float32']:.2f} times as fast here" in text
+    assert f"at {100 * shares['float32, onnxruntime, batch 64']:.0f} % of the float32 rate" in text
+    assert (
+        f"{100 * shares['exact, onnxruntime, batch 64']:.0f} % of the int8 rate there and {100 * shares['exact, openvino, batch 64']:.0f} %" in text
+    )
+
+
+def test_the_aims_that_are_said_to_be_met_are() -> None:
+    found = result("exact_speed")
+    resnet, aims = found["networks"]["resnet18"], found["targets"]["resnet18"]
+    assert resnet["size"] <= aims["size"]
+    assert resnet["times_as_fast"]["onnxruntime, batch 64"]["median"] >= aims["onnxruntime"]["64"]

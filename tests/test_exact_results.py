@@ -73,3 +73,18 @@ def test_the_aims_that_are_said_to_be_met_are() -> None:
     resnet, aims = found["networks"]["resnet18"], found["targets"]["resnet18"]
     assert resnet["size"] <= aims["size"]
     assert resnet["times_as_fast"]["onnxruntime, batch 64"]["median"] >= aims["onnxruntime"]["64"]
+
+
+def test_the_networks_with_the_same_bits_are_those_of_the_result() -> None:
+    found = result("exact_bits")
+    text = (ROOT / "docs" / "exact.md").read_text(encoding="utf-8").split("## The same bits, measured\n")[1].split("\n## ")[0]
+    stated = text.split("so far for\n")[1].split(";")[0]
+    assert re.findall(r"`(\S+?)`", stated) == list(found["networks"])
+    assert (found["images"], found["images_in_all_combinations"]) == (10_019, 519)
+    for network in found["networks"].values():
+        assert (network["same"], network["different"], len(network["forms_on_all_images"]), len(network["forms_in_all_combinations"])) == (
+            True,
+            [],
+            13,
+            25,
+        )

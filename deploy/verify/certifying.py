@@ -268,7 +268,8 @@ def _dequantise(walk: _Walk, node: NodeProto) -> Values:
     value = walk.values.get(node.input[0])
     if not isinstance(value, Bytes):
         return [_stored(walk, node)]
-    step, zero_point = walk.step(node, 1), int(walk.scalar(node, 2, 0.0))
+    _require_zero_point(node)
+    step, zero_point = walk.step(node, 1), int(walk.scalar(node, 2))
     if value.scale not in (None, step) or value.zero_point not in (None, zero_point):
         found = f"scale {step} and zero point {zero_point}"
         raise RefusedError(f"reads bytes with {found} that have {value.scale} and {value.zero_point}", ANOTHER_FORM)
@@ -288,7 +289,8 @@ def _stored(walk: _Walk, node: NodeProto) -> Stored:
 
 
 def _quantise(walk: _Walk, node: NodeProto) -> Values:
-    x, step, zero_points = walk.floats(node), walk.step(node, 1), walk.constant(node, 2, np.array(0, np.uint8))
+    _require_zero_point(node)
+    x, step, zero_points = walk.floats(node), walk.step(node, 1), walk.constant(node, 2)
     if zero_points.dtype not in LIMITS or zero_points.size != 1:
         raise RefusedError(f"quantises to {zero_points.dtype}, x{zero_points.size}; expected one zero point in uint8 or int8", ANOTHER_FORM)
     zero_point, (least, largest) = int(zero_points.reshape(())), LIMITS[zero_points.dtype]
@@ -298,6 +300,12 @@ def _quantise(walk: _Walk, node: NodeProto) -> Values:
     lowest, highest = (int(min(max(bound, low), high)) + zero_point for bound in (np.floor(reach[0]), np.ceil(reach[1])))
     branch = _clipped_branch(Branch(*reach) if x.maker in walk.layers and reach[0] < 0 else None, (low, high))
     return [Bytes(zero_points.dtype == np.int8, lowest, highest, step, zero_point, x.maker, branch)]
+
+
+def _require_zero_point(node: NodeProto) -> None:
+    """ONNX Runtime's optimiser copies pairs of such nodes behind what only moves values, and then takes bytes for unsigned ones."""
+    if len(node.input) < 3 or not node.input[2]:
+        raise RefusedError("has no zero point, which ONNX Runtime needs to know signed bytes", "give it one, be it 0")
 
 
 def _round(walk: _Walk, node: NodeProto) -> Values:

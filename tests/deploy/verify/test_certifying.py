@@ -277,6 +277,15 @@ def _scaled_reading(sketch: Sketch) -> str:
     return sketch.dequantised(_bytes(sketch), 2 * PIXEL_STEP, 128)
 
 
+def _without_zero_point(sketch: Sketch, operation: str) -> str:
+    zero = sketch.constant("zero", np.int8(0) if operation == "DequantizeLinear" else np.uint8(0))
+    x = sketch.node("QuantizeLinear", [sketch.pixels(), sketch.constant("step", np.float32(PIXEL_STEP)), zero], "codes")
+    x = sketch.node("DequantizeLinear", [x, "step", "zero"], "grid")
+    (node,) = (each for each in sketch.nodes if each.op_type == operation and "zero" in each.input)
+    del node.input[2]
+    return x
+
+
 def _mixed_bytes(sketch: Sketch) -> str:
     x = sketch.pixels()
     points = [sketch.constant(f"byte_{number}", np.uint8(number)) for number in (0, 128)]
@@ -345,6 +354,8 @@ REFUSED: dict[str, tuple[Callable[[Sketch], str], str, str]] = {
         "image_float_byte_float",
         "reads bytes with scale 0.03125 .* that have 0.015625",
     ),
+    "bytes read without a zero point": (lambda s: _without_zero_point(s, "DequantizeLinear"), "grid", "has no zero point"),
+    "bytes written without a zero point": (lambda s: _without_zero_point(s, "QuantizeLinear"), "codes", "has no zero point"),
     "bytes of different zero points side by side": (_mixed_bytes, "joined", "joins bytes of different steps or zero points"),
     "sums side by side": (_two_sums_side_by_side, "joined", "joins sums that are not rounded"),
     "channels of different steps, added up and joined": (

@@ -329,7 +329,7 @@ def _note_rounding(walk: _Walk, node: NodeProto, x: Floats, step: float, limits:
         raise RefusedError(f"has a step of {step}, too far from that of what it reads", ANOTHER_STEP)
     furthest = max(map(abs, _reach(x, step)))
     if furthest >= WHOLE_BELOW:
-        raise RefusedError(f"quantises values that reach {furthest:.0f} steps, {WHOLE_BELOW} is the limit", ANOTHER_STEP)
+        raise RefusedError(f"quantises values that reach {furthest:.0f} steps, {WHOLE_BELOW} is the limit", "give its result a larger step")
     tie = _tie(x, step, walk.parities.get(x.maker))
     if x.maker in walk.layers:
         walk.layers[x.maker] = replace(walk.layers[x.maker], output_step=step / x.factor, ties="possible" if tie else "impossible")

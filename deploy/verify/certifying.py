@@ -110,6 +110,8 @@ class _Walk:
         self.refusals: list[Refusal] = []
         self.parities: dict[str, tuple[Array, Array]] = {}
         """By layer, per filter: whether its weights are even, and whether its bias is odd."""
+        self.floats_on_bytes: set[str] = set()
+        """The layers that multiply bytes by float32 weights."""
         self._shapes = {each.name: each.type.tensor_type.shape.dim for each in [*graph.input, *graph.value_info, *graph.output]}
 
     def run(self) -> None:
@@ -294,6 +296,8 @@ def _quantise(walk: _Walk, node: NodeProto) -> Values:
     if zero_points.dtype not in LIMITS or zero_points.size != 1:
         raise RefusedError(f"quantises to {zero_points.dtype}, x{zero_points.size}; expected one zero point in uint8 or int8", ANOTHER_FORM)
     zero_point, (least, largest) = int(zero_points.reshape(())), LIMITS[zero_points.dtype]
+    if zero_point not in (0, (least + largest + 1) // 2):
+        raise RefusedError(f"has the zero point {zero_point}, which OpenVINO loses in front of a sum", f"give it 0 or {(least + largest + 1) // 2}")
     low, high = least - zero_point, largest - zero_point
     _note_rounding(walk, node, x, step, (low, high))
     reach = _reach(x, step)
@@ -327,6 +331,10 @@ def _note_rounding(walk: _Walk, node: NodeProto, x: Floats, step: float, limits:
     """A quantiser's step and clip belong to the layer or join whose sum it rounds; a tie is refused in that one's name."""
     if not are_normal(x.unit / step):
         raise RefusedError(f"has a step of {step}, too far from that of what it reads", ANOTHER_STEP)
+    if x.maker in walk.floats_on_bytes:
+        raise RefusedError(
+            f"makes bytes of {x.maker!r}, whose float32 weights on bytes ONNX Runtime then rounds", "store its weights as int8 with steps"
+        )
     furthest = max(map(abs, _reach(x, step)))
     if furthest >= WHOLE_BELOW:
         raise RefusedError(f"quantises values that reach {furthest:.0f} steps, {WHOLE_BELOW} is the limit", "give its result a larger step")
@@ -357,10 +365,13 @@ def _tie(x: Floats, step: float, parity: tuple[Array, Array] | None) -> str | No
 
 def _layer(walk: _Walk, node: NodeProto) -> Values:
     x = walk.settled(node)
-    terms = terms_of(x, *(_parameter(walk, node, place) for place in (1, 2)))
+    weights, bias = (_parameter(walk, node, place) for place in (1, 2))
+    terms = terms_of(x, weights, bias)
     row, faults = layer_row(name_of(node), node.op_type, x, terms)
     walk.layers[row.name] = row
     walk.parities[row.name] = terms.even_weights, terms.odd_bias
+    if x.codes is not None and not isinstance(weights, Stored):
+        walk.floats_on_bytes.add(row.name)
     for fault in faults:
         walk.refuse(node, fault)
     return [layer_sum(row.name, x, terms)]

@@ -286,6 +286,11 @@ def _without_zero_point(sketch: Sketch, operation: str) -> str:
     return x
 
 
+def _float_layer(sketch: Sketch) -> str:
+    parts = [sketch.constant("weight", np.full((1, 1, 4, 4), 2, np.float32)), sketch.constant("bias", np.full(1, PIXEL_STEP, np.float32))]
+    return sketch.node("Conv", [sketch.pixels(), *parts], "layer")
+
+
 def _mixed_bytes(sketch: Sketch) -> str:
     x = sketch.pixels()
     points = [sketch.constant(f"byte_{number}", np.uint8(number)) for number in (0, 128)]
@@ -356,6 +361,12 @@ REFUSED: dict[str, tuple[Callable[[Sketch], str], str, str]] = {
     ),
     "bytes read without a zero point": (lambda s: _without_zero_point(s, "DequantizeLinear"), "grid", "has no zero point"),
     "bytes written without a zero point": (lambda s: _without_zero_point(s, "QuantizeLinear"), "codes", "has no zero point"),
+    "an odd zero point": (lambda s: s.quantised(s.pixels(), PIXEL_STEP, 64), "image_float_byte", "has the zero point 64"),
+    "float weights between bytes": (
+        lambda s: s.quantised(_float_layer(s), PIXEL_STEP, 128),
+        "layer_byte",
+        "makes bytes of 'layer', whose float32 weights on bytes",
+    ),
     "bytes of different zero points side by side": (_mixed_bytes, "joined", "joins bytes of different steps or zero points"),
     "sums side by side": (_two_sums_side_by_side, "joined", "joins sums that are not rounded"),
     "channels of different steps, added up and joined": (

@@ -110,6 +110,8 @@ class _Walk:
         self.refusals: list[Refusal] = []
         self.parities: dict[str, tuple[Array, Array]] = {}
         """By layer, per filter: whether its weights are even, and whether its bias is odd."""
+        self.floats_on_bytes: set[str] = set()
+        """The layers that multiply bytes by float32 weights."""
         self._shapes = {each.name: each.type.tensor_type.shape.dim for each in [*graph.input, *graph.value_info, *graph.output]}
 
     def run(self) -> None:
@@ -268,7 +270,8 @@ def _dequantise(walk: _Walk, node: NodeProto) -> Values:
     value = walk.values.get(node.input[0])
     if not isinstance(value, Bytes):
         return [_stored(walk, node)]
-    step, zero_point = walk.step(node, 1), int(walk.scalar(node, 2, 0.0))
+    _require_zero_point(node)
+    step, zero_point = walk.step(node, 1), int(walk.scalar(node, 2))
     if value.scale not in (None, step) or value.zero_point not in (None, zero_point):
         found = f"scale {step} and zero point {zero_point}"
         raise RefusedError(f"reads bytes with {found} that have {value.scale} and {value.zero_point}", ANOTHER_FORM)
@@ -288,16 +291,25 @@ def _stored(walk: _Walk, node: NodeProto) -> Stored:
 
 
 def _quantise(walk: _Walk, node: NodeProto) -> Values:
-    x, step, zero_points = walk.floats(node), walk.step(node, 1), walk.constant(node, 2, np.array(0, np.uint8))
+    _require_zero_point(node)
+    x, step, zero_points = walk.floats(node), walk.step(node, 1), walk.constant(node, 2)
     if zero_points.dtype not in LIMITS or zero_points.size != 1:
         raise RefusedError(f"quantises to {zero_points.dtype}, x{zero_points.size}; expected one zero point in uint8 or int8", ANOTHER_FORM)
     zero_point, (least, largest) = int(zero_points.reshape(())), LIMITS[zero_points.dtype]
+    if zero_point not in (0, (least + largest + 1) // 2):
+        raise RefusedError(f"has the zero point {zero_point}, which OpenVINO loses in front of a sum", f"give it 0 or {(least + largest + 1) // 2}")
     low, high = least - zero_point, largest - zero_point
     _note_rounding(walk, node, x, step, (low, high))
     reach = _reach(x, step)
     lowest, highest = (int(min(max(bound, low), high)) + zero_point for bound in (np.floor(reach[0]), np.ceil(reach[1])))
     branch = _clipped_branch(Branch(*reach) if x.maker in walk.layers and reach[0] < 0 else None, (low, high))
     return [Bytes(zero_points.dtype == np.int8, lowest, highest, step, zero_point, x.maker, branch)]
+
+
+def _require_zero_point(node: NodeProto) -> None:
+    """ONNX Runtime's optimiser copies pairs of such nodes behind what only moves values, and then takes bytes for unsigned ones."""
+    if len(node.input) < 3 or not node.input[2]:
+        raise RefusedError("has no zero point, which ONNX Runtime needs to know signed bytes", "give it one, be it 0")
 
 
 def _round(walk: _Walk, node: NodeProto) -> Values:
@@ -319,9 +331,13 @@ def _note_rounding(walk: _Walk, node: NodeProto, x: Floats, step: float, limits:
     """A quantiser's step and clip belong to the layer or join whose sum it rounds; a tie is refused in that one's name."""
     if not are_normal(x.unit / step):
         raise RefusedError(f"has a step of {step}, too far from that of what it reads", ANOTHER_STEP)
+    if x.maker in walk.floats_on_bytes:
+        raise RefusedError(
+            f"makes bytes of {x.maker!r}, whose float32 weights on bytes ONNX Runtime then rounds", "store its weights as int8 with steps"
+        )
     furthest = max(map(abs, _reach(x, step)))
     if furthest >= WHOLE_BELOW:
-        raise RefusedError(f"quantises values that reach {furthest:.0f} steps, {WHOLE_BELOW} is the limit", ANOTHER_STEP)
+        raise RefusedError(f"quantises values that reach {furthest:.0f} steps, {WHOLE_BELOW} is the limit", "give its result a larger step")
     tie = _tie(x, step, walk.parities.get(x.maker))
     if x.maker in walk.layers:
         walk.layers[x.maker] = replace(walk.layers[x.maker], output_step=step / x.factor, ties="possible" if tie else "impossible")
@@ -349,10 +365,13 @@ def _tie(x: Floats, step: float, parity: tuple[Array, Array] | None) -> str | No
 
 def _layer(walk: _Walk, node: NodeProto) -> Values:
     x = walk.settled(node)
-    terms = terms_of(x, *(_parameter(walk, node, place) for place in (1, 2)))
+    weights, bias = (_parameter(walk, node, place) for place in (1, 2))
+    terms = terms_of(x, weights, bias)
     row, faults = layer_row(name_of(node), node.op_type, x, terms)
     walk.layers[row.name] = row
     walk.parities[row.name] = terms.even_weights, terms.odd_bias
+    if x.codes is not None and not isinstance(weights, Stored):
+        walk.floats_on_bytes.add(row.name)
     for fault in faults:
         walk.refuse(node, fault)
     return [layer_sum(row.name, x, terms)]

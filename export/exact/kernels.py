@@ -65,7 +65,14 @@ def with_second_channel(convolution: Convolution) -> Convolution:
     return replace(convolution, weights=np.concatenate([convolution.weights, np.zeros_like(convolution.weights)], axis=1))
 
 
-def with_merged_groups(convolution: Convolution) -> Convolution:
+def with_groups_of_four(convolution: Convolution) -> Convolution:
+    """So many groups in one that channels and filters of each come in fours, or that there is one."""
+    while convolution.groups > 1 and (convolution.channels % 4 or len(convolution.weights) // convolution.groups % 4):
+        convolution = _with_merged_groups(convolution)
+    return convolution
+
+
+def _with_merged_groups(convolution: Convolution) -> Convolution:
     """As few groups in one as can be, with weights of 0 for what was another group's."""
     weights, channels, groups = convolution.weights, convolution.channels, convolution.groups
     number = next(each for each in range(2, groups + 1) if groups % each == 0)

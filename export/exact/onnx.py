@@ -12,7 +12,14 @@ from onnx import TensorProto, helper
 from torch.fx import Node
 
 from export.exact.grid import Pixels, Quantise
-from export.exact.kernels import Convolution, sees_only_padding, with_merged_groups, with_second_channel, with_wider_kernel, without_padding
+from export.exact.kernels import (
+    Convolution,
+    sees_only_padding,
+    with_groups_of_four,
+    with_second_channel,
+    with_wider_kernel,
+    without_padding,
+)
 from export.exact.rewrite import GridGraph
 from export.exact.vocabulary import shape_of
 from export.exact.writer import Array, Bytes, Floats, Value, Writer
@@ -99,9 +106,8 @@ class _UnsignedBytes(Writer):
             convolution = without_padding(convolution)
         if convolution.is_depthwise:
             return x, convolution
-        if convolution.channels == 1 and convolution.groups > 1:
-            convolution = with_merged_groups(convolution)
-        elif convolution.channels == 1 and convolution.kernel != (1, 1) and x.name != INPUT:
+        convolution = with_groups_of_four(convolution)
+        if convolution.channels == 1 and convolution.kernel != (1, 1) and x.name != INPUT:
             x = replace(x, name=self.emit("Concat", [x.name, x.name], f"{node.name}_twice", axis=1))
             convolution = with_second_channel(convolution)
         if convolution.groups > 1 and convolution.kernel[1] == 1 and one_column:

@@ -83,6 +83,14 @@ def refuse_unknown_nodes(graph: GraphModule) -> None:
                 f"node {node.name!r} ({_spoken(graph, node)}) is not a plain layer that can be trained, folded and exported with the "
                 "same bits; use convolution, linear, ReLU, pooling, add, concatenate, pad or reshape (docs/adding.md)"
             )
+        if node.op == "call_module":
+            _refuse_other_padding(graph.get_submodule(str(node.target)), str(node.target))
+
+
+def _refuse_other_padding(layer: nn.Module, name: str) -> None:
+    if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros"):
+        found = f"padding={layer.padding!r}, padding_mode={layer.padding_mode!r}"
+        raise UsageError(f"the convolution at {name} has {found}, expected numbers and zeros; give it padding=(HEIGHT, WIDTH) in pixels")
 
 
 def _is_known(graph: GraphModule, node: Node) -> bool:

@@ -277,6 +277,20 @@ def _scaled_reading(sketch: Sketch) -> str:
     return sketch.dequantised(_bytes(sketch), 2 * PIXEL_STEP, 128)
 
 
+def _without_zero_point(sketch: Sketch, operation: str) -> str:
+    zero = sketch.constant("zero", np.int8(0) if operation == "DequantizeLinear" else np.uint8(0))
+    x = sketch.node("QuantizeLinear", [sketch.pixels(), sketch.constant("step", np.float32(PIXEL_STEP)), zero], "codes")
+    x = sketch.node("DequantizeLinear", [x, "step", "zero"], "grid")
+    (node,) = (each for each in sketch.nodes if each.op_type == operation and "zero" in each.input)
+    del node.input[2]
+    return x
+
+
+def _float_layer(sketch: Sketch) -> str:
+    parts = [sketch.constant("weight", np.full((1, 1, 4, 4), 2, np.float32)), sketch.constant("bias", np.full(1, PIXEL_STEP, np.float32))]
+    return sketch.node("Conv", [sketch.pixels(), *parts], "layer")
+
+
 def _mixed_bytes(sketch: Sketch) -> str:
     x = sketch.pixels()
     points = [sketch.constant(f"byte_{number}", np.uint8(number)) for number in (0, 128)]
@@ -344,6 +358,14 @@ REFUSED: dict[str, tuple[Callable[[Sketch], str], str, str]] = {
         _scaled_reading,
         "image_float_byte_float",
         "reads bytes with scale 0.03125 .* that have 0.015625",
+    ),
+    "bytes read without a zero point": (lambda s: _without_zero_point(s, "DequantizeLinear"), "grid", "has no zero point"),
+    "bytes written without a zero point": (lambda s: _without_zero_point(s, "QuantizeLinear"), "codes", "has no zero point"),
+    "an odd zero point": (lambda s: s.quantised(s.pixels(), PIXEL_STEP, 64), "image_float_byte", "has the zero point 64"),
+    "float weights between bytes": (
+        lambda s: s.quantised(_float_layer(s), PIXEL_STEP, 128),
+        "layer_byte",
+        "makes bytes of 'layer', whose float32 weights on bytes",
     ),
     "bytes of different zero points side by side": (_mixed_bytes, "joined", "joins bytes of different steps or zero points"),
     "sums side by side": (_two_sums_side_by_side, "joined", "joins sums that are not rounded"),

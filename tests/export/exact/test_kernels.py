@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from export.exact.kernels import (
     Convolution,
     sees_only_padding,
-    with_merged_groups,
+    with_groups_of_four,
     with_second_channel,
     with_wider_kernel,
     without_padding,
@@ -32,17 +32,14 @@ def an_image(channels: int) -> torch.Tensor:
     return torch.tensor(np.random.default_rng(1).integers(-128, 128, (2, channels, *IMAGE)), dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("groups", "left", "channels"), [(2, 1, 2), (3, 1, 3), (4, 2, 2), (9, 3, 3), (8, 4, 2)])
-def test_merged_groups_give_the_same_sums(groups: int, left: int, channels: int) -> None:
-    before, image = convolution(groups * 3, 1, groups), an_image(groups)
-    after = with_merged_groups(before)
-    assert (after.groups, after.channels) == (left, channels)
+@pytest.mark.parametrize(
+    ("filters", "channels", "groups", "left"), [(16, 4, 4, 4), (6, 3, 2, 1), (8, 1, 8, 2), (48, 4, 8, 4), (12, 2, 6, 3), (18, 1, 9, 1), (7, 3, 1, 1)]
+)
+def test_groups_come_in_fours(filters: int, channels: int, groups: int, left: int) -> None:
+    before, image = convolution(filters, channels, groups), an_image(channels * groups)
+    after = with_groups_of_four(before)
+    assert after.groups == left
     assert torch.equal(sums(after, image), sums(before, image))
-
-
-def test_groups_of_several_channels_are_merged_too() -> None:
-    before, image = convolution(12, 2, 6), an_image(12)
-    assert torch.equal(sums(with_merged_groups(before), image), sums(before, image))
 
 
 def test_a_second_channel_counts_for_nothing() -> None:

@@ -100,6 +100,11 @@ def test_dropout_can_be_switched_off_in_training_mode() -> None:
         (nn.Sequential(nn.GroupNorm(2, 8)), "GroupNorm at network.middle.0"),
         (lambda x: x * 2, "mul"),
         (lambda x: x.exp(), "call_method exp"),
+        (
+            nn.Sequential(nn.Conv2d(8, 8, 3, padding="same")),
+            "at network.middle.0 has padding='same', padding_mode='zeros', expected numbers and zeros",
+        ),
+        (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")), "padding_mode='reflect'"),
     ],
 )
 def test_what_is_no_plain_layer_is_refused_by_name(middle: Callable[[torch.Tensor], torch.Tensor], named: str) -> None:

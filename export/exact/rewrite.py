@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import ShapeProp
 
 from export.derived import Derivation, DerivedConv2d, DerivedLinear, Foldable, TrainingOnly
+from export.exact.classifier import classify_each_pixel
 from export.exact.grid import (
     LARGEST_WEIGHT_ON_SIGNED,
     SIGNED,
@@ -24,7 +25,6 @@ from export.exact.grid import (
     GridWeights,
     Held,
     MeanWeights,
-    OnEachPixel,
     OnPixels,
     Pixels,
     PooledSum,
@@ -32,13 +32,11 @@ from export.exact.grid import (
     Times,
     is_power_of_two,
 )
-from export.exact.vocabulary import Role, ceiling_of, off_the_grid, role_of, shape_of, window_of
+from export.exact.vocabulary import Role, ceiling_of, off_the_grid, only_reader_through_moves, reaches_output, role_of, shape_of, window_of
 from export.layers import GlobalAveragePool, Normalise
 
 _PIXELS = "pixels"
 _POOLS = (GlobalAveragePool, PooledSum)
-LARGEST_IN_TF32 = 2**11
-"""TF32 keeps 11 bits of what it multiplies."""
 Kind = Literal["first", "spatial", "pointwise", "depthwise", "linear", "mean", "classifier"]
 DerivedLayer = DerivedConv2d | DerivedLinear
 
@@ -111,7 +109,7 @@ def grid_graph(graph: GraphModule, image_shape: tuple[int, int, int], bits: Grid
     """Rewrite a training graph in place; refuse by name what has no exact form."""
     _take_out_training_parts(graph)
     _note_shapes(graph, image_shape)
-    if pools_behind := _classify_each_pixel(graph, bits):
+    if pools_behind := classify_each_pixel(graph, bits.rectified[1]):
         _note_shapes(graph, image_shape)
     placing = _Placing(graph, bits, pools_behind)
     for node in list(graph.graph.nodes):
@@ -121,61 +119,6 @@ def grid_graph(graph: GraphModule, image_shape: tuple[int, int, int], bits: Grid
     graph.graph.lint()
     graph.recompile()
     return placing.result()
-
-
-def _classify_each_pixel(graph: GraphModule, bits: GridBits) -> frozenset[Node]:
-    """Put classifiers in front of the pools whose sums TF32 would round; the pools. The function stays: both are linear."""
-    pools = [node for node in graph.graph.nodes if role_of(graph, node) == "global average"]
-    return frozenset(node for node in pools if _has_wide_sums(node, bits) and _classified_in_front(graph, node))
-
-
-def _has_wide_sums(pool: Node, bits: GridBits) -> bool:
-    height, width = shape_of(pool.all_input_nodes[0])[2:]
-    return height * width * bits.rectified[1] > LARGEST_IN_TF32
-
-
-def _classified_in_front(graph: GraphModule, pool: Node) -> bool:
-    """Whether a linear classifier was behind it, and now is in front."""
-    reader = _only_reader_through_moves(graph, pool)
-    between = [] if reader is None else _moves_between(pool, reader)
-    if (
-        reader is None
-        or role_of(graph, reader) != "layer"
-        or not _reaches_output(graph, reader)
-        or not all(_is_flatten(graph, each) for each in between)
-    ):
-        return False
-    linear, (before,) = graph.get_submodule(str(reader.target)), pool.all_input_nodes
-    if not isinstance(linear, (DerivedLinear, nn.Linear)):
-        return False
-    derivation = linear.derivation if isinstance(linear, DerivedLinear) else Held(linear.weight, linear.bias)
-    name = str(reader.target)
-    graph.set_submodule(name, _on_each_pixel(derivation))
-    reader.replace_all_uses_with(reader.all_input_nodes[0])
-    graph.graph.erase_node(reader)  # first: the new node takes its name
-    with graph.graph.inserting_before(pool):
-        pool.replace_input_with(before, graph.graph.call_module(name, (before,)))
-    graph.recompile()
-    return True
-
-
-def _on_each_pixel(derivation: Derivation) -> DerivedConv2d:
-    num_filters, num_channels = derivation()[0].shape
-    return DerivedConv2d(nn.Conv2d(num_channels, num_filters, 1, device="meta"), OnEachPixel(derivation))
-
-
-def _moves_between(node: Node, reader: Node) -> list[Node]:
-    found: list[Node] = []
-    while (node := next(iter(node.users))) is not reader:
-        found.append(node)
-    return found
-
-
-def _is_flatten(graph: GraphModule, node: Node) -> bool:
-    """Whether it takes any number of channels to as many values."""
-    if node.op == "call_module":
-        return isinstance(graph.get_submodule(str(node.target)), nn.Flatten)
-    return node.target is torch.flatten or (node.op == "call_method" and node.target == "flatten")
 
 
 def _take_out_training_parts(graph: GraphModule) -> None:
@@ -302,7 +245,7 @@ class _Placing:
             held = Held(layer.weight, layer.bias)
             layer = DerivedConv2d(layer, held) if isinstance(layer, nn.Conv2d) else DerivedLinear(held)
             self.graph.set_submodule(str(node.target), layer)
-        is_last = _reaches_output(self.graph, node) or self._is_in_front_of_its_pool(node)
+        is_last = reaches_output(self.graph, node) or self._is_in_front_of_its_pool(node)
         kind = "classifier" if is_last else _kind(layer, source)
         draft = _Draft(node, kind, layer, layer.derivation, source)
         if source.group == _PIXELS:
@@ -370,7 +313,7 @@ class _Placing:
             self._average_of_logits(node, self.drafts[before])
             return
         source = self._settled(before)
-        reader = _only_reader_through_moves(self.graph, node)
+        reader = only_reader_through_moves(self.graph, node)
         if source.kind != "grid" or reader is None or role_of(self.graph, reader) not in ("layer", "output"):
             self._average_over_all(node)
             return
@@ -532,17 +475,3 @@ def _kind(layer: DerivedLayer, source: _Value) -> Kind:
     if layer.groups > 1 and layer.derivation()[0].shape[1] == 1:
         return "depthwise"
     return "pointwise" if layer.kernel_size == (1, 1) else "spatial"
-
-
-def _only_reader_through_moves(graph: GraphModule, node: Node) -> Node | None:
-    """Who alone reads a value, whatever moves it on the way; None where several do."""
-    while len(node.users) == 1:
-        (node,) = node.users
-        if role_of(graph, node) != "move":
-            return node
-    return None
-
-
-def _reaches_output(graph: GraphModule, node: Node) -> bool:
-    reader = _only_reader_through_moves(graph, node)
-    return reader is not None and role_of(graph, reader) == "output"

@@ -122,6 +122,20 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(node.meta["tensor_meta"].shape)
 
 
+def only_reader_through_moves(graph: GraphModule, node: Node) -> Node | None:
+    """Who alone reads a value, whatever moves it on the way; None where several do."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        if role_of(graph, node) != "move":
+            return node
+    return None
+
+
+def reaches_output(graph: GraphModule, node: Node) -> bool:
+    reader = only_reader_through_moves(graph, node)
+    return reader is not None and role_of(graph, reader) == "output"
+
+
 def _pool_from_call(node: Node) -> nn.AvgPool2d:
     return nn.AvgPool2d(*node.args[1:], **node.kwargs)  # type: ignore[arg-type]  # the function's arguments, under the same names
 

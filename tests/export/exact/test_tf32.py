@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from deploy.verify.certifying import certificate_of
-from export.exact import rewrite
+from export.exact import classifier
 from export.exact.calibration import calibrate, mend
 from export.exact.grid import off_grid
 from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
@@ -74,7 +74,7 @@ def test_over_other_counts_too(size: int) -> None:
 
 
 def test_a_classifier_behind_a_wide_pool_would_have_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewrite, "LARGEST_IN_TF32", 2**24)
+    monkeypatch.setattr(classifier, "LARGEST_IN_TF32", 2**24)
     graph, images = folded("resnet20", (3, 64, 64))
     with torch.inference_mode():
         assert not torch.equal(graph(images), with_tf32_products(graph, images))

@@ -9,7 +9,7 @@ from typing import Any, final
 
 import torch
 
-from deploy.verify.report import filter_figures, quantiles
+from deploy.verify.report.filters import filter_figures, quantiles
 from pipeline.graph.trained import TrainedLayer
 
 Figures = dict[str, Any]

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from torch import nn
 from torch.fx import GraphModule
 
-from deploy.verify.report import spoken_counts
+from deploy.verify.report.words import spoken_counts
 from export.bundle import Facts, TensorEntry
 from export.derived import not_foldable_parts
 from export.exact.fold import integers_of

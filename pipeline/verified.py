@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from deploy.verify.certificate import Certificate
-from deploy.verify.report import report_html, spoken_accuracies, spoken_counts
+from deploy.verify.report.page import report_html
+from deploy.verify.report.words import spoken_accuracies, spoken_counts
 from deploy.verify.verdict import LinkVerdict, StageErrors, Verdict, failure_sentence, reason_with_place, tightest, weak_outputs, weakness
 from export.bundle import json_bytes
 from export.files import sha256_of, write_file

@@ -1,5 +1,6 @@
 """Everything a config may say, section by section, with its default and its range."""
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -102,6 +103,18 @@ class Network(Section):
     """One of `pipeline/networks`, torchvision:NAME, or my_module:my_function (called with num_classes, in_channels)."""
 
 
+_READ_BY = {
+    "milestones": ("multistep",),
+    "factor": ("multistep",),
+    "last": ("linear", "cosine", "monotonic", "cyclic", "one_cycle"),
+    "cycle_epochs": ("cyclic", "one_cycle"),
+    "cycle_foot": ("one_cycle",),
+    "cycle_momentum": ("one_cycle",),
+    "momentum_after_cycle": ("one_cycle",),
+}
+"""Which schedules read a field."""
+
+
 class Schedule(Section):
     """How the learning rate goes from step to step."""
 
@@ -141,6 +154,14 @@ class Schedule(Section):
             raise ValueError("rate_points go with the schedule named points, and it needs at least one")
         if self.rate_points and not any(share for _, share in self.rate_points):
             raise ValueError("rate_points are all 0, so nothing would be learned; give one a share above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "Schedule":
+        for field, readers in _READ_BY.items():
+            default = type(self).model_fields[field].default
+            if self.name not in readers and getattr(self, field) != default:
+                raise ValueError(f"{field} goes with {' and '.join(readers)}, not with {self.name}; leave it out, or give it {json.dumps(default)}")
         return self
 
 

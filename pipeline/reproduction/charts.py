@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from deploy.verify.drawing import Axis, linear_axis, short_number
+from deploy.verify.report.drawing import Axis, linear_axis, short_number
 from pipeline.papers import Statistic
 from pipeline.reproduction.drawing import Area, Dot, Line, Point, Shape, Sheet, Words
 from pipeline.reproduction.figures import Spread, spread

@@ -103,7 +103,8 @@ class Result:
     @property
     def title(self) -> str:
         """The subject, and in the same breath what keeps it from being a reproduction."""
-        rows = f", {len(self.groups)} rows of {len(self.groups) + len(self.left_out)}" if self.left_out else ""
+        number = len(self.groups)
+        rows = f", {number} row{'s' if number > 1 else ''} of {number + len(self.left_out)}" if self.left_out else ""
         if not self.deviations:
             return f"{self.subject}{rows}"
         head = "not a reproduction: " if self.of_a_paper else ""

@@ -1,7 +1,11 @@
-"""Networks that this project did not train: torchvision's, exported by torch.onnx, are within the budget; one layer twice as large is not."""
+"""Networks that this project did not train: torchvision's, exported by torch.onnx, are within the budget; one layer twice as large is not.
+
+One layer in the middle: `benchmarks/foreign_models.py` does the same with eight networks, and with their first and last layers.
+"""
 
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +40,8 @@ def test_exports_are_within_and_a_wrong_layer_is_outside(folder: Path, name: str
         verdict = verify_pair(pair(paths[kind]))
         assert verdict.passed, failure_sentence(verdict)
         assert verdict.links[0].observed == "budget"
-    for layer, wrong in twice(paths["optimised"], folder):
-        (link,) = verify_pair(pair(wrong)).links
-        assert (link.status, link.observed) == ("failed", "outside"), layer
-        assert link.place is not None
-        assert link.place.operation == "Conv"
+    _, wrong = next(islice(twice(paths["optimised"], folder), 1, None))
+    (link,) = verify_pair(pair(wrong)).links
+    assert (link.status, link.observed) == ("failed", "outside")
+    assert link.place is not None
+    assert link.place.operation == "Conv"

@@ -79,6 +79,16 @@ def test_a_file_that_is_not_there(samegraph_verify):
     samegraph_verify.assert_same_function("model.onnx", "other.onnx", 3)
 """
 
+IN_THIS_PROCESS = """
+import pytest
+from in_process import HereHost
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request, monkeypatch):
+    if request.node.name not in ("test_wrong_file", "test_modules"):  # for the others the seconds of a process of its own are saved
+        monkeypatch.setattr("deploy.verify.forms.HostProcess", HereHost)
+"""
 MISTAKES = {
     "test_an_array_without_a_name": "samples are a ndarray; give arrays by the names of the inputs, as in {'x': array}, a file, or a number",
     "test_a_module_with_other_names": "Net takes ['x'], the samples are ['y']; name them as its forward does",
@@ -99,9 +109,10 @@ def test_in_a_pytest_of_its_own(tmp_path: Path) -> None:
     write_onnx(tmp_path / "wrong.onnx", weights.changed(last_bias=weights.last_bias + np.float32(0.01)))
     np.savez(tmp_path / "samples.npz", image=pixels(8))
     (tmp_path / "test_mine.py").write_text(TESTS)
+    (tmp_path / "conftest.py").write_text(IN_THIS_PROCESS)
     installed = any(each.value == PLUGIN for each in entry_points(group="pytest11"))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *([] if installed else ["-p", PLUGIN]), "--rootdir", str(tmp_path)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/support'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith("FAILED")] == [

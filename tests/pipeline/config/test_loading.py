@@ -184,6 +184,14 @@ MISTAKES = [
         "a.yaml:2: training.schedule: milestones must rise, got [2, 1]",
     ),
     (
+        METHOD + "training: {schedule: {name: cosine, milestones: [1]}}",
+        "a.yaml:2: training.schedule: milestones goes with multistep, not with cosine; leave it out, or give it []",
+    ),
+    (
+        METHOD + "training: {schedule: {cycle_epochs: 5}}",
+        "a.yaml:2: training.schedule: cycle_epochs goes with cyclic and one_cycle, not with multistep; leave it out, or give it null",
+    ),
+    (
         METHOD + "training: {epochs: 3, schedule: {name: points, rate_points: [[0, 1], [4, 0]]}}",
         "a.yaml:2: training: rate_points at epochs [4.0] are never reached in 3 epochs; leave them out, or raise epochs",
     ),

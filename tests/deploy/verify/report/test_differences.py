@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.verify.differences import histogram_of, inner_errors, worst_of
-from deploy.verify.report import report_html
+from deploy.verify.report.differences import histogram_of, inner_errors, worst_of
+from deploy.verify.report.page import report_html
 from pipeline.pictures import pictures_of
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from deploy.verify.drawing import (
+from deploy.verify.report.drawing import (
     Axis,
     Hop,
     box_chart,

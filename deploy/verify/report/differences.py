@@ -10,17 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from deploy.verify.drawing import Axis, log_axis
+from deploy.verify.report.drawing import Axis, log_axis
+from deploy.verify.report.figures import number_in
 
 Json = Mapping[str, Any]
 _FINEST = 16
 """So many classes of distances have one of their own; those beyond are drawn together four by four."""
-
-
-def number_in(value: object) -> float | None:
-    """A finite float, or None: JSON's null, and the strings that stand for NaN and the infinities."""
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""report.html: the verdict in words, tables and pictures."""

@@ -12,7 +12,7 @@ import torch
 
 from deploy.verify.environment import cpu_model
 
-_PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
+_PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "numpy")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -92,7 +92,7 @@ def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UsageError(f"another run is using {folder}; wait for it, or choose another --out") from error
+        raise UsageError(f"another run is using {folder}; wait for it, or use another folder") from error
     except OSError as error:
         if error.errno not in _LOCKS_ARE_NOT_TO_BE_HAD:
             raise

@@ -118,7 +118,7 @@ def test_a_folder_has_one_user_until_that_one_dies(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDS_A_FOLDER, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path.cwd()) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(UsageError, match=f"^another run is using {tmp_path}; wait for it, or choose another --out$"), sole_use(tmp_path):
+        with pytest.raises(UsageError, match=f"^another run is using {tmp_path}; wait for it, or use another folder$"), sole_use(tmp_path):
             pass
         assert len([name for name in names(tmp_path) if name.startswith(".in-work.")]) == 1
         process.kill()

@@ -204,7 +204,7 @@ def test_a_run_folder_has_one_user(finished_run: Path, tmp_path: Path, capfd: Ca
         for command in commands:
             done = pipeline(capfd, *command)
             assert done.code == 2
-            assert done.error == f"error: another run is using {run}; wait for it, or choose another --out"
+            assert done.error == f"error: another run is using {run}; wait for it, or use another folder"
     assert (run / "config.yaml").read_bytes() == config
 
 

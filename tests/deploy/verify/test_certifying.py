@@ -324,8 +324,8 @@ def _padded_bytes(sketch: Sketch) -> str:
 
 
 def _pad(sketch: Sketch, x: str, value: np.generic, *, names_axes: bool = True) -> str:
-    constants = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64), "value": value, "axes": np.arange(4, dtype=np.int64)}
-    inputs = [x, *(sketch.constant(name, each) for name, each in constants.items())]
+    pads, axes = (sketch.constant(*each) for each in (("pads", np.array([0, 0, 1, 1] * 2, np.int64)), ("axes", np.arange(4, dtype=np.int64))))
+    inputs = [x, pads, sketch.constant("value", value), axes]
     return sketch.node("Pad", inputs if names_axes else inputs[:3], "padded")
 
 

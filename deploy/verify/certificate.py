@@ -13,6 +13,8 @@ EXACT_BELOW = 2**24
 """Every integer below is a float32, and so is each sum of them that stays below."""
 WHOLE_BELOW = 2**31
 """Quantisers may go through 32-bit integers before they clip."""
+WIDEST_STEP = 2**16
+"""What is left of 24 bits beside a code of 8, in units of the sum that is rounded."""
 TF32_BITS = 11
 INT16_PAIRS = 2**15 - 1
 

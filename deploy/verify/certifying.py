@@ -11,13 +11,14 @@ from typing import Literal
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, numpy_helper
 
-from deploy.runners.onnx_file import OWN_DOMAINS, checked_bytes
-from deploy.verify.certificate import EXACT_BELOW, WHOLE_BELOW, Certificate, JoinRow, LayerRow, Refusal
+from deploy.runners.onnx_file import checked_bytes
+from deploy.verify.certificate import EXACT_BELOW, WHOLE_BELOW, WIDEST_STEP, Certificate, JoinRow, LayerRow, Refusal
 from deploy.verify.grid_values import Array, Branch, Bytes, Floats, are_normal, are_powers_of_two, floats
-from deploy.verify.layer_sums import Stored, layer_row, layer_sum, pooled_row, terms_of
-from deploy.verify.refused import ANOTHER_FORM, ANOTHER_STEP, FEWER_BITS, RefusedError
+from deploy.verify.layer_sums import Stored, layer_row, layer_sum, pooled_row, shape_of, terms_of
+from deploy.verify.node_forms import attributes_of, name_of, require_channels, require_form, require_pixels_in_windows, require_zero_point
+from deploy.verify.refused import ANOTHER_FORM, ANOTHER_STEP, FEWER_BITS, POOL_AS_LAYER, RefusedError
 from export.errors import DamagedError
 
 Value = Bytes | Floats | Stored
@@ -44,13 +45,20 @@ def _opened(path: Path, content: bytes) -> tuple[onnx.GraphProto, dict[str, Arra
     try:
         model = onnx.load_model_from_string(content)
         onnx.checker.check_model(model)
-        del model.graph.value_info[:]  # what a file says of the sizes within it is not believed
+        _forget_sizes(model.graph)
         graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
         constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         _require_text(graph)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise DamagedError(f"{path} is not a valid model: {' '.join(str(error).split())}; export it again") from error
     return graph, constants
+
+
+def _forget_sizes(graph: onnx.GraphProto) -> None:
+    """What a file says of the sizes within it is not believed; those of its inputs every runtime holds to."""
+    del graph.value_info[:]
+    for output in graph.output:
+        output.type.tensor_type.ClearField("shape")
 
 
 def _require_text(graph: onnx.GraphProto) -> None:
@@ -112,6 +120,8 @@ class _Walk:
         """By layer, per filter: whether its weights are even, and whether its bias is odd."""
         self.floats_on_bytes: set[str] = set()
         """The layers that multiply bytes by float32 weights."""
+        self.sums_of_codes: set[str] = set()
+        """The sums over an image of bytes with a zero point, and what layers and joins make of them."""
         self._shapes = {each.name: each.type.tensor_type.shape.dim for each in [*graph.input, *graph.value_info, *graph.output]}
 
     def run(self) -> None:
@@ -122,6 +132,9 @@ class _Walk:
             self._visit(node)
         for output in self.graph.output:
             self._leave(output.name)
+
+    def is_pool(self, name: str) -> bool:
+        return name in self.layers and self.layers[name].operation in ("ReduceMean", "ReduceSum")
 
     def refuse(self, node: NodeProto | str, why: RefusedError) -> None:
         self.refusals.append(Refusal(node=node if isinstance(node, str) else name_of(node), reason=why.reason, remedy=why.remedy))
@@ -139,11 +152,18 @@ class _Walk:
         value = self.constant(node, place, None if default is None else np.array(default))
         if value.size != 1:
             raise RefusedError(f"has {value.size} values as its input {node.input[place]!r}, which has to be one number", ANOTHER_FORM)
-        return float(value.reshape(()))
+        number = float(value.reshape(()))
+        if np.isnan(number) or (number == 0 and np.signbit(number)):
+            raise RefusedError(
+                f"has {number} as its input {node.input[place]!r}, whose bits runtimes do not keep", "give it a number, or 0 without a sign"
+            )
+        return number
 
     def step(self, node: NodeProto, place: int) -> float:
         """A step of a whole tensor."""
-        step = self.scalar(node, place)
+        step, axes = self.scalar(node, place), self.constant(node, place).ndim
+        if axes > 1:
+            raise RefusedError(f"has a step of {axes} axes in {node.input[place]!r}, which has to be one number", ANOTHER_FORM)
         require_powers_of_two(node.input[place], np.array([step]))
         return step
 
@@ -158,8 +178,7 @@ class _Walk:
         value = self.floats(node, place)
         if len(set(value.unit.tolist())) > 1:
             raise RefusedError(f"reads {node.input[place]!r}, whose channels have different steps", "quantise it first")
-        bounds = [bound for bound in value.clip if np.isfinite(bound)]
-        if any(bound % value.unit[0] for bound in bounds):
+        if _is_clipped_beside_its_step(value):
             raise RefusedError(f"reads {node.input[place]!r}, which is clipped beside its step", "quantise it first")
         low, high = np.array([value.low.min()]), np.array([value.high.max()])
         return replace(value, unit=value.unit[:1], low=low, high=high, odd=np.array([bool(value.odd.all())]))
@@ -190,6 +209,10 @@ class _Walk:
             raise RefusedError(f"reads {name!r}, whose size {axis} the file does not say", "export it with the batch as its only free size")
         return int(dimensions[axis].dim_value)
 
+    def image_size(self, name: str) -> list[int]:
+        """Of all axes behind the channels."""
+        return [self.size(name, axis) for axis in range(2, len(self._shapes.get(name, ())))]
+
     def _enter(self, image: onnx.ValueInfoProto) -> None:
         if image.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
             self.values[image.name] = Bytes(signed=False, low=0, high=255)
@@ -200,7 +223,7 @@ class _Walk:
         """What reads a value that could not be known is passed over: its source has been refused."""
         known = self.values.keys() | self.constants.keys() | {""}
         try:
-            _require_form(node)
+            require_form(node)
             if known.issuperset(node.input):
                 self.values.update(zip(node.output, OPERATIONS[node.op_type](self, node), strict=True))
         except RefusedError as why:
@@ -212,9 +235,8 @@ class _Walk:
             self.refuse(name, RefusedError("is an output that is not float32 values that depend on the image", ANOTHER_FORM))
 
 
-def name_of(node: NodeProto) -> str:
-    """The name of its result, which no other node has."""
-    return node.output[0] if node.output else node.op_type
+def _is_clipped_beside_its_step(value: Floats) -> bool:
+    return any(np.any(bound % value.unit) for bound in value.clip if np.isfinite(bound))
 
 
 def require_powers_of_two(name: str, steps: Array) -> None:
@@ -223,60 +245,19 @@ def require_powers_of_two(name: str, steps: Array) -> None:
         raise RefusedError(f"has the step {wrong!r} in {name!r}, which is not a power of two", "export it again on the exact grid")
 
 
-def attributes_of(node: NodeProto) -> dict[str, object]:
-    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
-
-
-ANY = object()
-_FORMS: dict[str, dict[str, object]] = {
-    "Add": {},
-    "Cast": {"to": onnx.TensorProto.FLOAT, "saturate": ANY},
-    "Clip": {},
-    "Concat": {"axis": ANY},
-    "Conv": {"strides": ANY, "pads": ANY, "dilations": ANY, "group": ANY, "kernel_shape": ANY, "auto_pad": b"NOTSET"},
-    "DequantizeLinear": {"axis": ANY, "block_size": 0},
-    "Flatten": {"axis": ANY},
-    "Gemm": {"transB": 1, "transA": 0, "alpha": 1.0, "beta": 1.0},
-    "Identity": {},
-    "MaxPool": {"kernel_shape": ANY, "strides": ANY, "pads": ANY, "dilations": ANY, "ceil_mode": 0, "auto_pad": b"NOTSET", "storage_order": 0},
-    "Mul": {},
-    "Pad": {"mode": b"constant"},
-    "QuantizeLinear": {"axis": ANY, "block_size": 0, "output_dtype": 0, "saturate": ANY},
-    "ReduceMean": {"keepdims": ANY, "noop_with_empty_axes": 0},
-    "ReduceSum": {"keepdims": ANY, "noop_with_empty_axes": 0},
-    "Relu": {},
-    "Round": {},
-    "Reshape": {"allowzero": ANY},
-    "Split": {"axis": ANY, "num_outputs": ANY},
-    "Sub": {},
-    "Transpose": {"perm": ANY},
-}
-"""The operations that are understood, with the attributes they may have and the value they must have."""
-_NEEDED = {"Gemm": {"transB"}, "Cast": {"to"}}
-
-
-def _require_form(node: NodeProto) -> None:
-    if node.op_type not in _FORMS or node.domain not in OWN_DOMAINS:
-        raise RefusedError(f"is a {node.op_type}, which has no exact form here", f"express it by {', '.join(_FORMS)}")
-    form, found = _FORMS[node.op_type], attributes_of(node)
-    for name, value in found.items():
-        if name not in form or (form[name] is not ANY and form[name] != value):
-            raise RefusedError(f"is a {node.op_type} with {name}={value!r}, which is not understood", ANOTHER_FORM)
-    if missing := _NEEDED.get(node.op_type, set()) - found.keys():
-        raise RefusedError(f"is a {node.op_type} without {', '.join(missing)}, which is not understood", ANOTHER_FORM)
-
-
 def _dequantise(walk: _Walk, node: NodeProto) -> Values:
     value = walk.values.get(node.input[0])
     if not isinstance(value, Bytes):
         return [_stored(walk, node)]
-    _require_zero_point(node)
+    require_zero_point(node)
     step, zero_point = walk.step(node, 1), int(walk.scalar(node, 2))
     if value.scale not in (None, step) or value.zero_point not in (None, zero_point):
         found = f"scale {step} and zero point {zero_point}"
         raise RefusedError(f"reads bytes with {found} that have {value.scale} and {value.zero_point}", ANOTHER_FORM)
+    if value.requantised:
+        raise RefusedError("reads bytes that were made of bytes, which ONNX Runtime rounds once instead of twice", "put a Clip between, be it at 255")
     read = floats(step, value.low - zero_point, value.high - zero_point)
-    return [replace(walk.exact(read), codes=value, branch=value.branch)]
+    return [replace(walk.exact(read), codes=value, origin=value, branch=value.branch)]
 
 
 def _stored(walk: _Walk, node: NodeProto) -> Stored:
@@ -284,6 +265,8 @@ def _stored(walk: _Walk, node: NodeProto) -> Stored:
     integers, steps = walk.constant(node, 0), walk.constant(node, 1)
     if walk.constant(node, 2, np.array(0)).any():
         raise RefusedError(f"has a zero point in the constant {node.input[0]!r}", ANOTHER_FORM)
+    if not integers.ndim:
+        raise RefusedError(f"has {node.input[0]!r}, a single number, where weights or biases are expected", ANOTHER_FORM)
     if steps.size > 1 and (attributes_of(node).get("axis") != 0 or steps.shape != integers.shape[:1]):
         raise RefusedError(f"has steps in {node.input[1]!r} that are not one a filter", ANOTHER_FORM)
     require_powers_of_two(node.input[1], steps)
@@ -291,25 +274,33 @@ def _stored(walk: _Walk, node: NodeProto) -> Stored:
 
 
 def _quantise(walk: _Walk, node: NodeProto) -> Values:
-    _require_zero_point(node)
     x, step, zero_points = walk.floats(node), walk.step(node, 1), walk.constant(node, 2)
     if zero_points.dtype not in LIMITS or zero_points.size != 1:
         raise RefusedError(f"quantises to {zero_points.dtype}, x{zero_points.size}; expected one zero point in uint8 or int8", ANOTHER_FORM)
     zero_point, (least, largest) = int(zero_points.reshape(())), LIMITS[zero_points.dtype]
     if zero_point not in (0, (least + largest + 1) // 2):
         raise RefusedError(f"has the zero point {zero_point}, which OpenVINO loses in front of a sum", f"give it 0 or {(least + largest + 1) // 2}")
+    if walk.is_pool(x.maker):
+        raise RefusedError(f"makes bytes of the pool {x.maker!r}, whose limits OpenVINO leaves out", POOL_AS_LAYER)
+    if zero_point and x.maker in walk.sums_of_codes:
+        raise RefusedError(f"makes bytes with a zero point of {x.maker!r}, behind a sum over such, which OpenVINO gets wrong", POOL_AS_LAYER)
+    if not x.maker and x.origin is not None and x.origin.scale is not None and np.any(x.unit != step):
+        raise RefusedError(f"rounds bytes again, from the step {x.unit[0]} to {step}, where OpenVINO rounds once", "give both the same step")
     low, high = least - zero_point, largest - zero_point
+    if low < 0:
+        _require_room_for_offset(x, node, step)
     _note_rounding(walk, node, x, step, (low, high))
     reach = _reach(x, step)
     lowest, highest = (int(min(max(bound, low), high)) + zero_point for bound in (np.floor(reach[0]), np.ceil(reach[1])))
     branch = _clipped_branch(Branch(*reach) if x.maker in walk.layers and reach[0] < 0 else None, (low, high))
-    return [Bytes(zero_points.dtype == np.int8, lowest, highest, step, zero_point, x.maker, branch)]
+    again = x.codes is not None and x.codes.scale is not None
+    return [Bytes(zero_points.dtype == np.int8, lowest, highest, step, zero_point, x.maker, branch, again)]
 
 
-def _require_zero_point(node: NodeProto) -> None:
-    """ONNX Runtime's optimiser copies pairs of such nodes behind what only moves values, and then takes bytes for unsigned ones."""
-    if len(node.input) < 3 or not node.input[2]:
-        raise RefusedError("has no zero point, which ONNX Runtime needs to know signed bytes", "give it one, be it 0")
+def _require_room_for_offset(x: Floats, node: NodeProto, step: float) -> None:
+    """OpenVINO adds the zero point before it rounds: 8 bits of the code and what is behind the point must fit into a float32 together."""
+    if (widest := float((step / x.unit).max())) > WIDEST_STEP:
+        raise RefusedError(f"rounds to a step of {widest:.0f} units, {WIDEST_STEP} is the limit beside a zero point", ANOTHER_STEP)
 
 
 def _round(walk: _Walk, node: NodeProto) -> Values:
@@ -344,6 +335,8 @@ def _note_rounding(walk: _Walk, node: NodeProto, x: Floats, step: float, limits:
     elif x.maker in walk.joins:
         walk.joins[x.maker].output_step = step / x.factor
         walk.joins[x.maker].clips_at = max(x.clip[0] / step, limits[0]), min(x.clip[1] / step, limits[1])
+    if x.maker in walk.joins and np.any(x.unit > step):
+        walk.refuse(x.maker, RefusedError(f"is rounded to the step {step / x.factor}, finer than its own", "give it the step of what it joins"))
     if tie:
         walk.refuse(x.maker or node, RefusedError(f"can be half-way between two steps of {step / x.factor}: {tie}", ANOTHER_STEP))
 
@@ -367,11 +360,15 @@ def _layer(walk: _Walk, node: NodeProto) -> Values:
     x = walk.settled(node)
     weights, bias = (_parameter(walk, node, place) for place in (1, 2))
     terms = terms_of(x, weights, bias)
+    if node.op_type == "Conv":
+        require_channels(node, walk.size(node.input[0], 1), shape_of(weights))
     row, faults = layer_row(name_of(node), node.op_type, x, terms)
     walk.layers[row.name] = row
     walk.parities[row.name] = terms.even_weights, terms.odd_bias
     if x.codes is not None and not isinstance(weights, Stored):
         walk.floats_on_bytes.add(row.name)
+    if x.maker in walk.sums_of_codes:
+        walk.sums_of_codes.add(row.name)
     for fault in faults:
         walk.refuse(node, fault)
     return [layer_sum(row.name, x, terms)]
@@ -397,21 +394,26 @@ def _pool(walk: _Walk, node: NodeProto) -> Values:
         raise RefusedError(f"is a mean over {count} values, which is not a power of two", "write it as a sum, with the count in the layer behind it")
     row = pooled_row(name_of(node), node.op_type, x, count)
     walk.layers[row.name] = row
+    if not mean and x.codes is not None and x.codes.zero_point:
+        walk.sums_of_codes.add(row.name)
     never = np.zeros(len(x.unit), np.bool_)
     return [walk.exact(Floats(x.unit / (count if mean else 1), x.low * count, x.high * count, never, maker=row.name))]
 
 
 def _pooled(walk: _Walk, node: NodeProto) -> Floats:
-    """What a pool reads. It adds up each channel by itself, so that the sums of a layer, each of a unit of its own, may stand there too."""
-    x = walk.floats(node)
-    return x if x.maker in walk.layers and not np.isfinite(x.clip).any() else walk.settled(node)
+    """What a pool reads. It adds up each channel by itself, so that a layer's own sums, each of a unit of its own, may stand there too."""
+    return walk.floats(node) if node.input[0] in walk.layers else walk.settled(node)
 
 
 def _join(walk: _Walk, node: NodeProto) -> Values:
     one, other = walk.settled(node, 0), walk.settled(node, 1)
+    if pools := [each.maker for each in (one, other) if walk.is_pool(each.maker)]:
+        raise RefusedError(f"joins the pool {pools[0]!r}, behind which OpenVINO leaves limits of bytes out", POOL_AS_LAYER)
     if one.unit[0] != other.unit[0]:
         raise RefusedError(f"joins values of the steps {one.unit[0]} and {other.unit[0]}", "give them one step, the same as the result's")
     total = replace(floats(float(one.unit[0]), float(one.low[0] + other.low[0]), float(one.high[0] + other.high[0])), maker=name_of(node))
+    if not walk.sums_of_codes.isdisjoint((one.maker, other.maker)):
+        walk.sums_of_codes.add(total.maker)
     branches = [(a.branch, b) for a, b in ((one, other), (other, one)) if a.branch is not None]
     walk.joins[total.maker] = _Join(total.maker, total, branches)
     return [walk.exact(total)]
@@ -424,10 +426,13 @@ def _clip(walk: _Walk, node: NodeProto) -> Values:
 
 
 def _clipped_bytes(walk: _Walk, x: Bytes, low: float, high: float) -> Bytes:
+    if x.requantised and (x.signed or x.zero_point):
+        raise RefusedError("clips bytes of both signs that were made of bytes, which OpenVINO gets wrong", "clip them where they are first made")
     offset = x.zero_point or 0
     limits = low - offset, high - offset
     walk.clip_join(x.result_of, limits)
-    return replace(x, low=int(min(max(x.low, low), high)), high=int(max(min(x.high, high), low)), branch=_clipped_branch(x.branch, limits))
+    low, high = int(min(max(x.low, low), high)), int(max(min(x.high, high), low))
+    return replace(x, low=low, high=high, branch=_clipped_branch(x.branch, limits), requantised=False)
 
 
 def _clipped(walk: _Walk, x: Floats, low: float, high: float) -> Floats:
@@ -455,7 +460,7 @@ def _cast(walk: _Walk, node: NodeProto) -> Values:
     value = walk.values.get(node.input[0])
     if not isinstance(value, Bytes) or value.scale is not None:
         raise RefusedError("casts something else than the image", ANOTHER_FORM)
-    return [floats(1.0, value.low, value.high)]
+    return [replace(floats(1.0, value.low, value.high), origin=value)]
 
 
 def _subtract(walk: _Walk, node: NodeProto) -> Values:
@@ -463,7 +468,7 @@ def _subtract(walk: _Walk, node: NodeProto) -> Values:
     if not x.rounded or offset % x.unit[0]:
         raise RefusedError(f"subtracts {offset}, which is not a multiple of the step {x.unit[0]} of a rounded value", ANOTHER_FORM)
     steps = offset / float(x.unit[0])
-    return [walk.exact(floats(float(x.unit[0]), float(x.low[0]) - steps, float(x.high[0]) - steps))]
+    return [replace(walk.exact(floats(float(x.unit[0]), float(x.low[0]) - steps, float(x.high[0]) - steps)), origin=x.origin)]
 
 
 def _scale(walk: _Walk, node: NodeProto) -> Values:
@@ -480,8 +485,8 @@ def _pad(walk: _Walk, node: NodeProto) -> Values:
         return [replace(x, low=min(x.low, int(value)), high=max(x.high, int(value)))]
     if np.any(value % x.unit):
         raise RefusedError(f"pads with {value}, which is not a multiple of the step", ANOTHER_FORM)
-    steps = value / x.unit
-    return [replace(x, low=np.minimum(x.low, steps), high=np.maximum(x.high, steps), odd=x.odd & (value == 0))]
+    steps, clip = value / x.unit, (min(x.clip[0], value), max(x.clip[1], value))
+    return [replace(x, low=np.minimum(x.low, steps), high=np.maximum(x.high, steps), clip=clip, odd=x.odd & (value == 0))]
 
 
 def _concatenate(walk: _Walk, node: NodeProto) -> Values:
@@ -493,16 +498,28 @@ def _concatenate(walk: _Walk, node: NodeProto) -> Values:
     if len(bytes_) < len(values) or len(forms) > 1:
         raise RefusedError("joins bytes of different steps or zero points", "give them one step and one zero point")
     low, high = min(each.low for each in bytes_), max(each.high for each in bytes_)
-    return [replace(bytes_[0], low=low, high=high, result_of="")]
+    return [replace(bytes_[0], low=low, high=high, result_of="", requantised=False)]
 
 
 def _side_by_side(values: Sequence[Floats]) -> Floats:
     if not all(value.rounded for value in values):
         raise RefusedError("joins sums that are not rounded", "quantise them first")
+    if any(_is_clipped_beside_its_step(value) for value in values):
+        raise RefusedError("joins values that are clipped beside their step", "quantise them first")
     parts = {name: np.concatenate([getattr(value, name) for value in values]) for name in ("unit", "low", "high", "odd")}
-    codes = [value.codes for value in values if value.codes is not None]
-    widest = max(codes, key=lambda each: each.seen_up_to) if len(codes) == len(values) else None
-    return Floats(parts["unit"], parts["low"], parts["high"], parts["odd"], codes=widest)
+    codes, origins = _widest([value.codes for value in values]), _widest([value.origin for value in values])
+    return Floats(parts["unit"], parts["low"], parts["high"], parts["odd"], codes=codes, origin=origins)
+
+
+def _widest(codes: Sequence[Bytes | None]) -> Bytes | None:
+    """The bytes that reach furthest, where all are bytes."""
+    known = [each for each in codes if each is not None]
+    return max(known, key=lambda each: each.seen_up_to) if len(known) == len(codes) else None
+
+
+def _max_pool(walk: _Walk, node: NodeProto) -> Values:
+    require_pixels_in_windows(node, walk.image_size(node.input[0]))
+    return _move(walk, node)
 
 
 def _move(walk: _Walk, node: NodeProto) -> Values:
@@ -517,6 +534,7 @@ OPERATIONS: dict[str, Callable[[_Walk, NodeProto], Values]] = {
     "Conv": _layer,
     "DequantizeLinear": _dequantise,
     "Gemm": _layer,
+    "MaxPool": _max_pool,
     "Mul": _scale,
     "QuantizeLinear": _quantise,
     "ReduceMean": _pool,
@@ -525,5 +543,5 @@ OPERATIONS: dict[str, Callable[[_Walk, NodeProto], Values]] = {
     "Round": _round,
     "Pad": _pad,
     "Sub": _subtract,
-    **dict.fromkeys(("Flatten", "Identity", "MaxPool", "Reshape", "Split", "Transpose"), _move),
+    **dict.fromkeys(("Flatten", "Identity", "Reshape", "Split", "Transpose"), _move),
 }

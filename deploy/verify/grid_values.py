@@ -36,6 +36,8 @@ class Bytes:
     result_of: str = ""
     """The join whose rounded result this is."""
     branch: Branch | None = None
+    requantised: bool = False
+    """Whether they were made of other bytes, with nothing between."""
 
     @property
     def seen_up_to(self) -> int:
@@ -63,6 +65,8 @@ class Floats:
     """Where it was clipped since; a bound may be off the unit."""
     codes: Bytes | None = None
     """The bytes that it stands for, where it stands for bytes."""
+    origin: Bytes | None = None
+    """The bytes that it is computed from by nothing but a scale, an offset or a rectifier: a runtime may multiply these in its place."""
     branch: Branch | None = None
 
     @property

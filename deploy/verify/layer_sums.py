@@ -46,15 +46,16 @@ def terms_of(x: Floats, weights: Parameter, bias: Parameter) -> Terms:
 
 
 def _require_shapes(weights: Parameter, bias: Parameter) -> None:
-    weight_shape, bias_shape = (None if each is None else _numbers(each).shape for each in (weights, bias))
+    weight_shape, bias_shape = (None if each is None else shape_of(each) for each in (weights, bias))
     if weight_shape is not None and (len(weight_shape) < 2 or 0 in weight_shape):
         raise RefusedError(f"has weights of the shape {weight_shape}", ANOTHER_FORM)
     if weight_shape is not None and bias_shape not in (None, weight_shape[:1]):
         raise RefusedError(f"has a bias of the shape {bias_shape}, expected {weight_shape[:1]}", ANOTHER_FORM)
 
 
-def _numbers(parameter: Stored | Array) -> Array:
-    return parameter.integers if isinstance(parameter, Stored) else parameter
+def shape_of(parameter: Parameter) -> tuple[int, ...]:
+    assert parameter is not None
+    return (parameter.integers if isinstance(parameter, Stored) else parameter).shape
 
 
 def _terms_of_integers(input_step: float, weights: Stored, bias: Parameter) -> Terms:
@@ -145,9 +146,9 @@ def _accumulator_bits(x: Floats, terms: Terms) -> int:
 
 
 def _int16_pairs_safe(x: Floats, terms: Terms) -> bool | None:
-    if x.codes is None or terms.weights.dtype != np.int8:
+    if x.origin is None or terms.weights.dtype != np.int8:
         return None
-    return x.codes.seen_up_to * terms.largest_pairs() <= INT16_PAIRS
+    return x.origin.seen_up_to * terms.largest_pairs() <= INT16_PAIRS
 
 
 def _faults(row: LayerRow, x: Floats, terms: Terms) -> list[RefusedError]:
@@ -155,8 +156,8 @@ def _faults(row: LayerRow, x: Floats, terms: Terms) -> list[RefusedError]:
     if row.largest_sum >= EXACT_BELOW:
         worst = int(terms.largest_sums(*_range_of(x)).argmax())
         faults.append(RefusedError(f"can have partial sums of {row.largest_sum} in filter {worst}, {EXACT_BELOW} is the limit", FEWER_BITS))
-    if row.int16_pairs_safe is False and x.codes is not None and not x.codes.signed:
-        pair = f"{x.codes.seen_up_to} times {terms.largest_pairs()}"
+    if row.int16_pairs_safe is False and x.origin is not None and not x.origin.signed:
+        pair = f"{x.origin.seen_up_to} times {terms.largest_pairs()}"
         remedy = f"{FEWER_BITS}; a Clip at 127 behind the quantiser leaves room for 8 bits"
         faults.append(RefusedError(f"has pairs of products up to {pair}, which CPUs without VNNI saturate at {INT16_PAIRS}", remedy))
     if terms.weights.dtype == np.int8 and (row.largest_weight or 0) > LARGEST_WEIGHT:

@@ -2,6 +2,7 @@
 
 FEWER_BITS = "give its weights fewer bits there, or a larger step to them or to what it reads"
 ANOTHER_STEP = "give its weights fewer bits there, or a smaller step"
+POOL_AS_LAYER = "write the pool as a convolution with an odd bias"
 ANOTHER_FORM = "export it again with pipeline, which writes the form that is understood"
 
 

@@ -1,6 +1,6 @@
 """The steps: per group of values the power of two with the least squared error on calibration data, per filter on its own weights.
 
-Takes a grid graph and batches; a step that would make a sum too large, or its rounding a tie, is doubled until it does not.
+Takes a grid graph and batches; a step that would make a sum too large, or its rounding a tie or inexact, is doubled until it does not.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from export.errors import UsageError
-from export.exact.certificate import LARGEST_SUM, largest_sums
+from export.exact.certificate import LARGEST_SUM, WIDEST_STEP, largest_sums
 from export.exact.grid import Quantise, off_grid
 from export.exact.rewrite import GridGraph, GridLayer
 
@@ -45,7 +45,7 @@ def set_input_step(grid: GridGraph, layer: GridLayer) -> None:
 
 
 def mend(grid: GridGraph) -> tuple[str, ...]:
-    """Double the steps of filters whose sums could be too large, or whose rounding could be a tie; returns the layers it changed."""
+    """Double the steps of filters whose sums could be too large, or whose rounding could be a tie or inexact; returns the layers it changed."""
     return tuple(layer.name for layer in grid.layers if _mended(grid, layer))
 
 
@@ -62,7 +62,8 @@ def _unfit(grid: GridGraph, layer: GridLayer) -> torch.Tensor:
     too_large = largest_sums(layer) > LARGEST_SUM
     if layer.target is None:
         return too_large
-    return too_large | (layer.weights.unit * 2 == grid.groups[layer.target][0].step)
+    step = grid.groups[layer.target][0].step / layer.weights.unit
+    return too_large | (step == 2) | (step > WIDEST_STEP)
 
 
 def _choose_filter_steps(layer: GridLayer) -> None:

@@ -12,6 +12,10 @@ LARGEST_SUM = 2**24 - 1
 """Every integer up to here is a float32; so are all sums of a subset of the terms, in whichever order they are added."""
 
 
+WIDEST_STEP = 2**16
+"""A quantiser's step in units of the sums it rounds: OpenVINO adds its zero point first, and 8 bits of the result beside these are a float32's 24."""
+
+
 @torch.no_grad()
 def largest_sums(layer: GridLayer) -> torch.Tensor:
     """Per filter, the largest absolute value of a sum over any subset of its terms, bias included; in float64, where it is exact."""

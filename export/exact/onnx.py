@@ -65,10 +65,11 @@ class _UnsignedBytes(Writer):
         step = quantiser.step.item()
         if quantiser.signed:
             return Bytes(self.emit("QuantizeLinear", [self.floats(x), self.step(step), point], node.name), step, zero_point)
-        if quantiser.high == 255:  # where a byte ends by itself
+        if quantiser.high == 255 and not isinstance(x, Bytes):  # where a byte ends by itself
             return Bytes(self.emit("QuantizeLinear", [self.floats(x), self.step(step), point], node.name), step, zero_point)
         whole = self.emit("QuantizeLinear", [self.floats(x), self.step(step), point], f"{node.name}_byte")
-        # The clip is on the bytes: in front of the quantiser it would keep the fused kernels away.
+        # The clip is on the bytes: in front of the quantiser it would keep the fused kernels away. Between two roundings it stands even where it
+        # clips nothing: ONNX Runtime makes one of them else, with a step of its own.
         largest = self.constant(f"largest_{quantiser.high}", np.uint8(quantiser.high))
         return Bytes(self.emit("Clip", [whole, "", largest], node.name), step, zero_point)
 

@@ -313,12 +313,11 @@ class _Placing:
             self._average_of_logits(node, self.drafts[before])
             return
         source = self._settled(before)
+        count = math.prod(shape_of(before)[2:])
         reader = only_reader_through_moves(self.graph, node)
-        if source.kind != "grid" or reader is None or role_of(self.graph, reader) not in ("layer", "output"):
+        if source.kind != "grid" or reader is None or not self._takes_sums(reader, signed=source.signed, count=count):
             self._average_over_all(node)
             return
-        height, width = shape_of(before)[2:]
-        count = height * width
         wide = _Value("wide", source.group, source.low * count, source.high * count, 1 / count)
         if not is_power_of_two(count):
             at_output = role_of(self.graph, reader) == "output"
@@ -328,6 +327,12 @@ class _Placing:
             self.graph.set_submodule(str(node.target), PooledSum(factor))
             wide = _Value("wide", source.group, wide.low, wide.high, factor)
         self.values[node] = wide
+
+    def _takes_sums(self, reader: Node, *, signed: bool, count: int) -> bool:
+        """Whether it can read a pool's wide sums. Behind those of signed bytes OpenVINO gets whatever is rounded with a zero point wrong."""
+        if role_of(self.graph, reader) != "layer":
+            return role_of(self.graph, reader) == "output"
+        return not signed or is_power_of_two(count) or reaches_output(self.graph, reader)
 
     def _average_of_logits(self, node: Node, classifier: _Draft) -> None:
         """Nothing is rounded between a classifier and the pool behind it."""

@@ -279,5 +279,5 @@ def _units(grid: GridGraph, layer: GridLayer, terms: NDArray[np.int64], rng: np.
     if layer.target is None:
         return np.asarray(2.0 ** rng.integers(-12, 0, len(terms)))
     wanted = np.ceil(np.log2(np.maximum(terms, 1) / 127)) - rng.integers(0, 4, len(terms))
-    exponents = np.maximum(np.where(wanted == 1, 2, wanted), -6)  # below, sums reach 2^31 steps
+    exponents = np.clip(np.where(wanted == 1, 2, wanted), -6, 16)  # below, sums reach 2^31 steps; above, no zero point has room
     return np.asarray(grid.groups[layer.target][0].step.item() / 2.0**exponents)

@@ -319,14 +319,96 @@ def _cast(sketch: Sketch) -> str:
 
 def _padded_bytes(sketch: Sketch) -> str:
     sketch.quantised(sketch.layer(sketch.pixels(), "stem", np.full((1, 1, 1, 1), 64, np.int8), [1], PIXEL_STEP), PIXEL_STEP, 0, 127)
-    pads = sketch.constant("pads", np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
-    padded = sketch.node("Pad", ["stem_clip", pads, sketch.constant("byte_255", np.uint8(255))], "padded")
+    padded = _pad(sketch, "stem_clip", np.uint8(255))
     return sketch.layer(sketch.dequantised(padded, PIXEL_STEP, 0), "layer", np.full((1, 1, 2, 2), 126, np.int8), [1], PIXEL_STEP)
 
 
-def _padded(sketch: Sketch) -> str:
-    pads = sketch.constant("pads", np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
-    return sketch.node("Pad", [sketch.pixels(), pads, sketch.constant("value", np.float32(0.01))], "padded")
+def _pad(sketch: Sketch, x: str, value: np.generic, *, names_axes: bool = True) -> str:
+    pads, axes = (sketch.constant(*each) for each in (("pads", np.array([0, 0, 1, 1] * 2, np.int64)), ("axes", np.arange(4, dtype=np.int64))))
+    inputs = [x, pads, sketch.constant("value", value), axes]
+    return sketch.node("Pad", inputs if names_axes else inputs[:3], "padded")
+
+
+def _stem(sketch: Sketch, bias: int = 1) -> str:
+    """Odd sums in units of 2^-12."""
+    return sketch.layer(sketch.pixels(), "stem", np.full((1, 1, 1, 1), 64, np.int8), [bias], PIXEL_STEP)
+
+
+def _twice_quantised(sketch: Sketch, step: float, zero_point: int) -> str:
+    x = sketch.quantised(_stem(sketch), PIXEL_STEP, 128)
+    return sketch.quantised(x, step, zero_point)
+
+
+def _requantised_and_clipped(sketch: Sketch) -> str:
+    return sketch.quantised(sketch.quantised(_stem(sketch), PIXEL_STEP, 128), PIXEL_STEP, 128, 127)
+
+
+def _clipped_side_by_side(sketch: Sketch, bound: float) -> str:
+    return sketch.node("Concat", [_clipped_pixels(sketch, bound), sketch.pixels()], "joined", axis=1)
+
+
+def _pooled_across_units(sketch: Sketch) -> str:
+    return _pooled(sketch, sketch.node("Transpose", [_two_units(sketch)], "moved", perm=[0, 2, 3, 1]))
+
+
+def _blind_pool(sketch: Sketch) -> str:
+    return sketch.node("MaxPool", [sketch.pixels()], "pool", kernel_shape=[2, 2], pads=[1, 1, 1, 1], dilations=[5, 5], strides=[2, 2])
+
+
+def _places(sketch: Sketch) -> str:
+    sketch.nodes.append(helper.make_node("MaxPool", [sketch.pixels()], ["pool", "places"], name="pool", kernel_shape=[2, 2]))
+    return "pool"
+
+
+def _behind_a_pool(sketch: Sketch, layers: int) -> str:
+    """Signed bytes, summed over the image, then layers, and bytes of both signs."""
+    x, step = _pooled(sketch, sketch.quantised(_stem(sketch), PIXEL_STEP, 128)), PIXEL_STEP
+    for number in range(layers):
+        x = sketch.layer(x, f"layer_{number}", np.full((1, 1, 1, 1), 2, np.int8), [1], step, 1.0)
+    return sketch.quantised(x, step, 128)
+
+
+def _joined_pool(sketch: Sketch) -> str:
+    x = sketch.quantised(_stem(sketch), PIXEL_STEP, 128)
+    return sketch.node("Add", [_pooled(sketch, x), x], "join")
+
+
+def _finer_join(sketch: Sketch) -> str:
+    x = sketch.quantised(_stem(sketch), PIXEL_STEP, 128)
+    return sketch.quantised(sketch.node("Add", [x, x], "join"), PIXEL_STEP / 2, 128)
+
+
+def _wide_step(sketch: Sketch, step: float) -> str:
+    """Sums up to 2^24 units, of 2^-12 each."""
+    return sketch.quantised(_stem(sketch, 2**24 - 1 - 64 * 128), step, 128)
+
+
+def _wide_weights(sketch: Sketch, x: str) -> str:
+    """A pair of 126 times what bytes from 0 to 255 become."""
+    sketch.shape = 1, 2, 2
+    return sketch.layer(x, "layer", np.full((1, 1, 2, 2), 126, np.int8), [1], PIXEL_STEP)
+
+
+def _cast_pixels(sketch: Sketch) -> str:
+    whole = sketch.node("Cast", ["image"], "cast", to=onnx.TensorProto.FLOAT)
+    centred = sketch.node("Sub", [whole, sketch.constant("offset", np.float32(128))], "centred")
+    return sketch.node("Mul", [centred, sketch.constant("step", np.float32(PIXEL_STEP))], "scaled")
+
+
+def _another_number_of_channels(sketch: Sketch) -> str:
+    sums = sketch.layer(sketch.pixels(), "layer", np.full((2, 1, 1, 1), 2, np.int8), [1, 1], PIXEL_STEP)
+    sketch.nodes[-1].attribute.append(helper.make_attribute("group", 2))
+    return sums
+
+
+def _single_number(sketch: Sketch) -> str:
+    names = [sketch.constant("code", np.int8(2)), sketch.constant("step", np.float32(1))]
+    sketch.node("DequantizeLinear", names, "number")
+    return _stem(sketch)
+
+
+def _step_of_axes(sketch: Sketch) -> str:
+    return sketch.node("Mul", [sketch.pixels(), sketch.constant("step", np.full((1, 1), 2, np.float32))], "scaled")
 
 
 def _steps_of_inputs(sketch: Sketch) -> str:
@@ -393,12 +475,48 @@ REFUSED: dict[str, tuple[Callable[[Sketch], str], str, str]] = {
     "a sum over channels": (lambda s: _pooled(s, s.pixels(), axes=(1, 2)), "pool", r"reduces the axes \[1, 2\]"),
     "an offset beside the step": (_subtracted, "centred", "subtracts 0.0099.*, which is not a multiple of the step"),
     "a cast of other bytes than the image": (_cast, "cast", "casts something else than the image"),
-    "padding beside the step": (_padded, "padded", "pads with 0.0099.*, which is not a multiple of the step"),
+    "padding beside the step": (lambda s: _pad(s, s.pixels(), np.float32(0.01)), "padded", "pads with 0.0099.*, which is not a multiple of the step"),
     "padding with more than the values reach": (_padded_bytes, "layer", "pairs of products up to 255 times 252"),
     "steps per input": (_steps_of_inputs, "layer_weight", "has steps in 'layer.step' that are not one a filter"),
     "unsigned weights": (_unsigned_weights, "layer", "has weights in uint8, expected int8"),
     "steps that are flushed to zero": (lambda s: _layer_of(s, 2.0**-122), "layer", "steps so small or so large that float32 loses them"),
     "weights that are computed": (lambda s: s.node("Conv", [s.pixels(), s.pixels()], "layer"), "layer", "multiplies or adds 'image_float'"),
+    "bytes made of bytes": (lambda s: _twice_quantised(s, PIXEL_STEP, 0), "stem_byte_float_byte_float", "reads bytes that were made of bytes"),
+    "bytes made of bytes with a finer step": (lambda s: _twice_quantised(s, PIXEL_STEP / 2, 128), "stem_byte_float_byte", "rounds bytes again"),
+    "bytes made of bytes, clipped": (_requantised_and_clipped, "stem_byte_float_clip", "clips bytes of both signs that were made of bytes"),
+    "values clipped beside their step, side by side": (
+        lambda s: _clipped_side_by_side(s, 0.3),
+        "joined",
+        "joins values that are clipped beside their step",
+    ),
+    "sums of different units, added up across channels": (_pooled_across_units, "pool", "reads 'moved', whose channels have different steps"),
+    "windows on padding alone": (_blind_pool, "pool", "has windows that may lie on padding alone"),
+    "places of the largest values": (_places, "pool", "gives the places of its values"),
+    "padding along axes that it does not name": (
+        lambda s: _pad(s, s.pixels(), np.float32(0), names_axes=False),
+        "padded",
+        "does not name the axes that it pads",
+    ),
+    "padding with -0": (lambda s: _pad(s, s.pixels(), np.float32(-0.0)), "padded", r"has -0.0 as its input 'value'"),
+    "a bound that is no number": (lambda s: _clipped_pixels(s, np.nan), "clipped", "has nan as its input 'bound'"),
+    "bytes of a pool": (lambda s: _behind_a_pool(s, 0), "pool_byte", "makes bytes of the pool 'pool'"),
+    "bytes behind a pool": (lambda s: _behind_a_pool(s, 2), "layer_1_byte", "makes bytes with a zero point of 'layer_1', behind a sum"),
+    "a pool that is joined": (_joined_pool, "join", "joins the pool 'pool'"),
+    "a join with a finer step": (_finer_join, "join", "is rounded to the step 0.0078125, finer than its own"),
+    "a step too wide for a zero point beside it": (
+        lambda s: _wide_step(s, 2.0**5),
+        "stem_byte",
+        "rounds to a step of 131072 units, 65536 is the limit beside a zero point",
+    ),
+    "wide weights on cast pixels": (lambda s: _wide_weights(s, _cast_pixels(s)), "layer", "pairs of products up to 255 times 252"),
+    "wide weights on rectified bytes": (
+        lambda s: _wide_weights(s, s.node("Relu", [s.dequantised("image", PIXEL_STEP, 0)], "rectified")),
+        "layer",
+        "pairs of products up to 255 times 252",
+    ),
+    "weights for another number of channels": (_another_number_of_channels, "layer", r"has weights of the shape \(2, 1, 1, 1\) for 1 channels in 2"),
+    "a single number as weights": (_single_number, "number", "has 'code', a single number"),
+    "a step of several axes": (_step_of_axes, "scaled", "has a step of 2 axes in 'step'"),
     "an addition of a constant": (
         lambda s: s.node("Add", [s.pixels(), s.constant("one", np.float32(1))], "sum"),
         "sum",
@@ -416,6 +534,23 @@ def test_a_form_that_is_not_exact_is_refused_by_name(tmp_path: Path, what: str) 
     assert re.search(message, certificate.refusals[0].reason)
 
 
+def test_the_widest_step_beside_a_zero_point(tmp_path: Path) -> None:
+    """OpenVINO adds the zero point before it rounds; without one there is no limit."""
+    for step, zero_point, nodes in ((2.0**4, 128, []), (2.0**5, 128, ["stem_byte"]), (2.0**5, 0, [])):
+        sketch = Sketch()
+        x = sketch.quantised(_stem(sketch, 2**24 - 1 - 64 * 128), step, zero_point)
+        assert [each.node for each in certified(tmp_path, sketch.content(x)).refusals] == nodes
+
+
+def test_padding_beyond_a_rectifier_is_part_of_what_a_layer_reads(tmp_path: Path) -> None:
+    sketch = Sketch()
+    padded = _pad(sketch, sketch.node("Relu", [sketch.pixels()], "rectified"), np.float32(-2))
+    x = sketch.quantised(padded, PIXEL_STEP, 128)
+    certificate = certified(tmp_path, sketch.content(sketch.layer(x, "layer", np.full((1, 1, 3, 3), 64, np.int8), [1], PIXEL_STEP)))
+    assert certificate.refusals == ()
+    assert (certificate.layers[0].input_low, certificate.layers[0].input_high) == (-128, 127)
+
+
 def test_a_sum_over_a_large_image(tmp_path: Path) -> None:
     for size, holds in ((362, True), (363, False)):
         sketch = Sketch(1, size)
@@ -428,11 +563,16 @@ def test_a_size_that_only_the_file_claims_is_not_believed(tmp_path: Path) -> Non
         graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
         graph.value_info.append(helper.make_tensor_value_info("image_float", onnx.TensorProto.FLOAT, ["batch", 1, 4, 4]))
 
+    def claim_as_output(graph: onnx.GraphProto) -> None:
+        claim(graph)
+        graph.output.append(graph.value_info.pop())
+
     sketch = Sketch()
     content = sketch.content(_pooled(sketch, sketch.pixels(), "ReduceMean"))
     assert certified(tmp_path, content).holds
-    (refusal,) = certified(tmp_path, changed(content, claim)).refusals
-    assert refusal.reason == "reads 'image_float', whose size 2 the file does not say"
+    for claiming in (claim, claim_as_output):
+        (refusal,) = certified(tmp_path, changed(content, claiming)).refusals
+        assert refusal.reason == "reads 'image_float', whose size 2 the file does not say"
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,18 @@ def _on_gray(*blocks: nn.Module, last: Head, shape: tuple[int, int, int] = (1, 5
     return Form(shape, 128.0, blocks, last, 7)
 
 
+class _ReadForNothing(nn.Module):
+    """Rectifies what a layer reads as well, of whose result nothing comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.layer(x)
+        return torch.relu(x)
+
+
 FOUND = {
     "few bits of activations": lambda: _form(nn.Conv2d(3, 4, 3), nn.ReLU(), channels=4, size=4, activation_bits=5),
     "a signed value beside a rectified one of 8 bits": lambda: _form(
@@ -148,6 +160,12 @@ FOUND = {
     ),
     "a pool whose last windows reach beyond the padding": lambda: _form(
         nn.Conv2d(3, 4, 1), nn.MaxPool2d(3, 2, 1, ceil_mode=True), channels=4, size=4
+    ),
+    "a signed value that is only rectified, with 8 bits": lambda: _form(
+        nn.Conv2d(3, 4, 3), _ReadForNothing(), nn.Conv2d(4, 4, 1), nn.ReLU(), channels=4, size=4, activation_bits=8
+    ),
+    "a mean of signed values that goes on into layers": lambda: _form(
+        nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 6, 1), channels=6, size=1
     ),
     "padding in front of a pool of signed values": lambda: _form(
         nn.Conv2d(3, 4, 3), nn.ZeroPad2d((1, 0, 0, 1)), nn.MaxPool2d(2, 2, ceil_mode=True), channels=4, size=3

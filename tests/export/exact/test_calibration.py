@@ -67,12 +67,12 @@ def test_a_filter_whose_sums_are_too_large_gets_a_coarser_step(grid: GridGraph) 
 
 
 def test_no_quantiser_can_meet_a_tie(grid: GridGraph) -> None:
-    """A sum is odd, so half a step of the quantiser is one only where that is twice the sum's unit."""
+    """A sum is odd, so half a step of the quantiser is one only where that is twice the sum's unit; beyond 2^16 units zero points make some."""
     calibrate(grid, lambda: [images(8, SHAPE)])
     layer = grid.layers[2]
     assert layer.target is not None
     quantiser = grid.groups[layer.target][0]
-    for ratio, changed in ((1, False), (2, True), (4, False), (8, False)):
+    for ratio, changed in ((1, False), (2, True), (4, False), (8, False), (2**16, False), (2**17, True)):
         layer.weights.step.copy_(quantiser.step / (ratio * layer.weights.input_step))
         layer.weights.step.clamp_max_(1e30)
         mended = mend(grid)

@@ -78,7 +78,7 @@ def test_the_aims_that_are_said_to_be_met_are() -> None:
 def test_the_networks_with_the_same_bits_are_those_of_the_result() -> None:
     found = result("exact_bits")
     text = (ROOT / "docs" / "exact.md").read_text(encoding="utf-8").split("## The same bits, measured\n")[1].split("\n## ")[0]
-    stated = text.split("so far for\n")[1].split(";")[0]
+    stated = text.split("The same bits throughout, for\n")[1].split(": ")[0]
     assert re.findall(r"`(\S+?)`", stated) == list(found["networks"])
     assert (found["images"], found["images_in_all_combinations"]) == (10_019, 519)
     for network in found["networks"].values():

@@ -4,6 +4,7 @@ Takes an opened bundle and samples; what the links are and what each must hold i
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from export.bundle import Bundle, TensorEntry, json_bytes
 from export.derived import TrainingOnly, not_foldable_parts, training_only_parts
 from export.engines.record import plan_name
 from export.errors import DamagedError, UsageError
-from export.exact.fold import folded_from_integers
+from export.exact.fold import folded_from_integers, integers_of
 from export.exact.rewrite import GridGraph
 from export.fold import fold
 from export.onnx import class_metadata, operations_beyond_plain
@@ -178,7 +179,7 @@ def verify_bundle(bundle: Bundle, samples: Samples, asked: Asked, console: Conso
         chains = [with_float_engines(float_forms, engines)]
         certificate = None
         if (grid := _rebuilt_grid(bundle, config)) is not None:
-            exact = folded_from_integers(grid, _tensors(bundle, EXACT_WEIGHTS))
+            exact = folded_from_integers(grid, _integers(bundle, grid))
             rounded_on = None if _folded_here(bundle, place.device) else bundle.manifest.device
             forms = ExactForms(grid, exact, models[EXACT_MODEL], models[EXACT_TENSORRT_MODEL], rounded_on)
             chains.append(with_exact_engines(exact_chain(place, forms), engines))
@@ -230,7 +231,26 @@ def _rebuilt_grid(bundle: Bundle, config: Config) -> GridGraph | None:
         raise DamagedError(f"{bundle.folder} has {present[0]} and lacks {missing}, which goes with it; export the bundle again")
     grid, _ = grid_of(config, _image_facts(bundle), _tensors(bundle, TRAINING_WEIGHTS))
     _load(grid.graph, bundle, EXACT_TRAINING_WEIGHTS)
+    for step in (quantiser.step.item() for members in grid.groups.values() for quantiser in members):
+        if not (0 < step < math.inf and math.frexp(step)[0] == 0.5):
+            raise DamagedError(f"{bundle.folder / EXACT_TRAINING_WEIGHTS} has the step {step}, expected a power of two; export the bundle again")
     return grid
+
+
+def _integers(bundle: Bundle, grid: GridGraph) -> dict[str, torch.Tensor]:
+    """The stored integers and their steps, each of the type and shape that the network has."""
+    found, expected = _tensors(bundle, EXACT_WEIGHTS), integers_of(grid)
+    for name in sorted(found.keys() | expected.keys()):
+        told, wanted = (_kind(tensors.get(name)) for tensors in (found, expected))
+        if told != wanted:
+            raise DamagedError(f"{bundle.folder / EXACT_WEIGHTS}: {name} is {told}, expected {wanted}; export the bundle again")
+    return found
+
+
+def _kind(tensor: torch.Tensor | None) -> str:
+    if tensor is None:
+        return "not there"
+    return f"{str(tensor.dtype).removeprefix('torch.')}, {' x '.join(map(str, tensor.shape))}"
 
 
 def rebuilt_training_graph(bundle: Bundle, trusted_network: str | None) -> GraphModule:

@@ -13,6 +13,9 @@ from bundles import rehash
 from commands import Done, pipeline
 from onnx import numpy_helper
 
+from deploy.verify.certifying import certificate_of
+from export.bundle import json_bytes
+
 Run = Callable[..., Done]
 EXACT = "model.exact.onnx"
 
@@ -83,6 +86,52 @@ def test_stored_weights_that_are_not_those_of_the_other_files(verify: Run, bundl
     done = verify()
     assert done.code == 3
     assert link in done.error
+
+
+Tensors = dict[str, torch.Tensor]
+NAME = "network.conv1.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(NAME), f"{NAME} is not there, expected int8, "),
+        (lambda tensors: tensors.update({NAME: tensors[NAME][:2].clone()}), f"{NAME} is int8, 2 x 1 x 3 x 3, expected int8, "),
+        (lambda tensors: tensors.update({NAME: tensors[NAME].float()}), f"{NAME} is float32, "),
+        (lambda tensors: tensors.update({"more": torch.ones(1)}), "more is float32, 1, expected not there"),
+    ],
+)
+def test_integers_of_another_form(verify: Run, bundle: Path, change: Callable[[Tensors], object], message: str) -> None:
+    path = bundle / "weights.exact.safetensors"
+    tensors = safetensors.torch.load(path.read_bytes())
+    change(tensors)
+    path.write_bytes(safetensors.torch.save(tensors))
+    rehash(bundle)
+    done = verify()
+    assert done.code == 5
+    assert message in done.error
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.0, float("nan")])
+def test_a_step_that_is_no_power_of_two(verify: Run, bundle: Path, factor: float) -> None:
+    path = bundle / "training" / "exact.safetensors"
+    tensors = safetensors.torch.load(path.read_bytes())
+    name = next(name for name in tensors if name.startswith("grid_") and name.endswith(".step"))
+    tensors[name] = tensors[name] * factor
+    path.write_bytes(safetensors.torch.save(tensors))
+    rehash(bundle)
+    done = verify()
+    assert done.code == 5
+    assert "expected a power of two" in done.error
+
+
+def test_an_integer_with_a_certificate_of_its_own(verify: Run, bundle: Path) -> None:
+    change_integers(bundle / EXACT, "network.stages.0.0.conv1.weight", add_two)
+    (bundle / "certificate.json").write_bytes(json_bytes(certificate_of(bundle / EXACT).to_json()))
+    rehash(bundle)
+    done = verify()
+    assert done.code == 3
+    assert "exact folded graph -> exact ONNX file failed: required bitwise" in done.error
 
 
 def test_a_certificate_of_another_file(verify: Run, bundle: Path) -> None:

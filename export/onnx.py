@@ -9,9 +9,12 @@ import copy
 import io
 import json
 import logging
+import signal
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from types import FrameType
 
 import onnx
 import onnx_ir as ir
@@ -87,7 +90,7 @@ def class_metadata(classes: tuple[str, ...]) -> str:
 
 def program_of(folded: GraphModule, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
     """The program that the exporter makes of a folded graph: its nodes have the names of the tensors in the file."""
-    with _quiet():
+    with _quiet(), interruptible():
         return torch.export.export(_written_out(folded), (_example(folded, image_shape),), dynamic_shapes=_FREE_BATCH)
 
 
@@ -96,7 +99,7 @@ def _example(folded: GraphModule, image_shape: tuple[int, int, int]) -> torch.Te
 
 
 def _exported(folded: GraphModule, image_shape: tuple[int, int, int]) -> ir.Model:
-    with _quiet():
+    with _quiet(), interruptible():
         program = torch.onnx.export(
             folded,
             (_example(folded, image_shape),),
@@ -123,6 +126,30 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.getLogger("torch.onnx").setLevel(level)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """PyTorch loses a Ctrl-C that comes while its own code calls back: it is raised once more at the end."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    asked = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception:
+        if not asked.is_set():
+            raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if asked.is_set():
+        raise KeyboardInterrupt
 
 
 def _device(folded: GraphModule) -> torch.device:

@@ -36,7 +36,8 @@ class Origin:
         try:
             network.load_state_dict(self._without_counters(network), strict=True)
         except RuntimeError as error:
-            first = str(error).splitlines()[1].strip()
+            first, *more = str(error).splitlines()[1].strip().split(", ")
+            first = ", ".join([first, *more[:2], *([f"and {len(more) - 2} more"] if len(more) > 2 else [])])
             raise UsageError(
                 f"{self.path} does not fit the network and the classes of the images: {first}; give the weights of this network"
             ) from error

@@ -161,12 +161,13 @@ def _model_card(trained: Trained) -> str:
     channels, height, width = trained.image_shape
     notes = _kept_as_it_is(trained.graph) + _frozen_since(trained.metrics)
     measured = f"{accuracy:.2%} of the test set" if isinstance(accuracy, float) else "not measured"
-    return f"""# {facts.network}, trained with {facts.method}
+    origin, moment = _origin(trained)
+    return f"""# {facts.network}, trained {origin}
 
 - Input `{INPUT}`: uint8, batch x {channels} x {height} x {width}, raw pixels 0 to 255. Do not normalise: the graph does.
 - Pixels: {_pixels_to_feed(trained)}
 - Output `{OUTPUT}`: float32, batch x {len(trained.classes)}; the order of classes is in `{LABELS}`.
-{notes}- Data: {trained.config.data.name}. Accuracy in training: {measured}, after {trained.config.training.epochs} epochs.
+{notes}- Data: {trained.config.data.name}. Accuracy {moment}: {measured}.
 
 `verification.json` and `report.html` say what was compared with what, and how it came out. `manifest.json` has the hash of every file;
 {_how_to_verify(facts.network)}
@@ -175,6 +176,14 @@ def _model_card(trained: Trained) -> str:
     session = onnxruntime.InferenceSession("{MODEL}")
     (logits,) = session.run(None, {{"{INPUT}": numpy.zeros((1, {channels}, {height}, {width}), numpy.uint8)}})
 """
+
+
+def _origin(trained: Trained) -> tuple[str, str]:
+    """How the network came to be, and when its accuracy was measured."""
+    epoch = trained.metrics.get("epoch")
+    if epoch == 0:
+        return "elsewhere", "as it was given"
+    return f"with {trained.facts.method}", f"after {epoch} epoch{'' if epoch == 1 else 's'} of training"
 
 
 def _kept_as_it_is(graph: nn.Module) -> str:

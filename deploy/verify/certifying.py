@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -338,22 +338,27 @@ def _note_rounding(walk: _Walk, node: NodeProto, x: Floats, step: float, limits:
     if x.maker in walk.joins and np.any(x.unit > step):
         walk.refuse(x.maker, RefusedError(f"is rounded to the step {step / x.factor}, finer than its own", "give it the step of what it joins"))
     if tie:
-        walk.refuse(x.maker or node, RefusedError(f"can be half-way between two steps of {step / x.factor}: {tie}", ANOTHER_STEP))
+        walk.refuse(x.maker or node, RefusedError(f"can be half-way between two steps of {step / x.factor}: {tie.why}", tie.remedy))
 
 
-def _tie(x: Floats, step: float, parity: tuple[Array, Array] | None) -> str | None:
+class _Tie(NamedTuple):
+    why: str
+    remedy: str = ANOTHER_STEP
+
+
+def _tie(x: Floats, step: float, parity: tuple[Array, Array] | None) -> _Tie | None:
     """Why a value can be a tie, if it can. Odd multiples of a unit are no ties unless the step is two units; others are as soon as it is larger."""
     if any((bound / step) % 1 == 0.5 for bound in x.clip if np.isfinite(bound)):
-        return "it is clipped there"
+        return _Tie("it is clipped there")
     ratio = step / x.unit
     loose = np.flatnonzero(~x.odd & (ratio > 1))
     if loose.size:
         first = int(loose[0])
         if parity is None:
-            return f"it joins or adds up values of step {x.unit[first]}"
-        return f"filter {first} has {'an even bias' if parity[0][first] else 'an odd weight'}"
+            return _Tie(f"it joins or adds up values of step {x.unit[first]}")
+        return _Tie(f"filter {first} has {'an even bias' if parity[0][first] else 'an odd weight'}", "make its weights even and its bias odd")
     doubled = np.flatnonzero(x.odd & (ratio == 2))
-    return f"the sums of filter {int(doubled[0])} are odd multiples of {x.unit[doubled[0]]}" if doubled.size else None
+    return _Tie(f"the sums of filter {int(doubled[0])} are odd multiples of {x.unit[doubled[0]]}") if doubled.size else None
 
 
 def _layer(walk: _Walk, node: NodeProto) -> Values:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from pipeline.config import Config  # takes long to import, and the help does without
 
 
+_SIZE, _RESIZED = 224, 256 / 224
+"""Of images that torchvision's networks take, and how much larger an image is before its centre is cut out."""
+
+
 @click.command("export")
 @click.argument("run_folder", metavar="[RUN]", required=False, type=click.Path(path_type=Path))
 @click.option("--network", metavar="NAME", help="Instead of a run: a network, such as torchvision:resnet18, that was trained elsewhere.")
@@ -43,7 +47,7 @@ def command(
         engines.build(console, run_folder, network, required)
         return
     if run_folder is None:
-        config = _config_of_import(network, weights, images, finetune, overrides)
+        config = config_of_import(network, weights, images, finetune, overrides)
     from pipeline import run
 
     if run_folder is None:
@@ -56,19 +60,21 @@ def command(
     outcome.raise_failure()
 
 
-def _config_of_import(network: str | None, weights: Path | None, images: Path | None, finetune: int, overrides: tuple[str, ...]) -> Config:
+def config_of_import(network: str | None, weights: Path | None, images: Path | None, finetune: int, overrides: tuple[str, ...]) -> Config:
     """The config that the run of an imported network gets; `--set` changes it like any other."""
     from pipeline.config import parse_config
 
     given = {"--network": network, "--weights": weights, "--calibrate": images}
     if missing := [name for name, value in given.items() if value is None]:
         raise click.UsageError(f"give a run folder, or --network, --weights and --calibrate together: {', '.join(missing)} is missing")
+    if any(override.startswith("method.name") for override in overrides):
+        raise click.UsageError("a network trained elsewhere is folded from its own norms, as the method batchnorm: leave --set method.name out")
     ours = str(network).startswith("torchvision:")
-    data = {
+    data: dict[str, object] = {
         "name": "imagefolder",
         "root": str(images),
         "batch_size": 32,
-        **({"normalisation": "imagenet", "image_size": 224, "resize": 256} if ours else {}),
+        **({"normalisation": "imagenet", "image_size": _SIZE} if ours else {}),
     }
     values = {
         "data": data,
@@ -76,7 +82,14 @@ def _config_of_import(network: str | None, weights: Path | None, images: Path | 
         "method": {"name": "batchnorm", "initial_weights": "network"},
         "exact": {"enabled": True, "epochs": finetune},
     }
-    return parse_config(values, "the imported network's config", overrides)
+    place = "the imported network's config"
+    config = parse_config(values, place, overrides)
+    if finetune and config.exact.enabled is False:
+        raise click.UsageError("--finetune trains on the exact grid, which --set exact.enabled=false leaves out: leave out one of them")
+    if ours and not any("resize" in override for override in overrides):
+        data["resize"] = round(config.data.image_size * _RESIZED) if config.data.image_size else None
+        return parse_config(values, place, overrides)
+    return config
 
 
 def _refuse_options_of_import(*values: object) -> None:

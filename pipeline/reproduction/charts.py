@@ -193,11 +193,11 @@ def _cross(place: Point, colour: str) -> Iterator[Shape]:
 
 
 def _legend(chart: Chart, top: float) -> Iterator[Shape]:
-    y = top + 8
+    y, most = top + 8, max(1, int((_HEIGHT - top - 48) / 16 / max(1, len(chart.series)) - 0.25))
     for number, series in enumerate(chart.series):
         colour, dashed = _COLOURS[number % len(_COLOURS)], number >= len(_COLOURS)
         yield Line(((_RIGHT + 16, y - 4), (_RIGHT + 40, y - 4)), colour, 3, dashed=dashed)
-        for line in textwrap.wrap(series.label, _LETTERS_OF_A_LABEL):
+        for line in textwrap.wrap(series.label, _LETTERS_OF_A_LABEL, max_lines=most, placeholder=" ..."):
             yield Words((_RIGHT + 48, y), line, 12)
             y += 16
         y += 4

@@ -6,7 +6,7 @@ from pathlib import Path
 from export.files import sole_use
 from pipeline.outcome import Outcome
 from pipeline.reproduction.comparison import comparison_of
-from pipeline.reproduction.outputs import write_outputs
+from pipeline.reproduction.outputs import require_same_table, write_outputs
 from pipeline.reproduction.plan import Plan
 from pipeline.reproduction.result import Result, result_of
 from pipeline.reproduction.running import require_same_runs, run_plan
@@ -17,6 +17,7 @@ from pipeline.watching import Console
 def reproduce(plan: Plan, folder: Path, console: Console) -> Outcome:
     """Run what is missing of a plan. The files are written after every run, so that a kill leaves those of the runs before."""
     with sole_use(folder):
+        require_same_table(plan.table.name, folder)
         require_same_runs(plan)
         interrupted = _was_interrupted(plan, folder, console)
         result = result_of(plan)

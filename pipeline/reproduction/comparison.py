@@ -88,8 +88,9 @@ def _differences_beside(labels: Sequence[tuple[str, str, str]], configs: Sequenc
     differing = [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
     if not differing:
         return []
-    shown = [", ".join(f"{key}={json.dumps(config[key])}" for key in differing if key in config) for config in configs]
-    return [f"Beside network and method, {' '.join(filter(None, label))} has {settings}" for label, settings in zip(labels, shown, strict=True)]
+    settings = [{key: f"{key}={json.dumps(config[key])}" for key in differing if key in config} for config in configs]
+    unsaid = [", ".join(text for text in each.values() if text not in label[2].split(", ")) for label, each in zip(labels, settings, strict=True)]
+    return [f"Beside that, {' '.join(filter(None, label))} has {rest}" for label, rest in zip(labels, unsaid, strict=True) if rest]
 
 
 def _head(config: Flat) -> tuple[str, str]:

@@ -3,11 +3,23 @@
 import json
 from pathlib import Path
 
+from export.errors import UsageError
 from export.files import make_folder, write_file
 from pipeline.reproduction.charts import charts_of, sheet_of
 from pipeline.reproduction.drawing import png, svg
 from pipeline.reproduction.result import Result
 from pipeline.reproduction.writing import csv_text, json_facts, markdown
+
+
+def require_same_table(name: str, folder: Path) -> None:
+    """What another table left in the folder is not written over."""
+    path = folder / "table.json"
+    try:
+        there = json.loads(path.read_bytes())["table"] if path.is_file() else name
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is no table of reproduce; choose another --out") from error
+    if there != name:
+        raise UsageError(f"{folder} holds the table {there}, asked for is {name}; choose another --out")
 
 
 def write_outputs(result: Result, folder: Path) -> tuple[Path, ...]:

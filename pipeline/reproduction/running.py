@@ -31,7 +31,7 @@ def run_plan(plan: Plan, console: Console) -> Iterator[PlannedRun]:
     runs = [(row, each) for row in plan.rows for each in row.runs]
     for number, (row, each) in enumerate(runs, start=1):
         if not is_finished(each):
-            console.say(f"run {number} of {len(runs)}: {row.row.name}, seed {each.seed}, {each.config.training.epochs} epochs")
+            console.say(f"run {number} of {len(runs)}: {row.row.name}, seed {each.seed}, epochs: {each.config.training.epochs}")
             _run(each, console)
             yield each
 

@@ -10,6 +10,7 @@ from commands import Done, pipeline
 from PIL import Image
 
 from export.bundle import open_bundle
+from pipeline.cli.export import config_of_import
 from pipeline.networks import network_by_name
 
 Capture = pytest.CaptureFixture[str]
@@ -60,6 +61,12 @@ def test_a_network_of_any_origin_is_verified_in_both_forms(tmp_path: Path, capfd
     assert {link["max_ulp"] for link in links if link["from"].startswith("exact") and link["status"] != "not run"} == {0}
     assert {link["status"] for link in links if link["runtime"] != "tensorrt"} == {"passed"}
     assert pipeline(capfd, "verify", out / "bundle").code == 0
+    card, page = bundle.read("README.md").decode(), bundle.read("report.html").decode()
+    assert card.startswith("# small, trained elsewhere\n")
+    assert "Accuracy as it was given: " in card
+    assert "epoch" not in card
+    assert "The network was trained elsewhere; its test accuracy as it was given is " in page
+    assert "of training steps" not in page
 
 
 def test_its_outputs_are_those_of_the_network_as_it_is_written(tmp_path: Path, capfd: Capture, images: Path, weights: Path) -> None:
@@ -91,6 +98,7 @@ def test_it_can_be_trained_on_the_grid(tmp_path: Path, capfd: Capture, images: P
         ("no file", 2, "is not a file"),
         ("other classes", 2, "size mismatch for classifier"),
         ("a tensor too few", 2, "Missing key"),
+        ("nothing that it needs", 2, '"conv1.weight", "bn1.weight", "bn1.bias", and 34 more'),
     ],
 )
 def test_weights_that_do_not_fit_are_one_line(
@@ -104,8 +112,10 @@ def test_weights_that_do_not_fit_are_one_line(
             weights.unlink()
         case "other classes":
             weights.write_bytes(safetensors.torch.save(network_by_name("small", 7, 3).state_dict()))
-        case _:
+        case "a tensor too few":
             weights.write_bytes(safetensors.torch.save({name: value for name, value in tensors.items() if name != "conv1.weight"}))
+        case _:
+            weights.write_bytes(safetensors.torch.save({"other": torch.zeros(1)}))
     done = imported(capfd, images, weights, tmp_path / "run")
     assert done.code == code
     assert words in done.error
@@ -125,3 +135,31 @@ def test_what_belongs_together_is_asked_for(capfd: Capture, images: Path, finish
     assert (done.code, "--weights is missing" in done.error) == (2, True)
     done = pipeline(capfd, "export", finished_run, "--network", "small")
     assert (done.code, "not for a run" in done.error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--finetune", 1, "--set", "exact.enabled=false"), "--finetune trains on the exact grid, which --set exact.enabled=false leaves out"),
+        (("--set", "method.name=czmig"), "folded from its own norms, as the method batchnorm"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(tmp_path: Path, capfd: Capture, images: Path, weights: Path, more: tuple[object, ...], words: str) -> None:
+    done = imported(capfd, images, weights, tmp_path / "run", *more)
+    assert (done.code, words in done.error) == (2, True), done.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sizes"),
+    [
+        ((), (224, 256)),
+        (("data.image_size=32",), (32, 37)),
+        (("data.image_size=32", "data.resize=32"), (32, 32)),
+        (("data.image_size=448",), (448, 512)),
+        (("data.image_size=null",), (None, None)),
+    ],
+)
+def test_images_are_scaled_in_proportion_to_what_is_cut_out(overrides: tuple[str, ...], sizes: tuple[int | None, int | None]) -> None:
+    data = config_of_import("torchvision:resnet18", Path("weights"), Path("images"), 0, overrides).data
+    assert (data.image_size, data.resize) == sizes

@@ -49,7 +49,15 @@ def training(metrics: Sequence[Json]) -> TrainingView | None:
         for key in keys.values()
         if key in record and number_in(record[key]) is None
     ]
+    if all(epoch == 0 for epoch in epochs):
+        return TrainingView(_as_given(metrics), (), tuple(gaps))
     return TrainingView(_run(metrics), tuple(charts), tuple(gaps))
+
+
+def _as_given(metrics: Sequence[Json]) -> str:
+    accuracies = _known(metrics, "test_accuracy")
+    measured = f"; its test accuracy as it was given is {100 * accuracies[-1]:.2f} %" if accuracies else ""
+    return f"The network was trained elsewhere{measured}."
 
 
 def _curves(title: str, keys: Mapping[str, str], epochs: Sequence[float], metrics: Sequence[Json]) -> CurvesView:

@@ -41,6 +41,13 @@ def test_a_table_is_run_and_its_runs_are_compared(small: None, tmp_path: Path, c
     assert (tmp_path / "compared" / "accuracy.svg").is_file()
 
 
+def test_another_table_is_not_written_over(small: None, tmp_path: Path, capfd: Capture) -> None:
+    (tmp_path / "table.json").write_text('{"table": "czmig-table1"}')
+    done = pipeline(capfd, "reproduce", "small-table", "--seeds", 1, "--epochs", 1, "--out", tmp_path)
+    assert (done.code, done.error) == (2, f"error: {tmp_path} holds the table czmig-table1, asked for is small-table; choose another --out")
+    assert [each.name for each in tmp_path.iterdir()] == ["table.json"]
+
+
 def test_ctrl_c_is_130_and_keeps_what_was_done(small: None, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     say = Console.say
 

@@ -51,8 +51,8 @@ def test_what_differs_beside_network_and_method_stands_below_the_table(tmp_path:
     clipped = run(tmp_path / "b", "czmig", learning_rate=0.2, clip={"name": "norm"})
     notes = comparison_of([run(tmp_path / "a", learning_rate=0.1), clipped]).notes
     assert [note for note in notes if note.startswith("Beside")] == [
-        'Beside network and method, resnet20 batchnorm has training.learning_rate=0.1, training.clip.name="none"',
-        'Beside network and method, resnet20 czmig has training.learning_rate=0.2, training.clip.name="norm", '
+        'Beside that, resnet20 batchnorm has training.learning_rate=0.1, training.clip.name="none"',
+        'Beside that, resnet20 czmig has training.learning_rate=0.2, training.clip.name="norm", '
         'training.clip.threshold=5.0, training.clip.growth="constant"',
     ]
 

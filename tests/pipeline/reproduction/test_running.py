@@ -98,7 +98,7 @@ def test_interrupted_in_the_middle_of_a_run_it_goes_on_to_the_same_table(whole: 
 
     going_on = Watched()
     assert not run_in(tmp_path, going_on).interrupted
-    assert next(text for text in going_on.said if text.startswith("run ")) == f"run 2 of 6: batchnorm-0.1, seed 1, {EPOCHS} epochs"
+    assert next(text for text in going_on.said if text.startswith("run ")) == f"run 2 of 6: batchnorm-0.1, seed 1, epochs: {EPOCHS}"
     assert any(text.startswith("going on after step") for text in going_on.said)
     assert figures_of(tmp_path) == figures_of(whole)
 
@@ -116,7 +116,7 @@ def test_what_is_finished_is_only_read(whole: Path, tmp_path: Path) -> None:
 def test_more_seeds_are_added_to_those_that_are_there(whole: Path, tmp_path: Path) -> None:
     folder, console = shutil.copytree(whole, tmp_path / "table"), Watched()
     run_in(folder, console, num_seeds=3, rows=("nonorm*",))
-    assert [text for text in console.said if text.startswith("run ")] == [f"run 3 of 3: nonorm-1000000.0, seed 2, {EPOCHS} epochs"]
+    assert [text for text in console.said if text.startswith("run ")] == [f"run 3 of 3: nonorm-1000000.0, seed 2, epochs: {EPOCHS}"]
 
 
 def test_runs_of_other_lengths_do_not_share_a_folder(tmp_path: Path) -> None:

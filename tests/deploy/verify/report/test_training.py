@@ -14,6 +14,12 @@ def test_training_is_told_in_a_sentence_and_drawn() -> None:
     assert html.count('class="curve train"') == 2
 
 
+def test_a_network_that_was_trained_elsewhere_has_no_epochs() -> None:
+    text = Page(report_html(whole(), metrics=[{"epoch": 0, "step": 0, "test_loss": 1.5, "test_accuracy": 0.25}])).text
+    assert "The network was trained elsewhere; its test accuracy as it was given is 25.00 %." in text
+    assert "training steps" not in text
+
+
 def test_numbers_that_are_none_leave_a_gap_and_are_named() -> None:
     metrics = [epoch(1), epoch(2, train_loss="NaN"), epoch(3, test_loss=float("inf")), epoch(4, test_accuracy=None)]
     text = Page(report_html(whole(), metrics=metrics)).text

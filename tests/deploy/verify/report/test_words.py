@@ -231,6 +231,9 @@ def test_the_certificate_is_a_table_of_its_layers() -> None:
     assert "65,535 16 8.00 7.25 safe keep off impossible" in text.replace("8 7.25", "8.00 7.25")
     assert "TF32 has to be off." in text
     assert "1 join of values of one step" in text
+    joins = [{"name": name, "bits": 9, "without_branch_quantiser": gives} for name, gives in (("add_1", "the same"), ("add_2", "may differ"))]
+    clipped = certificate(without_branch_quantisers=False, joins=joins)
+    assert "A runtime must clip both branches to 8 bits in front of add_2." in Page(report_html(whole(), certificate=clipped)).text
     refused = certificate(verdict="refused", refusals=[{"node": "conv1", "reason": "is odd", "remedy": "export it again"}])
     assert "✕ refused conv1: is odd; export it again." in Page(report_html(whole(), certificate=refused)).text
     assert "certificate" not in Page(report_html(whole())).text

@@ -100,7 +100,7 @@ class Head(nn.Module):
             return torch.flatten(F.adaptive_avg_pool2d(F.relu(self.last(x)), 1), 1)
         x = torch.flatten(F.adaptive_avg_pool2d(x, 1) if "mean" in self.kind else x, 1)
         if self.hidden is not None:
-            x = F.relu(self.hidden(x))
+            x = self.hidden(x) if "plain" in self.kind else F.relu(self.hidden(x))
         return self.last(x)
 
 
@@ -124,7 +124,7 @@ def forms(draw: st.DrawFn) -> Form:
     for _ in range(draw(st.integers(0, 4))):
         block, place = draw(draw(st.sampled_from(_blocks(place)))(place))
         blocks.append(block)
-    kind = draw(st.sampled_from(["flat", "hidden", "mean", "mean, hidden", "convolution"]))
+    kind = draw(st.sampled_from(["flat", "hidden", "mean", "mean, hidden", "mean, plain hidden", "convolution"]))
     head = Head(kind, place.channels, place.size)
     return Form((channels, size, size), draw(st.sampled_from([128.0, 128.0, 0.0, 33.0])), tuple(blocks), head, draw(st.sampled_from([7, 7, 8, 5])))
 

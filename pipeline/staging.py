@@ -168,7 +168,7 @@ def _model_card(trained: Trained) -> str:
 - Pixels: {_pixels_to_feed(trained)}
 - Output `{OUTPUT}`: float32, batch x {len(trained.classes)}; the order of classes is in `{LABELS}`.
 {notes}- Data: {trained.config.data.name}. Accuracy {moment}: {measured}.
-
+{_on_the_grid(trained.exact)}
 `verification.json` and `report.html` say what was compared with what, and how it came out. `manifest.json` has the hash of every file;
 {_how_to_verify(facts.network)}
 
@@ -176,6 +176,14 @@ def _model_card(trained: Trained) -> str:
     session = onnxruntime.InferenceSession("{MODEL}")
     (logits,) = session.run(None, {{"{INPUT}": numpy.zeros((1, {channels}, {height}, {width}), numpy.uint8)}})
 """
+
+
+def _on_the_grid(exact: Exact | str) -> str:
+    """A line on the exact form; none where there is none."""
+    if isinstance(exact, str):
+        return ""
+    measured = f"{exact.facts['test_accuracy']:.2%} of the test set"
+    return f"- `{EXACT_MODEL}`: the same network on the exact grid, for the same bits in every runtime. Accuracy: {measured}.\n"
 
 
 def _origin(trained: Trained) -> tuple[str, str]:

@@ -65,6 +65,7 @@ def test_a_network_of_any_origin_is_verified_in_both_forms(tmp_path: Path, capfd
     assert card.startswith("# small, trained elsewhere\n")
     assert "Accuracy as it was given: " in card
     assert "epoch" not in card
+    assert "- `model.exact.onnx`: the same network on the exact grid, for the same bits in every runtime. Accuracy: " in card
     assert "The network was trained elsewhere; its test accuracy as it was given is " in page
     assert "of training steps" not in page
 

@@ -17,7 +17,7 @@ from benchmarks.foreign_models import exported, output_names, perturbed, twice
 from deploy.verify.pair import Pair, verify_pair
 from deploy.verify.verdict import failure_sentence
 
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])]
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks import exact_bits
 from pipeline.networks import NETWORKS
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +81,7 @@ def test_the_networks_with_the_same_bits_are_those_of_the_result() -> None:
     text = (ROOT / "docs" / "exact.md").read_text(encoding="utf-8").split("## The same bits, measured\n")[1].split("\n## ")[0]
     stated = text.split("The same bits throughout, for\n")[1].split(": ")[0]
     assert re.findall(r"`(\S+?)`", stated) == list(found["networks"])
+    assert set(found["networks"]) == set(exact_bits.NETWORKS)
     assert (found["images"], found["images_in_all_combinations"]) == (10_019, 519)
     for network in found["networks"].values():
         assert (network["same"], network["different"], len(network["forms_on_all_images"]), len(network["forms_in_all_combinations"])) == (

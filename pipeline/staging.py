@@ -191,7 +191,7 @@ def _origin(trained: Trained) -> tuple[str, str]:
     epoch = trained.metrics.get("epoch")
     if epoch == 0:
         return "elsewhere", "as it was given"
-    return f"with {trained.facts.method}", f"after {epoch} epoch{'' if epoch == 1 else 's'} of training"
+    return f"with {trained.facts.method}", "in training" if epoch is None else f"after {epoch} epoch{'' if epoch == 1 else 's'} of training"
 
 
 def _kept_as_it_is(graph: nn.Module) -> str:

@@ -86,7 +86,7 @@ def config_of_import(network: str | None, weights: Path | None, images: Path | N
     config = parse_config(values, place, overrides)
     if finetune and config.exact.enabled is False:
         raise click.UsageError("--finetune trains on the exact grid, which --set exact.enabled=false leaves out: leave out one of them")
-    if ours and not any("resize" in override for override in overrides):
+    if ours and not any(override.startswith("data.resize") for override in overrides):
         data["resize"] = round(config.data.image_size * _RESIZED) if config.data.image_size else None
         return parse_config(values, place, overrides)
     return config

@@ -158,6 +158,7 @@ def test_what_would_be_ignored_is_refused(tmp_path: Path, capfd: Capture, images
         (("data.image_size=32",), (32, 37)),
         (("data.image_size=32", "data.resize=32"), (32, 32)),
         (("data.image_size=448",), (448, 512)),
+        (("data.image_size=32", "data.root=resized"), (32, 37)),
         (("data.image_size=null",), (None, None)),
     ],
 )

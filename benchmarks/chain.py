@@ -12,18 +12,19 @@ from pathlib import Path
 import torch
 
 from benchmarks.environment import write_result
+from deploy.report.verification import Verification
+from deploy.verify.request import BundleRequest
 from deploy.verify.verdict import LinkVerdict
 from export.bundle import open_bundle, write_manifest
-from pipeline.assemble import ImageFacts, training_graph
+from pipeline.bundle.make import TrainedRun, write_bundle_files
+from pipeline.bundle.verify import test_set, verify_bundle
 from pipeline.config import Config, parse_config
 from pipeline.data import Split
 from pipeline.data.images import MemoryImages
-from pipeline.methods import Rewritten
-from pipeline.staging import Trained, write_bundle_files
+from pipeline.methods import RewrittenGraph
 from pipeline.training import device_by_name
 from pipeline.training.step import TrainingStep, seed_step
-from pipeline.verification import Asked, test_set, verify_bundle
-from pipeline.verified import Verification
+from pipeline.training_graph import ImageFacts, training_graph
 
 NUM_CLASSES, NUM_IMAGES, NUM_STEPS, BATCH = 10, 256, 20, 64
 CASES = [
@@ -67,7 +68,7 @@ def random_split(size: int, device: torch.device) -> Split:
     return Split(MemoryImages(images.to(device)), labels.to(device), device)
 
 
-def train_a_little(network: Rewritten, config: Config, split: Split, device: torch.device) -> None:
+def train_a_little(network: RewrittenGraph, config: Config, split: Split, device: torch.device) -> None:
     """Real steps of the real loop's step, so that weights, scales and statistics are no longer the initial ones."""
     step = TrainingStep(network, config.training, device, autocast=None)
     step.set_learning_rate(config.training.learning_rate)
@@ -88,7 +89,7 @@ def verified(network_name: str, method: str, size: int, device: torch.device, *,
     split = random_split(size, device)
     if train:
         train_a_little(network, config, split, device)
-    trained = Trained(
+    trained = TrainedRun(
         config=config,
         graph=network.graph,
         classes=tuple(map(str, range(NUM_CLASSES))),
@@ -103,7 +104,7 @@ def verified(network_name: str, method: str, size: int, device: torch.device, *,
     with tempfile.TemporaryDirectory() as folder:
         write_bundle_files(Path(folder), trained)
         write_manifest(Path(folder), trained.facts)
-        return verify_bundle(open_bundle(Path(folder)), test_set(trained), Asked(), Quiet())
+        return verify_bundle(open_bundle(Path(folder)), test_set(trained), BundleRequest(folder=Path(folder)), Quiet())
 
 
 def link_row(link: LinkVerdict, errors: dict[str, float]) -> dict[str, object]:

@@ -32,16 +32,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.environment import RESULTS, write_result
-from deploy.verify.samples import hostile_images
+from deploy.compare.samples import hostile_images
 from export.exact.calibration import calibrate, mend
+from export.exact.grid import GridBits, GridGraph
 from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
-from export.exact.rewrite import GridBits, GridGraph, grid_graph
+from export.exact.rewrite import grid_graph
 from export.fold import fold
-from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import parse_config
 from pipeline.config.sections import Data
 from pipeline.data import open_data
-from pipeline.methods import Rewritten
+from pipeline.methods import RewrittenGraph
+from pipeline.training_graph import ImageFacts, training_graph
 
 NETWORKS = ("resnet20", "wrn-10-1", "shufflenetv2_x0_5", "mobilenetv2", "squeezenet", "vgg11", "resnet18", "preactresnet18", "resnet50")
 """One of each family, light ones first."""
@@ -149,12 +150,12 @@ def _trained(network: str, train: torch.Tensor, labels: torch.Tensor, steps: int
     _train(rewritten, train, labels, steps, 0.02)
     grid = grid_graph(rewritten.graph.eval(), SHAPE, GridBits())
     calibrate(grid, lambda: torch.split(train, TRAINING_BATCH)[:8])
-    _train(Rewritten(grid.graph, rewritten.rules), train, labels, steps, 0.002)
+    _train(RewrittenGraph(grid.graph, rewritten.rules), train, labels, steps, 0.002)
     mend(grid)
     return grid
 
 
-def _train(network: Rewritten, train: torch.Tensor, labels: torch.Tensor, steps: int, rate: float) -> None:
+def _train(network: RewrittenGraph, train: torch.Tensor, labels: torch.Tensor, steps: int, rate: float) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.graph.train().to(device)
     optimiser = torch.optim.SGD([p for group in network.rules.parameter_groups for p in group.parameters], lr=rate, momentum=0.9)

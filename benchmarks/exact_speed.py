@@ -22,15 +22,16 @@ import torch
 from torch import nn
 
 from benchmarks.environment import RESULTS, environment, write_result
-from benchmarks.measured_session import SHAPE, Measured, measured_in_a_process
+from benchmarks.measured_session import SHAPE, OutputErrors, measured_in_a_process
 from export.exact.calibration import calibrate
+from export.exact.grid import GridBits
 from export.exact.onnx import exact_onnx
-from export.exact.rewrite import GridBits, grid_graph
+from export.exact.rewrite import grid_graph
 from export.fold import fold
 from export.onnx import onnx_from_graph
-from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import parse_config
 from pipeline.networks import NETWORKS
+from pipeline.training_graph import ImageFacts, training_graph
 
 NUM_CLASSES = 10
 PRODUCT_SIZE, PRODUCT_ROUNDS = 2048, 9
@@ -108,7 +109,7 @@ def _compared(network: str, num_rounds: int, threads: int, products: dict[str, f
     return result
 
 
-def _share(rounds: list[dict[str, Measured]], name: str, multiplications: int, products: dict[str, float]) -> float:
+def _share(rounds: list[dict[str, OutputErrors]], name: str, multiplications: int, products: dict[str, float]) -> float:
     form, _, batch = name.split(", ")
     milliseconds = statistics.median(each[name].milliseconds for each in rounds)
     rate = multiplications * int(batch.removeprefix("batch ")) / milliseconds / 1e6
@@ -129,7 +130,7 @@ def _files(network: str, folder: Path) -> tuple[dict[str, Path], int]:
     return files, _multiplications(folded)
 
 
-def _round(files: dict[str, Path], threads: int) -> dict[str, Measured]:
+def _round(files: dict[str, Path], threads: int) -> dict[str, OutputErrors]:
     return {_name(form, runtime, batch): measured_in_a_process(files[form], runtime, batch, threads) for form, runtime, batch in _all()}
 
 
@@ -144,12 +145,12 @@ def _all() -> Iterator[tuple[str, str, int]]:
                 yield form, runtime, batch
 
 
-def _ratio(rounds: list[dict[str, Measured]], runtime: str, batch: int) -> dict[str, float]:
+def _ratio(rounds: list[dict[str, OutputErrors]], runtime: str, batch: int) -> dict[str, float]:
     float32, exact = (_name(form, runtime, batch) for form in FORMS)
     return _spread([each[float32].milliseconds / each[exact].milliseconds for each in rounds])
 
 
-def _same_bits(measured: dict[str, Measured]) -> bool:
+def _same_bits(measured: dict[str, OutputErrors]) -> bool:
     return all(len({measured[_name("exact", runtime, batch)].outputs_sha256 for runtime in RUNTIMES}) == 1 for batch in BATCHES)
 
 

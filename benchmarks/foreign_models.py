@@ -17,7 +17,8 @@ from onnx import numpy_helper
 from torch import nn
 
 from benchmarks.environment import write_result
-from deploy.verify.pair import Pair, verify_pair
+from deploy.verify.pair import verify_pair
+from deploy.verify.request import PairRequest
 from deploy.verify.verdict import Verdict
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "vgg11_bn", "densenet121", "efficientnet_b0")
@@ -71,7 +72,7 @@ def twice(path: Path, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def verified(reference: Path, candidate: Path, samples: Path, names: dict[str, str]) -> Verdict:
-    return verify_pair(Pair(reference=reference, candidate=candidate, samples=str(samples), batch_size=8, names=names))
+    return verify_pair(PairRequest(reference=reference, candidate=candidate, samples=str(samples), batch_size=8, names=names))
 
 
 def row(name: str, kind: str, verdict: Verdict) -> dict[str, object]:

@@ -42,25 +42,25 @@ from deploy.runners.table import open_file, require_runtimes
 from deploy.runners.tensorrt import EngineFile, open_engine
 from deploy.runners.torch import available_device
 from export.bundle import json_bytes
-from export.engines.flavour import FLAVOURS, Flavour
-from export.engines.gpu import gpu_here
-from export.engines.record import EnginePrecision
 from export.errors import NotHereError
 from export.exact.calibration import calibrate
+from export.exact.grid import GridBits
 from export.exact.onnx import exact_tensorrt_onnx
-from export.exact.rewrite import GridBits, grid_graph
+from export.exact.rewrite import grid_graph
 from export.files import write_file
 from export.fold import fold
 from export.onnx import onnx_from_graph
-from export.tensorrt.builder import Batches, Wanted, engine_from_onnx
+from export.tensorrt.builder import Batches, EngineRequest, engine_from_onnx
 from export.tensorrt.float16 import float16_onnx
+from export.tensorrt.record import EnginePrecision
+from export.tensorrt.runtime import FLAVOURS, Flavour, gpu_here
 from pipeline import run
-from pipeline.assemble import ImageFacts, training_graph
+from pipeline.bundle.engines import EngineOptions
 from pipeline.cli.console import Console
 from pipeline.config import load_config, parse_config
-from pipeline.engine_stage import export_engines
-from pipeline.engines import EngineOptions
-from pipeline.outcome import Outcome
+from pipeline.progress import Outcome
+from pipeline.run import export_engines
+from pipeline.training_graph import ImageFacts, training_graph
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 SHAPE, NUM_CLASSES = (3, 32, 32), 10
@@ -356,7 +356,7 @@ def _in_tensorrt(flavour: Flavour, forms: _Forms, form: EnginePrecision, held: E
 
 
 def _engine(forms: _Forms, form: EnginePrecision, flavour: Flavour) -> Runner:
-    wanted = Wanted(precision=form, batches=Batches(1, 64, max(BATCHES)))
+    wanted = EngineRequest(precision=form, batches=Batches(1, 64, max(BATCHES)))
     engine = engine_from_onnx(flavour, forms.for_engines[form], f"{form}.onnx", wanted, _Nobody())
     return open_engine(EngineFile(f"the {form} engine", engine.plan, engine.record))
 

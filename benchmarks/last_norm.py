@@ -16,12 +16,11 @@ from typing import Any
 
 from benchmarks.environment import write_result
 from pipeline.cli.console import Console
-from pipeline.papers.table import CIFAR100, Row, Table
-from pipeline.reproduction.outputs import write_outputs
-from pipeline.reproduction.plan import Asked, Plan, planned
+from pipeline.reproduction.outputs import json_facts, markdown, write_outputs
+from pipeline.reproduction.papers.table import CIFAR100, Row, Table
+from pipeline.reproduction.plan import Plan, PlanRequest, planned
 from pipeline.reproduction.result import Result, result_of
 from pipeline.reproduction.running import require_same_runs, run_plan
-from pipeline.reproduction.writing import json_facts, markdown
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RATES = (0.01, 0.05, 0.2, 0.5, 1.0)
@@ -41,7 +40,7 @@ DEVIATIONS_ABOVE_CHANCE = 4
 def main() -> None:
     options = _options()
     images = _part_of(options.data, options.runs / "images", tuple(options.images))
-    plan = planned(_table(options.rates, options.epochs), Asked(num_seeds=options.seeds, data=images), CONFIGS, options.runs)
+    plan = planned(_table(options.rates, options.epochs), PlanRequest(num_seeds=options.seeds, data=images), CONFIGS, options.runs)
     _run(plan)
     result = result_of(plan)
     write_outputs(result, options.runs)

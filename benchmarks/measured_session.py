@@ -23,15 +23,15 @@ Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Measured:
+class OutputErrors:
     milliseconds: float
     outputs_sha256: str
 
 
-def measured_in_a_process(file: Path, runtime: str, batch: int, threads: int) -> Measured:
+def measured_in_a_process(file: Path, runtime: str, batch: int, threads: int) -> OutputErrors:
     command = [sys.executable, "-m", "benchmarks.measured_session", str(file), runtime, str(batch), str(threads)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    return OutputErrors(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def _measured(file: Path, runtime: str, batch: int, threads: int) -> dict[str, object]:

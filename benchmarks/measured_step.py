@@ -24,7 +24,7 @@ _FEW = 8
 
 
 @dataclass(frozen=True)
-class Measured:
+class OutputErrors:
     """One method's step on one batch."""
 
     step: TrainingStep
@@ -58,7 +58,7 @@ class Measured:
         return sum(value.numel() * value.element_size() for value in held)
 
 
-def measured_step(network: str, options: MethodOptions, batch_size: int, autocast: torch.dtype | None) -> Measured:
+def measured_step(network: str, options: MethodOptions, batch_size: int, autocast: torch.dtype | None) -> OutputErrors:
     """The step of a method on a network, on the CPU, in channels_last as training has it there."""
     written = network_by_name(network, NUM_CLASSES, IMAGE[0])
     graph = trace(written, Normalise((128.0,) * 3, (64.0,) * 3), IMAGE, NUM_CLASSES)
@@ -68,7 +68,7 @@ def measured_step(network: str, options: MethodOptions, batch_size: int, autocas
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, *IMAGE), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, NUM_CLASSES, (batch_size,), generator=generator)
-    return Measured(step, images.contiguous(memory_format=torch.channels_last), labels)
+    return OutputErrors(step, images.contiguous(memory_format=torch.channels_last), labels)
 
 
 def _changes(profiled: profile) -> list[int]:

@@ -17,7 +17,7 @@ from benchmarks.measured_step import NOT_COUNTED, measured_step
 from export.errors import UsageError
 from pipeline.config.methods import MethodOptions
 from pipeline.methods import METHODS
-from pipeline.papers import TABLES, Row
+from pipeline.reproduction.papers import TABLES, Row
 from pipeline.training.device import arithmetic
 
 NETWORKS = {"resnet18": "ResNet18", "shufflenetv2_x1_0": "ShuffleNetV2"}

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import Config, parse_config
 from pipeline.training import Settings, TrainingData, train
-from pipeline.training.batches import Batch
 from pipeline.training.device import arithmetic, autocast_type
+from pipeline.training.protocols import Batch
 from pipeline.training.step import TrainingStep
+from pipeline.training_graph import ImageFacts, training_graph
 
 METHODS = ("batchnorm", "czmi", "czmig", "equinorm", "fixup", "groupnorm", "mimicnorm", "nonorm", "scaledws", "skipinit", "weightnorm")
 SETTINGS = (("float32", "none"), ("bfloat16", "norm"))

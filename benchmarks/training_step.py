@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.environment import write_result
-from benchmarks.measured_step import IMAGE, NOT_COUNTED, Measured, measured_step
+from benchmarks.measured_step import IMAGE, NOT_COUNTED, OutputErrors, measured_step
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, NonormOptions
 from pipeline.training.device import arithmetic
 
@@ -67,7 +67,7 @@ def _measured(autocast: torch.dtype | None, num_rounds: int) -> Results:
     }
 
 
-def _seconds(measured: Measured) -> float:
+def _seconds(measured: OutputErrors) -> float:
     """Per step, over one turn."""
     started = time.perf_counter()
     for _ in range(STEPS_PER_TURN):

@@ -23,13 +23,15 @@ from benchmarks.environment import write_result
 from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
 from deploy.runners.torch import TorchRunner
-from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
-from deploy.verify.pair import Pair, verify_pair
-from export.derived import training_only_parts
+from deploy.verify.links import Chain, Link, Record, Stage
+from deploy.verify.pair import verify_pair
+from deploy.verify.request import PairRequest
+from deploy.verify.run import run_chain
 from export.fold import fold
+from export.layers import training_only_parts
 from export.onnx import onnx_from_graph
-from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import parse_config
+from pipeline.training_graph import ImageFacts, training_graph
 
 NUM_IMAGES, BATCH, SIZE, ROUNDS = 10_000, 250, 32, 3
 FEW, MANY = 1_000, 100_000
@@ -117,7 +119,7 @@ def peak_of(number: int) -> dict[str, object]:
 
 def print_peak(folder: Path) -> None:
     """A pair from files: the peak of this process, and of the largest of its host processes."""
-    pair = Pair(reference=folder / "model.onnx", candidate=folder / "model.onnx", samples=str(folder / "samples.npz"), batch_size=BATCH)
+    pair = PairRequest(reference=folder / "model.onnx", candidate=folder / "model.onnx", samples=str(folder / "samples.npz"), batch_size=BATCH)
     before = own_peak()
     verdict = verify_pair(pair)
     hosts = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -26,7 +26,8 @@ from torch.onnx.verification import verify_onnx_program
 
 from benchmarks.corpus import FAULTS, HARMLESS, UNCOMPARABLE, Case, Network, Weights, images, network, renamed, trained_weights
 from benchmarks.environment import RESULTS, write_result
-from deploy.verify.pair import Pair, verify_pair
+from deploy.verify.pair import verify_pair
+from deploy.verify.request import PairRequest
 from export.errors import UsageError
 
 SCALES = (0, 10, -10)
@@ -59,7 +60,7 @@ def samegraph(bench: Bench, candidate: Path, samples: np.ndarray) -> dict[str, o
     """The derived budget; the place where there is one."""
     np.savez(bench.folder / "samples.npz", image=samples)
     try:
-        verdict = verify_pair(Pair(reference=bench.reference, candidate=candidate, samples=str(bench.folder / "samples.npz"), batch_size=256))
+        verdict = verify_pair(PairRequest(reference=bench.reference, candidate=candidate, samples=str(bench.folder / "samples.npz"), batch_size=256))
     except UsageError as error:
         return {"found": True, "refused": str(error)}
     (link,) = verdict.links

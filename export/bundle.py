@@ -1,6 +1,6 @@
-"""The bundle: a folder whose manifest names every file with its hash. Nothing in it is read before its hash was checked.
+"""The format of a bundle: the names of its files, the manifest with their hashes, and what must hold when one is opened.
 
-Needs neither torch nor a runtime, so that a server can open one.
+Plain data and files; needs no torch. Nothing is read before its hash was checked.
 """
 
 import json
@@ -16,6 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from export.errors import DamagedError, UsageError
 from export.files import sha256_of, write_file
 
+MODEL, WEIGHTS, LABELS, CARD = "model.onnx", "weights.safetensors", "labels.txt", "README.md"
+CONFIG, TRAINING_WEIGHTS, SAMPLES = "training/config.yaml", "training/weights.safetensors", "training/samples.safetensors"
+METRICS, DIAGNOSIS = "training/metrics.jsonl", "training/diagnosis.jsonl"
+EXACT_MODEL, EXACT_TENSORRT_MODEL, EXACT_WEIGHTS = "model.exact.onnx", "model.exact.trt.onnx", "weights.exact.safetensors"
+FLOAT16_MODEL = "model.float16.onnx"
+CERTIFICATE = "certificate.json"
+VERIFICATION, REPORT = "verification.json", "report.html"
+EXACT_TRAINING_WEIGHTS, EXACT_METRICS = "training/exact.safetensors", "training/exact.metrics.jsonl"
+PREPROCESSING = "none: raw pixels, uint8, N x C x H x W; normalisation is the first part of the graph"
 MANIFEST = "manifest.json"
 FORMAT_VERSION: Literal[1] = 1
 _LARGEST_MANIFEST = 16 * 2**20

@@ -4,11 +4,14 @@ Takes a training graph; returns a new graph of plain layers in evaluation mode, 
 """
 
 import copy
+from collections.abc import Mapping
 
+import safetensors.torch
+import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from export.derived import Foldable, TrainingOnly
+from export.layers import FoldableLayer, TrainingPart
 
 
 def fold(graph: GraphModule) -> GraphModule:
@@ -18,9 +21,9 @@ def fold(graph: GraphModule) -> GraphModule:
         if node.op != "call_module":
             continue
         layer = folded.get_submodule(node.target)
-        if isinstance(layer, Foldable):
+        if isinstance(layer, FoldableLayer):
             folded.set_submodule(node.target, layer.folded())
-        elif isinstance(layer, (TrainingOnly, nn.Identity)):
+        elif isinstance(layer, (TrainingPart, nn.Identity)):
             (before,) = node.all_input_nodes
             node.replace_all_uses_with(before)
             folded.graph.erase_node(node)
@@ -28,3 +31,8 @@ def fold(graph: GraphModule) -> GraphModule:
     folded.delete_all_unused_submodules()
     folded.recompile()
     return folded.eval().requires_grad_(False)
+
+
+def tensors_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """The file's content; the same tensors give the same bytes."""
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})

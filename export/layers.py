@@ -1,10 +1,17 @@
-"""The layers that a graph has beside PyTorch's own: pixels to network input, the mean over an image, a scalar that is added.
+"""Layers of a graph: those that plain networks lack, and those whose weights are derived from parameters and can be folded.
 
-They stand here and not with the tracer, because fold, grid and exporter meet them too.
+Takes modules. Knows no method and no network.
 """
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class Normalise(nn.Module):
@@ -38,3 +45,185 @@ class ScalarBias(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.bias
+
+
+WeightAndBias = tuple[torch.Tensor, torch.Tensor | None]
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+class Derivation(nn.Module, ABC):
+    """A small differentiable function from parameters to the weight and bias of a plain layer."""
+
+    @abstractmethod
+    def forward(self) -> WeightAndBias:
+        """The weight and bias that the plain operation runs with."""
+
+    def filters_and_scale(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """For reports: the filters before a learned scale per filter, and that scale; None where there is none."""
+        return self()[0], None
+
+    def output_variance(self) -> torch.Tensor | None:
+        """For reports: the running variances that the outputs are divided by the roots of; None where there are none."""
+        return None
+
+
+class PlainDerivation(Derivation):
+    """Weight and bias are the parameters themselves."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self) -> WeightAndBias:
+        return self.weight, self.bias
+
+
+class FoldableLayer(nn.Module, ABC):
+    """A layer of the training graph that is replaced by a plain one in the folded graph."""
+
+    def evaluated(self) -> nn.Module:
+        """The layer that computes what this one does in evaluation, on the same parameters and without the parts of training."""
+        return self
+
+    @abstractmethod
+    def folded(self) -> nn.Module:
+        """The plain layer that computes, bit for bit, what this one computes in evaluation."""
+
+
+class DerivedConv2d(FoldableLayer):
+    """A convolution on a derived weight. Stride, padding, dilation and groups are those of `like`."""
+
+    def __init__(self, like: nn.Conv2d, derivation: Derivation) -> None:
+        super().__init__()
+        if like.padding_mode != "zeros" or isinstance(like.padding, str):
+            raise ValueError(f"padding {like.padding!r} in mode {like.padding_mode!r} has no derived form")
+        self.derivation = derivation
+        self.kernel_size, self.stride, self.dilation = _pair(like.kernel_size), _pair(like.stride), _pair(like.dilation)
+        self.padding, self.groups = _pair(like.padding), like.groups
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(x, *self.derivation())
+
+    def run(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The plain operation on a given weight and bias."""
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def folded(self) -> nn.Conv2d:
+        weight, bias = _stored(self.derivation)
+        plain = nn.Conv2d(
+            weight.shape[1] * self.groups,
+            weight.shape[0],
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            bias=bias is not None,
+            device="meta",
+        )
+        return _with_values(plain, weight, bias)
+
+
+class DerivedLinear(FoldableLayer):
+    """A linear layer on a derived weight."""
+
+    def __init__(self, derivation: Derivation) -> None:
+        super().__init__()
+        self.derivation = derivation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(x, *self.derivation())
+
+    def run(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The plain operation on a given weight and bias."""
+        return F.linear(x, weight, bias)
+
+    def folded(self) -> nn.Linear:
+        weight, bias = _stored(self.derivation)
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        return _with_values(plain, weight, bias)
+
+
+class TrainingPart(nn.Module, ABC):
+    """A part that acts in training mode only: noise, dropout, batch statistics. `active` switches it off without leaving training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.active = True
+
+    @property
+    def acts(self) -> bool:
+        """Whether the next forward pass does what only training does."""
+        return self.active and self.training
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """What it does, in a few words for the report."""
+
+
+class UnfoldableLayer(nn.Module, ABC):
+    """A layer that computes what no plain layer can, in training and deployment alike: it is exported as it is, and the report says so."""
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """What it does, in a few words for the report."""
+
+    @abstractmethod
+    def written_out(self) -> nn.Module:
+        """The same function in the operations that a file gets, with sums that every runtime rounds about as well as PyTorch does."""
+
+    @property
+    @abstractmethod
+    def onnx_operations(self) -> Counter[str]:
+        """The operations beyond those of plain layers that `written_out` becomes, and how many of each."""
+
+
+def not_foldable_parts(graph: nn.Module) -> dict[str, UnfoldableLayer]:
+    """The parts of a graph that are deployed as they are, by name."""
+    return {name: part for name, part in graph.named_modules() if isinstance(part, UnfoldableLayer)}
+
+
+def training_only_parts(graph: nn.Module) -> dict[str, TrainingPart]:
+    """The parts of a graph that exist in training only, by name."""
+    return {name: part for name, part in graph.named_modules() if isinstance(part, TrainingPart)}
+
+
+@contextmanager
+def training_only_parts_off(graph: nn.Module) -> Iterator[None]:
+    """Switch every training-only part off for a while; the graph stays in the mode it is in."""
+    with parts_off(training_only_parts(graph).values()):
+        yield
+
+
+@contextmanager
+def parts_off(parts: Iterable[TrainingPart]) -> Iterator[None]:
+    """Switch these parts off for a while."""
+    parts = list(parts)
+    before = [part.active for part in parts]
+    for part in parts:
+        part.active = False
+    try:
+        yield
+    finally:
+        for part, active in zip(parts, before, strict=True):
+            part.active = active
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    height, width = values
+    return height, width
+
+
+def _stored(derivation: Derivation) -> WeightAndBias:
+    with torch.no_grad():
+        weight, bias = derivation()
+        return weight.detach().clone(), None if bias is None else bias.detach().clone()
+
+
+def _with_values(plain: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> Layer:
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    plain.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+    return plain

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from export.derived import not_foldable_parts
+from export.layers import not_foldable_parts
 
 OPSET = 20
 IR_VERSION = 10

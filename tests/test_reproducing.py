@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from pipeline.papers import TABLES
-from pipeline.reproduction.listing import needs_of
+from pipeline.reproduction.papers import TABLES
+from pipeline.reproduction.plan import needs_of
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")

@@ -1,11 +1,11 @@
-"""The one interface to whatever runs a model: what goes in, what comes out, what ran.
+"""The one interface to whatever runs a model: what goes in, what comes out, what ran, and the inner tensors it can be cut at.
 
-Takes arrays by name. Knows no runtime; a runtime is a file next to this one and a line in `table.py`.
+Takes arrays by name. Knows no runtime; a runtime is a file next to this one and a row in `table.py`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar, final
 
@@ -124,3 +124,64 @@ def _check(runner: str, what: str, specs: Sequence[TensorSpec], arrays: Mapping[
         if not spec.allows(array):
             sizes = " x ".join(map(str, array.shape))
             raise error(f"{runner}: {what} {spec.name} is {array.dtype.name}, {sizes}; expected {spec}")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A tensor that an operation of a graph computes."""
+
+    name: str
+    operation: str
+    inputs: tuple[str, ...]
+    """The points it is computed from; the graph's inputs and weights are none."""
+    layer: str = ""
+    """The module of the network that the operation belongs to, where that is known."""
+
+
+class RenamedRunner(Runner):
+    """`names` maps the caller's names to the runner's; those that are not in it stay."""
+
+    def __init__(self, inner: Runner, names: Mapping[str, str]) -> None:
+        self._inner = inner
+        self._theirs = dict(names)
+        ours = {theirs: own for own, theirs in names.items()}
+        self.name = inner.name
+        self.inputs = tuple(replace(spec, name=ours.get(spec.name, spec.name)) for spec in inner.inputs)
+        self.outputs = tuple(replace(spec, name=ours.get(spec.name, spec.name)) for spec in inner.outputs)
+        self._ours = ours
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return {**self._inner.facts, **({"names": self._theirs} if self._theirs else {})}
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        found = self._inner.run({self._theirs.get(name, name): rows for name, rows in batch.items()})
+        return {self._ours.get(name, name): rows for name, rows in found.items()}
+
+
+class RecordedRunner(Runner):
+    """`rows` gives the next so many rows of every output."""
+
+    def __init__(
+        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], rows: Callable[[int], Mapping[str, Array]], name: str = "recorded outputs"
+    ) -> None:
+        self.name = name
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self._rows = rows
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return {"runtime": "recorded", "device": "unknown"}
+
+    def close(self) -> None:
+        return
+
+    def _run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        number = len(next(iter(batch.values())))
+        found = {name: np.array(rows) for name, rows in self._rows(number).items()}
+        if any(len(rows) != number for rows in found.values()):
+            raise UsageError(f"{self.name} end before the samples do; record outputs for the same samples, in the same order")
+        return found

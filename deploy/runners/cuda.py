@@ -11,7 +11,7 @@ from typing import Any, NewType
 import numpy as np
 from numpy.typing import NDArray
 
-from export.engines.gpu import Gpu, checked, cuda_runtime, gpu_here
+from export.tensorrt.runtime import Gpu, checked, cuda_runtime, gpu_here
 
 Bytes = NDArray[np.uint8]
 Graph = NewType("Graph", object)

@@ -13,8 +13,8 @@ from deploy.runners.base import Runner
 from deploy.runners.onnxruntime import OnnxRuntimeRunner, Optimisation
 from deploy.runners.openvino import OpenVinoRunner
 from deploy.runners.tensorrt import require_tensorrt
-from export.engines.flavour import FLAVOURS
 from export.errors import NotHereError, UsageError
+from export.tensorrt.runtime import FLAVOURS
 
 Choice = Literal["threads", "optimisation"]
 THREADS = (1, 3)

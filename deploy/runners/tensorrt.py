@@ -15,12 +15,10 @@ import numpy as np
 
 from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.cuda import Bytes, CudaDriver, Driver, Graph
-from export.engines import api
-from export.engines.flavour import FLAVOURS, Flavour, flavour_of_runtime
-from export.engines.gpu import Gpu
-from export.engines.messages import listening, logger_of
-from export.engines.record import EngineRecord, Tensor, require_built_from, require_the_engine_of
 from export.errors import DamagedError, NotHereError, UsageError
+from export.tensorrt import api
+from export.tensorrt.record import EngineRecord, Tensor, require_built_from, require_the_engine_of
+from export.tensorrt.runtime import FLAVOURS, Flavour, Gpu, flavour_of_runtime, listening, logger_of
 
 _KEPT_SIZES = 32
 """For so many batch sizes a context and a CUDA graph are kept; the least recently used one goes first."""

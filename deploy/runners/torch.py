@@ -1,4 +1,4 @@
-"""Runs a PyTorch module as it is: the caller has set its mode and switched parts off.
+"""Runs a PyTorch module as it is, whole or up to one of its nodes: the caller has set its mode and switched parts off.
 
 Takes a module and the names of its inputs and outputs. Computes in true float32 (no TF32, no autocast) or in float64.
 """
@@ -12,9 +12,9 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
-from deploy.runners.base import Array, Runner, TensorSpec
+from deploy.runners.base import Array, Point, Runner, TensorSpec
 from export.errors import NotHereError
 
 TorchPrecision = Literal["float32", "float64"]
@@ -200,3 +200,55 @@ def _products() -> dict[str, Any]:
         "mkldnn.matmul": backends.mkldnn.matmul,
         "mkldnn.rnn": backends.mkldnn.rnn,
     }
+
+
+def points_of(module: fx.GraphModule) -> tuple[Point, ...]:
+    """Everything that a node computes, in order."""
+    return tuple(_points(module))
+
+
+def open_until(
+    module: fx.GraphModule,
+    name: str,
+    inputs: Sequence[TensorSpec],
+    batch: Mapping[str, Array],
+    *,
+    device: str,
+    gradients: bool,
+    plain_sums: bool = False,
+) -> TorchRunner:
+    """The module up to a node, whose result becomes the only output; a ValueError where that is no tensor."""
+    prefix = _prefix(module, name)
+    arguments = [torch.tensor(batch[spec.name]).to(device) for spec in inputs]
+    with torch.inference_mode():
+        (found,) = prefix(*arguments)
+    if not isinstance(found, torch.Tensor):
+        raise ValueError(f"{name} is no tensor")
+    output = TensorSpec(name, str(found.dtype).removeprefix("torch."), (None, *found.shape[1:]) if found.ndim else ())
+    return TorchRunner(prefix, inputs, (output,), name=f"{name} of the graph", device=device, gradients=gradients, plain_sums=plain_sums)
+
+
+def _prefix(module: fx.GraphModule, name: str) -> fx.GraphModule:
+    graph = fx.Graph()
+    kept: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        kept[node] = graph.node_copy(node, lambda other: kept[other])
+        if node.name == name:
+            graph.output((kept[node],))
+            return fx.GraphModule(module, graph)
+    raise ValueError(f"the graph has no node {name!r}")
+
+
+def _points(module: fx.GraphModule) -> Iterator[Point]:
+    computed: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op in ("call_module", "call_function", "call_method"):
+            inputs = tuple(each.name for each in node.all_input_nodes if each in computed)
+            computed.add(node)
+            yield Point(node.name, _operation(module, node), inputs, str(node.target) if node.op == "call_module" else "")
+
+
+def _operation(module: fx.GraphModule, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return type(module.get_submodule(str(node.target))).__name__
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

@@ -1,1 +1,1 @@
-"""Comparison of outputs, derived budgets, the chain of links, and the report."""
+"""Runs forms of a model side by side and judges each link between them."""

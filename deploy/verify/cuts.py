@@ -6,13 +6,13 @@ Takes ways to open both stages up to a tensor. Knows no kind of graph.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from deploy.runners.base import Runner
-from deploy.runners.renamed import RenamedRunner
-from deploy.verify.budget import Precision
-from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
-from deploy.verify.compare import Arrays
-from deploy.verify.place import Found, Pairing, Places
-from deploy.verify.tolerance import Tolerance
+from deploy.compare.bits import Arrays
+from deploy.compare.budget import Precision
+from deploy.compare.tolerance import Tolerance
+from deploy.runners.base import RenamedRunner, Runner
+from deploy.verify.links import Chain, Link, Record, Stage
+from deploy.verify.place import CutResult, Pairing, Places
+from deploy.verify.run import run_chain
 from deploy.verify.verdict import Requirement
 from export.errors import SamegraphError
 
@@ -47,7 +47,7 @@ class CutPlaces(Places):
     def pairings(self) -> Sequence[Pairing]:
         return self.found
 
-    def at(self, pairing: Pairing) -> Found | None:
+    def at(self, pairing: Pairing) -> CutResult | None:
         stages = [_stage(BEFORE, self.before, pairing), _stage(AFTER, self.after, pairing)]
         if self.source is not None:
             stages.append(_stage(SOURCE, self.source, pairing))
@@ -64,7 +64,7 @@ class CutPlaces(Places):
         except SamegraphError:  # a graph that cannot be cut there
             return None
         errors = {each.stage: each for each in verdict.errors}
-        return Found(verdict.links[0], errors.get(BEFORE), errors.get(AFTER))
+        return CutResult(verdict.links[0], errors.get(BEFORE), errors.get(AFTER))
 
 
 def _stage(name: str, cut: Cut, pairing: Pairing) -> Stage:

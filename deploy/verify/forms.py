@@ -11,21 +11,20 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-from deploy.hosting.forms import RECORD, SUFFIXES, TORCH, Kind, Opening
-from deploy.hosting.process import Contents, HostProcess, Limits
-from deploy.runners.base import Array, Runner, TensorSpec
+from deploy.compare.budget import Precision
+from deploy.compare.inputs import SUFFIXES as RECORDED
+from deploy.compare.inputs import StoredArray, batches_of, kept_in
+from deploy.runners.base import Array, RecordedRunner, Runner, TensorSpec
 from deploy.runners.onnx_file import require_size
-from deploy.runners.recorded import RecordedRunner
 from deploy.runners.table import FILE_RUNTIMES, RunOptions
-from deploy.verify.arrays import SUFFIXES as RECORDED
-from deploy.verify.arrays import Kept, batches_of, kept_in
-from deploy.verify.budget import Precision
+from deploy.sandbox.forms import RECORD, SUFFIXES, TORCH, Kind, Opening
+from deploy.sandbox.process import Contents, HostProcess, Limits
 from deploy.verify.invariance import Variant
-from deploy.verify.variants import file_variants, torch_variants
+from deploy.verify.links import file_variants, torch_variants
 from export.bundle import MANIFEST, open_bundle
-from export.engines.flavour import FLAVOURS
-from export.engines.record import EnginePrecision, EngineRecord, read_record, require_the_size
 from export.errors import NotHereError, UsageError
+from export.tensorrt.record import EnginePrecision, EngineRecord, read_record, require_the_size
+from export.tensorrt.runtime import FLAVOURS
 
 _OF_ENGINES: Mapping[EnginePrecision, Precision] = {"float32": "float32", "tf32": "tf32", "float16": "float16", "exact": "float32"}
 _PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float16", "float32", "float64")
@@ -150,10 +149,10 @@ class Engine(Form):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded(Form):
+class Recording(Form):
     """Outputs that were written down."""
 
-    kept: Mapping[str, Kept]
+    kept: Mapping[str, StoredArray]
 
     @property
     def num_rows(self) -> int:
@@ -179,7 +178,7 @@ class Recorded(Form):
 class _Reader:
     """Reads the rows of several arrays side by side, as many as are asked for."""
 
-    def __init__(self, kept: Mapping[str, Kept]) -> None:
+    def __init__(self, kept: Mapping[str, StoredArray]) -> None:
         self._kept = kept
         self._rows: Iterator[dict[str, Array]] | None = None
         self._size = 0
@@ -260,7 +259,7 @@ def _model(path: Path, copy: Path, plainly: bool, limits: Limits, stack: ExitSta
     )
 
 
-def _recorded(path: Path) -> Recorded:
+def _recorded(path: Path) -> Recording:
     kept = kept_in(path)
     if not kept or len({each.shape[:1] for each in kept.values()}) > 1 or () in {each.shape for each in kept.values()}:
         shapes = {name: each.shape for name, each in kept.items()}
@@ -268,7 +267,7 @@ def _recorded(path: Path) -> Recorded:
     outputs = tuple(TensorSpec(name, each.dtype.name, (None, *each.shape[1:])) for name, each in kept.items())
     floats = {each.dtype.name for each in kept.values()}
     precision: Precision = next((each for each in _PRECISIONS if each in floats), "float32")
-    return Recorded(path=path, sha256=_hash(path), inputs=None, outputs=outputs, precision=precision, kept=kept)
+    return Recording(path=path, sha256=_hash(path), inputs=None, outputs=outputs, precision=precision, kept=kept)
 
 
 def _hash(path: Path) -> str:

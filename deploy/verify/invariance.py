@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from deploy.compare.bits import Arrays, Comparator
+from deploy.compare.budget import Budgets, ErrorMeter
+from deploy.compare.tolerance import Tolerance, ToleranceMeter
 from deploy.runners.base import Runner
-from deploy.verify.budget import Budgets, ErrorMeter
-from deploy.verify.compare import Arrays, Comparator
-from deploy.verify.tolerance import Tolerance, ToleranceMeter
 from deploy.verify.verdict import InvarianceVerdict, Observed, Requirement, Status, figures, one_line
 from export.errors import NotHereError, UsageError
 
@@ -88,11 +88,11 @@ class InvarianceMeter:
 
     def update(self, runner: Runner, batch: Arrays, outputs: Arrays, reference: Arrays | None) -> None:
         """Compare every variant's outputs with those in the batch, and measure them against float64."""
-        batch_seen = _Seen(batch, outputs, reference)
+        batch_seen = _RunBatch(batch, outputs, reference)
         for trial in self._trials(runner, batch_seen.size):
             self._compare(trial, runner.run, batch_seen)
         everything = np.arange(batch_seen.size)
-        strided = _Seen({name: _strided(rows) for name, rows in batch.items()}, outputs, reference, as_it_is=True)
+        strided = _RunBatch({name: _strided(rows) for name, rows in batch.items()}, outputs, reference, as_it_is=True)
         self._compare(_Trial(LAYOUT, "strided input", everything), runner.run, strided)
         for variant in self._variants:
             self._open(variant, _Trial(variant.check, variant.setting, everything), batch_seen)
@@ -123,7 +123,7 @@ class InvarianceMeter:
         for name in names:
             self._checks[name].absent = reason
 
-    def _open(self, variant: Variant, trial: _Trial, seen: "_Seen") -> None:
+    def _open(self, variant: Variant, trial: _Trial, seen: "_RunBatch") -> None:
         check = self._checks[variant.check]
         try:
             with variant.open() as runner:
@@ -133,7 +133,7 @@ class InvarianceMeter:
         except Exception as error:
             check.raised = check.raised or f"{variant.setting} could not be opened: {one_line(error)}"
 
-    def _compare(self, trial: _Trial, run: Run, seen: "_Seen") -> None:
+    def _compare(self, trial: _Trial, run: Run, seen: "_RunBatch") -> None:
         check = self._checks[trial.check]
         try:
             found = run(seen.input(trial.rows))
@@ -156,7 +156,7 @@ class InvarianceMeter:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _RunBatch:
     """A batch that was run, and what came out."""
 
     batch: Arrays

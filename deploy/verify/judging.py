@@ -5,9 +5,9 @@ Plain data and functions of it. Runs nothing.
 
 from dataclasses import dataclass
 
-from deploy.verify.budget import Budgets, Errors, Measured, TopOne
-from deploy.verify.compare import Comparison
-from deploy.verify.tolerance import Beyond, Tolerance
+from deploy.compare.bits import Comparison
+from deploy.compare.budget import Budgets, Errors, OutputErrors, TopOne
+from deploy.compare.tolerance import Excess, Tolerance
 from deploy.verify.verdict import Observed, Requirement, Status, figures
 
 
@@ -18,7 +18,7 @@ class Side:
     name: str
     absent: str | None
     broken: str | None
-    errors: Measured
+    errors: OutputErrors
     budgets: Budgets | None
 
 
@@ -33,7 +33,7 @@ class Evidence:
     comparison: Comparison
     top_one: TopOne
     tolerance: Tolerance | None = None
-    beyond: Beyond | None = None
+    beyond: Excess | None = None
     infinity_allowed: bool = False
     """Whether an infinity that all sides agree about is an answer like others."""
 
@@ -127,6 +127,6 @@ def _without_budget(evidence: Evidence, name: str | None) -> str:
     return f"{_of(name, source.errors)}no budget: {found}"
 
 
-def _of(name: str | None, errors: Measured) -> str:
+def _of(name: str | None, errors: OutputErrors) -> str:
     """Which output it is, where there are several."""
     return f"{name}: " if name is not None and len(errors.outputs) > 1 else ""

@@ -6,25 +6,24 @@ Takes what the user asked for. Decides what the link must hold; how forms are op
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from deploy.hosting.process import HostError, Limits
-from deploy.runners.base import Runner, TensorSpec
-from deploy.runners.renamed import RenamedRunner
+from deploy.compare.bits import Arrays
+from deploy.compare.budget import Precision
+from deploy.compare.inputs import SampleSource, samples_for
+from deploy.runners.base import RenamedRunner, Runner, TensorSpec
 from deploy.runners.table import FILE_RUNTIMES
-from deploy.verify.budget import Precision
-from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
-from deploy.verify.compare import Arrays
+from deploy.sandbox.process import HostError, Limits
 from deploy.verify.cuts import Cut, CutPlaces
-from deploy.verify.forms import Engine, Form, Model, Recorded, form_of
-from deploy.verify.given import Given, samples_for
+from deploy.verify.forms import Engine, Form, Model, Recording, form_of
 from deploy.verify.invariance import Variant
+from deploy.verify.links import Chain, Link, Record, Stage, selected
 from deploy.verify.place import Pairing, Places, paired
-from deploy.verify.selection import selected
-from deploy.verify.tolerance import Tolerance
+from deploy.verify.request import PairRequest
+from deploy.verify.run import run_chain
 from deploy.verify.verdict import Requirement, Verdict
 from deploy.verify.worst import rows_of, worst_samples
 from export.errors import NotHereError, UsageError
@@ -35,48 +34,20 @@ Shown = Callable[[Iterator[Arrays], int], Iterator[Arrays]]
 """Passes batches on, and shows how many of so many have gone by."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """What is asked for."""
-
-    reference: Path
-    candidate: Path
-    samples: str | None = None
-    """A file, a folder of files, or a number; see `given`. Two recordings need none."""
-    names: Mapping[str, str] = field(default_factory=dict)
-    """The reference's names of inputs and outputs, and the candidate's, where they differ."""
-    runtimes: tuple[str, ...] = ("onnxruntime-cpu",)
-    """What an ONNX candidate is run in."""
-    tolerance: Tolerance | None = None
-    bitwise: bool = False
-    precision: Precision | None = None
-    """What was asked of the candidate; as of the reference where that is None, whatever types the file holds."""
-    batch_size: int = 64
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    seed: int = 0
-    batched: bool = True
-    inside: bool = False
-    """Whether the errors at inner tensors are measured too."""
-    only: str | None = None
-    """The one link that is checked, where the candidate is run in several runtimes."""
-    require: tuple[str, ...] = ()
-    limits: Limits = field(default_factory=Limits)
-
-
 @dataclass(frozen=True)
-class Compared:
+class PairResult:
     """A verdict, and the inputs of the samples that it calls the worst."""
 
     verdict: Verdict
     rows: Mapping[int, Arrays]
 
 
-def verify_pair(pair: Pair) -> Verdict:
+def verify_pair(pair: PairRequest) -> Verdict:
     """The verdict on a pair."""
     return compare_pair(pair).verdict
 
 
-def compare_pair(pair: Pair, shown: Shown | None = None) -> Compared:
+def compare_pair(pair: PairRequest, shown: Shown | None = None) -> PairResult:
     """Run both forms on the samples and judge the link between them."""
     if pair.bitwise and pair.tolerance:
         raise UsageError("--require bitwise and a tolerance exclude each other; drop one of them")
@@ -86,9 +57,9 @@ def compare_pair(pair: Pair, shown: Shown | None = None) -> Compared:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         reference = form_of(pair.reference, True, folder, pair.limits, stack)
         candidate = form_of(pair.candidate, False, folder, _limits(pair), stack)
-        matched = _Matched(pair, reference, candidate)
+        matched = _MatchedForms(pair, reference, candidate)
         given = matched.samples()
-        (chain,) = selected([matched.chain(_budget_source(pair, reference, given))], pair.only, ())
+        (chain,) = selected([matched.chain(_budget_source(pair, reference, given))], pair)
         record = Record(
             files={f"{REFERENCE} {reference.path.name}": reference.sha256, f"{CANDIDATE} {candidate.path.name}": candidate.sha256},
             samples_made=(given.description,),
@@ -100,10 +71,10 @@ def compare_pair(pair: Pair, shown: Shown | None = None) -> Compared:
         verdict = run_chain(chain, batches, record, require=pair.require, inside=pair.inside)
         if not verdict.interrupted and all(link.status == "not run" for link in verdict.links):
             raise NotHereError(verdict.links[0].reason)
-        return Compared(verdict, rows_of(given.batches(), worst_samples(verdict)))
+        return PairResult(verdict, rows_of(given.batches(), worst_samples(verdict)))
 
 
-def _budget_source(pair: Pair, reference: Form, given: Given) -> Stage | None:
+def _budget_source(pair: PairRequest, reference: Form, given: SampleSource) -> Stage | None:
     """The float64 evaluation, tried on one batch; without one the user must say what is allowed."""
     if pair.tolerance or pair.bitwise:
         return None
@@ -117,24 +88,24 @@ def _budget_source(pair: Pair, reference: Form, given: Given) -> Stage | None:
     return Stage(name=FLOAT64, runtime=str(runner.facts["runtime"]), device="cpu", precision="float64", open=lambda: runner, invariance_required=None)
 
 
-class _Matched:
+class _MatchedForms:
     """Two forms whose inputs and outputs were brought together."""
 
-    def __init__(self, pair: Pair, reference: Form, candidate: Form) -> None:
+    def __init__(self, pair: PairRequest, reference: Form, candidate: Form) -> None:
         self._pair, self._reference, self._candidate = pair, reference, candidate
         self._refuse_unknown_names()
         self._inputs = self._common_inputs()
         self._require_outputs_by_name()
 
-    def samples(self) -> Given:
+    def samples(self) -> SampleSource:
         """What both are run on."""
-        if isinstance(self._reference, Recorded) and isinstance(self._candidate, Recorded):
+        if isinstance(self._reference, Recording) and isinstance(self._candidate, Recording):
             return _numbers_of_rows(self._reference, self._candidate, self._pair.batch_size)
         if self._pair.samples is None:
             raise UsageError("nothing says what to compare on; add --samples with a file of inputs, a folder of such files, or a number")
         given = samples_for(self._inputs, self._pair.samples, self._batch_size, self._pair.sizes, self._pair.seed)
         for form in (self._reference, self._candidate):
-            if isinstance(form, Recorded) and form.num_rows != given.num_samples:
+            if isinstance(form, Recording) and form.num_rows != given.num_samples:
                 raise UsageError(f"{form.name} holds outputs of {form.num_rows} samples, not of {given.num_samples}; give those it was recorded on")
         return given
 
@@ -244,7 +215,7 @@ def _of_one_side(ours: Sequence[TensorSpec], theirs: Sequence[TensorSpec]) -> tu
     return [name for name in one if name not in other], [name for name in other if name not in one]
 
 
-def _limits(pair: Pair) -> Limits:
+def _limits(pair: PairRequest) -> Limits:
     """CUDA reserves more memory than any file may have."""
     on_gpu = any(FILE_RUNTIMES[name].device == "cuda" for name in pair.runtimes if name in FILE_RUNTIMES)
     return replace(pair.limits, gibibytes=0) if on_gpu else pair.limits
@@ -288,7 +259,7 @@ def _opened_renamed(variant: Variant, names: Mapping[str, str]) -> Runner:
     return RenamedRunner(variant.open(), names)
 
 
-def _numbers_of_rows(one: Recorded, other: Recorded, batch_size: int) -> Given:
+def _numbers_of_rows(one: Recording, other: Recording, batch_size: int) -> SampleSource:
     """Two recordings are compared row by row; their samples are not there."""
     if one.num_rows != other.num_rows:
         raise UsageError(f"{one.name} holds outputs of {one.num_rows} samples, {other.name} of {other.num_rows}; record both on the same samples")
@@ -297,4 +268,4 @@ def _numbers_of_rows(one: Recorded, other: Recorded, batch_size: int) -> Given:
         for start in range(0, one.num_rows, batch_size):
             yield {"row": np.arange(start, min(start + batch_size, one.num_rows))}
 
-    return Given(batches, -(-one.num_rows // batch_size), one.num_rows, f"{one.num_rows} rows of two recordings")
+    return SampleSource(batches, -(-one.num_rows // batch_size), one.num_rows, f"{one.num_rows} rows of two recordings")

@@ -8,13 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from deploy.runners.cut import Point
-from deploy.verify.budget import Budget
+from deploy.compare.budget import Budget
+from deploy.runners.base import Point
 from deploy.verify.verdict import InnerError, LinkVerdict, Place, PlaceInput, StageErrors
 
 
 @dataclass(frozen=True)
-class Found:
+class CutResult:
     """A link at one tensor, and how far its stages are from float64 there, where that was measured."""
 
     link: LinkVerdict
@@ -40,7 +40,7 @@ class Places(ABC):
         """The tensors that both compute, in the order of the second stage."""
 
     @abstractmethod
-    def at(self, pairing: Pairing) -> Found | None:
+    def at(self, pairing: Pairing) -> CutResult | None:
         """The link as it is at one of them, on a batch that fails; None where it cannot be run there."""
 
 
@@ -60,7 +60,7 @@ class _Search:
         self._places = places
         self._pairings = {each.point.name: each for each in pairings}
         self._names = list(self._pairings)
-        self._seen: dict[str, Found | None] = {}
+        self._seen: dict[str, CutResult | None] = {}
 
     def guilty(self) -> str | None:
         """Halve the graph until a failing tensor stands right behind one that does not fail, then follow failing inputs."""
@@ -117,12 +117,12 @@ class _Search:
         found = self._at(name)
         return found is not None and found.link.status == "failed"
 
-    def _known(self, name: str) -> Found:
+    def _known(self, name: str) -> CutResult:
         found = self._at(name)
         assert found is not None
         return found
 
-    def _at(self, name: str) -> Found | None:
+    def _at(self, name: str) -> CutResult | None:
         """What was compared there; where shapes or dtypes differ, nothing was, and the two are not the same tensor."""
         if name not in self._seen:
             found = self._places.at(self._pairings[name])

@@ -17,7 +17,7 @@ from export.errors import SamegraphError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from deploy.verify.pair import Pair
+    from deploy.verify.request import PairRequest
     from deploy.verify.verdict import Verdict
 
 Form: TypeAlias = "str | Path | torch.nn.Module | torch.export.ExportedProgram"
@@ -49,12 +49,12 @@ class SameFunction:
 
         Without a bound the budget is derived from a's error against its evaluation in float64. A module is compared as it is in evaluation mode.
         """
-        from deploy.verify.pair import Pair
-        from deploy.verify.tolerance import Tolerance
+        from deploy.compare.tolerance import Tolerance
+        from deploy.verify.request import PairRequest
 
-        def asked() -> Pair:
+        def request() -> PairRequest:
             stated = any(each is not None for each in (max_ulp, atol, rtol))
-            return Pair(
+            return PairRequest(
                 reference=self._file(a, samples),
                 candidate=self._file(b, samples),
                 samples=self._samples(samples),
@@ -65,7 +65,7 @@ class SameFunction:
                 batched=batched,
             )
 
-        verdict = _verdict_on(asked)
+        verdict = _verdict_on(request)
         if not verdict.passed:
             pytest.fail("\n".join(_explained(verdict)), pytrace=False)
         return verdict
@@ -101,12 +101,12 @@ def samegraph_verify(tmp_path_factory: pytest.TempPathFactory) -> SameFunction:
     return SameFunction(tmp_path_factory.mktemp("samegraph"))
 
 
-def _verdict_on(asked: "Callable[[], Pair]") -> "Verdict":
+def _verdict_on(request: "Callable[[], PairRequest]") -> "Verdict":
     """What a user can mend is one line, as on the command line."""
     from deploy.verify.pair import verify_pair
 
     try:
-        return verify_pair(asked())
+        return verify_pair(request())
     except SamegraphError as error:
         message = str(error)
     pytest.fail(message, pytrace=False)

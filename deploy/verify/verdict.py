@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Literal
 
-from deploy.verify.budget import Budget, TopOneChange
-from deploy.verify.compare import Comparison, FirstDifference, OutputComparison
-from deploy.verify.tolerance import Tolerance
+from deploy.compare.bits import Comparison, FirstDifference, OutputComparison
+from deploy.compare.budget import Budget, TopOneChange
+from deploy.compare.tolerance import Tolerance
 
 Requirement = Literal["bitwise", "budget", "tolerance"]
 Observed = Literal["bitwise", "budget", "tolerance", "outside"]

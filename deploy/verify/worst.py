@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.verify.compare import Array, Arrays, is_comparable
+from deploy.compare.bits import Array, Arrays, is_comparable
 from deploy.verify.verdict import Verdict, WorstSample
 
 NUM_KEPT = 6

@@ -1,19 +1,34 @@
-"""The steps: per group of values the power of two with the least squared error on calibration data, per filter on its own weights.
+"""Choosing the steps of a grid: by least squared error on images, by search, and coarser ones where a sum could grow too large.
 
-Takes a grid graph and batches; a step that would make a sum too large, or its rounding a tie or inexact, is doubled until it does not.
+Takes a grid graph and images. Leaves it so that its certificate holds.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from export.errors import UsageError
-from export.exact.certificate import LARGEST_SUM, WIDEST_STEP, largest_sums
-from export.exact.grid import Quantise, off_grid
-from export.exact.rewrite import GridGraph, GridLayer
+from export.exact.grid import GridGraph, GridLayer, Quantise, off_grid
+
+LARGEST_SUM = 2**24 - 1
+"""Every integer up to here is a float32; so are all sums of a subset of the terms, in whichever order they are added."""
+WIDEST_STEP = 2**16
+"""A quantiser's step in units of the sums it rounds: OpenVINO adds its zero point first, and 8 bits of the result beside these are a float32's 24."""
+
+
+@torch.no_grad()
+def largest_sums(layer: GridLayer) -> torch.Tensor:
+    """Per filter, the largest absolute value of a sum over any subset of its terms, bias included; in float64, where it is exact."""
+    weights, bias = (each.double() for each in layer.weights.integers())
+    weights = weights.flatten(1)
+    positive, negative = weights.clamp_min(0).sum(1), -weights.clamp_max(0).sum(1)
+    terms = positive + negative if layer.signed_input else torch.maximum(positive, negative)
+    return (terms * layer.largest_input + bias.abs()) * layer.positions
+
 
 Batches = Callable[[], Iterable[torch.Tensor]]
 _CANDIDATES = 4
@@ -90,7 +105,7 @@ def _candidates(largest: float, members: tuple[Quantise, ...]) -> list[float]:
 
 
 @dataclass
-class _Watched:
+class _InputWatcher:
     """What a quantiser sees, handed to a function."""
 
     group: str
@@ -102,7 +117,7 @@ class _Watched:
 
 
 def _watch(grid: GridGraph, batches: Batches, see: Callable[[str, Quantise, torch.Tensor], None]) -> None:
-    hooks = [each.register_forward_hook(_Watched(group, see)) for group, members in grid.groups.items() for each in members]
+    hooks = [each.register_forward_hook(_InputWatcher(group, see)) for group, members in grid.groups.items() for each in members]
     try:
         for images in batches():
             grid.graph(images)
@@ -135,3 +150,62 @@ def _squared_errors(grid: GridGraph, candidates: dict[str, list[float]], batches
 
     _watch(grid, batches, see)
     return errors
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """How far the outputs were from the float ones before and after, as the mean divergence of class probabilities, and what moved."""
+
+    before: float
+    after: float
+    moved: tuple[str, ...]
+
+
+@torch.no_grad()
+def search(grid: GridGraph, batches: Batches, rounds: int) -> SearchResult:
+    """Try each group's step at half and twice its size, in the order of computation, and keep what brings the outputs nearer."""
+    with off_grid(grid.graph):
+        wanted = [grid.graph(images).log_softmax(1) for images in batches()]
+    best = before = _divergence(grid, batches, wanted)
+    moved: list[str] = []
+    for _ in range(rounds):
+        for group in grid.groups:
+            for factor in (0.5, 2.0):
+                kept = _state(grid)
+                _scale(grid, group, factor)
+                if (found := _divergence(grid, batches, wanted)) < best:
+                    best = found
+                    moved.append(group)
+                    break
+                _restore(kept)
+    return SearchResult(before, best, tuple(moved))
+
+
+def _divergence(grid: GridGraph, batches: Batches, wanted: Iterable[torch.Tensor]) -> float:
+    """The mean Kullback-Leibler divergence of the exact class probabilities from the float ones."""
+    total, number = 0.0, 0
+    for images, logs in zip(batches(), wanted, strict=True):
+        total += F.kl_div(grid.graph(images).log_softmax(1), logs, reduction="sum", log_target=True).item()
+        number += len(images)
+    return total / number
+
+
+def _scale(grid: GridGraph, group: str, factor: float) -> None:
+    for quantiser in grid.groups[group]:
+        quantiser.step.mul_(factor)
+    for layer in grid.layers:
+        if layer.source == group:
+            set_input_step(grid, layer)
+    mend(grid)
+
+
+def _state(grid: GridGraph) -> Mapping[torch.Tensor, torch.Tensor]:
+    """Every step of the grid, and a copy of it."""
+    steps = [quantiser.step for members in grid.groups.values() for quantiser in members]
+    steps += [step for layer in grid.layers for step in (layer.weights.step, layer.weights.input_step)]
+    return {step: step.clone() for step in steps}
+
+
+def _restore(kept: Mapping[torch.Tensor, torch.Tensor]) -> None:
+    for step, value in kept.items():
+        step.copy_(value)

@@ -1,17 +1,20 @@
-"""The grid: what a value, a weight and a bias may be, and the layers that keep them there. docs/exact.md tells why.
+"""Values, weights and layers on the exact grid, the graph they make, and its plain form with stored integers.
 
-Every step is a power of two, so scaling is exact and only rounding and clipping change a number. Gradients pass straight through.
+Steps are powers of two; weights are even and biases odd, so no accumulator is a tie. Knows no file format.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
-from export.derived import Derivation, WeightAndBias
+from export.fold import fold
+from export.layers import Derivation, DerivedConv2d, DerivedLinear, WeightAndBias
 
 SIGNED = (-128, 127)
 UNSIGNED = (0, 127)
@@ -21,7 +24,7 @@ LARGEST_WEIGHT_ON_SIGNED = 64
 """Kernels without VNNI see a signed input as 0..255 and add pairs of products in 16 bits that saturate: 2 * 255 * 64 < 2^15."""
 
 
-class _OnGrid(torch.autograd.Function):
+class _RoundToGrid(torch.autograd.Function):
     """round(x / step) within [low, high], times step. The gradient passes where nothing was clipped."""
 
     @staticmethod
@@ -109,11 +112,11 @@ class Quantise(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.active:
-            return _apply(_OnGrid, x, self.step, self.low, self.high)
+            return _apply(_RoundToGrid, x, self.step, self.low, self.high)
         return x if self.signed else x.clamp(0, self.ceiling)
 
 
-class Held(Derivation):
+class BorrowedWeights(Derivation):
     """Weight and bias that belong to somebody else, as they are."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -137,7 +140,7 @@ class MeanWeights(Derivation):
         return self.weight, None
 
 
-class Times(Derivation):
+class ScaledDerivation(Derivation):
     """Another derivation times a constant, for what a neighbouring layer leaves out (the count of a sum that was a mean)."""
 
     def __init__(self, inner: Derivation, factor: float, *, on_bias: bool) -> None:
@@ -149,7 +152,7 @@ class Times(Derivation):
         return weight * self.factor, bias * self.factor if bias is not None and self.on_bias else bias
 
 
-class OnEachPixel(Derivation):
+class PixelwiseLinear(Derivation):
     """The weights of a linear layer as those of a convolution with one pixel."""
 
     def __init__(self, inner: Derivation) -> None:
@@ -161,7 +164,7 @@ class OnEachPixel(Derivation):
         return weight[:, :, None, None], bias
 
 
-class OnPixels(Derivation):
+class PixelWeights(Derivation):
     """The weights for pixels as `Pixels` gives them instead of as the network's own normalisation did.
 
     Inside the image this is the same function; where zeros are padded, they now stand for the one offset instead of each channel's mean.
@@ -249,3 +252,98 @@ def off_grid(graph: nn.Module) -> Iterator[None]:
 def is_power_of_two(count: int) -> bool:
     """Whether a mean over so many values is a shift."""
     return count & (count - 1) == 0
+
+
+Kind = Literal["first", "spatial", "pointwise", "depthwise", "linear", "mean", "classifier"]
+DerivedLayer = DerivedConv2d | DerivedLinear
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridBits:
+    """How many bits the weights of each kind of layer have, 8 being what an int8 holds, and the values behind a rectifier."""
+
+    weights: int = 8
+    first: int = 7
+    classifier: int = 8
+    depthwise: int | None = None
+    pointwise: int | None = None
+    linear: int | None = None
+    """None: as `weights`."""
+    activations: int = 7
+
+    def of(self, kind: "Kind") -> int:
+        given = {
+            "first": self.first,
+            "classifier": self.classifier,
+            "depthwise": self.depthwise,
+            "pointwise": self.pointwise,
+            "linear": self.linear,
+            "mean": 8,
+        }.get(kind)
+        return self.weights if given is None else given
+
+    @property
+    def rectified(self) -> tuple[int, int]:
+        """The range of values behind a rectifier, in steps."""
+        return 0, 2**self.activations - 1
+
+
+@dataclass(frozen=True)
+class GridLayer:
+    """A layer on the grid. `source` and `target` are groups of values of one step; a target of None is the logits, which have none."""
+
+    name: str
+    kind: Kind
+    source: str
+    source_factor: float
+    """The step of the layer's input as a share of its group's: 1, or 1/count behind a mean that is a shift."""
+    signed_input: bool
+    largest_input: int
+    """In steps of the input."""
+    target: str | None
+    layer: DerivedLayer
+    positions: int = 1
+    """How many of its sums are added up behind it: more than one where a classifier stands in front of its pool."""
+
+    @property
+    def weights(self) -> GridWeights:
+        derivation = self.layer.derivation
+        assert isinstance(derivation, GridWeights)
+        return derivation
+
+
+@dataclass(frozen=True)
+class GridGraph:
+    """A graph on the grid, its layers in the order of computation, and the quantisers of each group of values that share a step."""
+
+    graph: GraphModule
+    layers: tuple[GridLayer, ...]
+    groups: dict[str, tuple[Quantise, ...]]
+    pixels: Pixels
+
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def integers_of(grid: GridGraph) -> dict[str, torch.Tensor]:
+    """Per layer: weight as int8, bias as int32, the step of each filter's weights and the unit of its sums."""
+    tensors: dict[str, torch.Tensor] = {}
+    for layer in grid.layers:
+        weight, bias = layer.weights.integers()
+        tensors |= {
+            f"{layer.name}.weight": weight.to(torch.int8),
+            f"{layer.name}.bias": bias.to(torch.int32),
+            f"{layer.name}.step": layer.weights.step.clone(),
+            f"{layer.name}.unit": layer.weights.unit.clone(),
+        }
+    return tensors
+
+
+def folded_from_integers(grid: GridGraph, integers: Tensors) -> GraphModule:
+    """The plain graph that runs with these integers."""
+    folded = fold(grid.graph)
+    for layer in grid.layers:
+        weight, bias, step, unit = (integers[f"{layer.name}.{part}"] for part in ("weight", "bias", "step", "unit"))
+        folded.get_parameter(f"{layer.name}.weight").copy_(weight.float() * step.view(-1, *[1] * (weight.dim() - 1)))
+        folded.get_parameter(f"{layer.name}.bias").copy_(bias.float() * unit)
+    return folded

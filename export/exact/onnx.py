@@ -11,18 +11,21 @@ import onnx
 from onnx import TensorProto, helper
 from torch.fx import Node
 
-from export.exact.grid import Pixels, Quantise
-from export.exact.kernels import (
+from export.exact.grid import GridGraph, Pixels, Quantise
+from export.exact.roles import shape_of
+from export.exact.writer import (
+    Array,
+    Bytes,
     Convolution,
+    Floats,
+    Value,
+    Writer,
     sees_only_padding,
     with_groups_of_four,
     with_second_channel,
     with_wider_kernel,
     without_padding,
 )
-from export.exact.rewrite import GridGraph
-from export.exact.vocabulary import shape_of
-from export.exact.writer import Array, Bytes, Floats, Value, Writer
 from export.onnx import INPUT, IR_VERSION, OPSET, OUTPUT
 
 _LARGEST_INT8 = 127

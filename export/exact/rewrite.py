@@ -1,7 +1,6 @@
-"""A graph onto the grid: quantisers behind rectifiers, at branch ends, joins and pools; weights and biases rounded last in their derivation.
+"""From a trained graph to the same graph on the grid: quantisers where values are rounded, layers whose weights are integers.
 
-Takes a training graph and owns it from then on; what existed in training only is taken out. The steps are all 1 until they are
-calibrated or loaded; where they belong is decided here, from the graph alone, so that it can be rebuilt from files.
+Takes a plain or derived graph. What has no place on the grid is refused by the node's name.
 """
 
 import io
@@ -16,93 +15,90 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import ShapeProp
 
-from export.derived import Derivation, DerivedConv2d, DerivedLinear, Foldable, TrainingOnly
-from export.exact.classifier import classify_each_pixel
 from export.exact.grid import (
     LARGEST_WEIGHT_ON_SIGNED,
     SIGNED,
     UNSIGNED,
+    BorrowedWeights,
+    DerivedLayer,
+    GridBits,
+    GridGraph,
+    GridLayer,
     GridWeights,
-    Held,
+    Kind,
     MeanWeights,
-    OnPixels,
     Pixels,
+    PixelWeights,
+    PixelwiseLinear,
     PooledSum,
     Quantise,
-    Times,
+    ScaledDerivation,
     is_power_of_two,
 )
-from export.exact.vocabulary import Role, ceiling_of, off_the_grid, only_reader_through_moves, reaches_output, role_of, shape_of, window_of
-from export.layers import GlobalAveragePool, Normalise
+from export.exact.roles import Role, ceiling_of, off_the_grid, only_reader_through_moves, reaches_output, role_of, shape_of, window_of
+from export.layers import Derivation, DerivedConv2d, DerivedLinear, FoldableLayer, GlobalAveragePool, Normalise, TrainingPart
+
+LARGEST_IN_TF32 = 2**11
+"""TF32 keeps 11 bits of what it multiplies."""
+
+
+def classify_each_pixel(graph: GraphModule, largest: int) -> frozenset[Node]:
+    """Put classifiers in front of pools whose sums, of values up to the largest, TF32 would round; the pools. Both are linear: the function stays."""
+    pools = [node for node in graph.graph.nodes if role_of(graph, node) == "global average"]
+    return frozenset(node for node in pools if _has_wide_sums(node, largest) and _classified_in_front(graph, node))
+
+
+def _has_wide_sums(pool: Node, largest: int) -> bool:
+    height, width = shape_of(pool.all_input_nodes[0])[2:]
+    return height * width * largest > LARGEST_IN_TF32
+
+
+def _classified_in_front(graph: GraphModule, pool: Node) -> bool:
+    """Whether a linear classifier was behind it, and now is in front."""
+    reader = only_reader_through_moves(graph, pool)
+    between = [] if reader is None else _moves_between(pool, reader)
+    if (
+        reader is None
+        or role_of(graph, reader) != "layer"
+        or not reaches_output(graph, reader)
+        or not all(_is_flatten(graph, each) for each in between)
+    ):
+        return False
+    linear, (before,) = graph.get_submodule(str(reader.target)), pool.all_input_nodes
+    if not isinstance(linear, (DerivedLinear, nn.Linear)):
+        return False
+    derivation = linear.derivation if isinstance(linear, DerivedLinear) else BorrowedWeights(linear.weight, linear.bias)
+    name = str(reader.target)
+    graph.set_submodule(name, _on_each_pixel(derivation))
+    reader.replace_all_uses_with(reader.all_input_nodes[0])
+    graph.graph.erase_node(reader)  # first: the new node takes its name
+    with graph.graph.inserting_before(pool):
+        pool.replace_input_with(before, graph.graph.call_module(name, (before,)))
+    graph.recompile()
+    return True
+
+
+def _on_each_pixel(derivation: Derivation) -> DerivedConv2d:
+    num_filters, num_channels = derivation()[0].shape
+    return DerivedConv2d(nn.Conv2d(num_channels, num_filters, 1, device="meta"), PixelwiseLinear(derivation))
+
+
+def _moves_between(node: Node, reader: Node) -> list[Node]:
+    found: list[Node] = []
+    while (node := next(iter(node.users))) is not reader:
+        found.append(node)
+    return found
+
+
+def _is_flatten(graph: GraphModule, node: Node) -> bool:
+    """Whether it takes any number of channels to as many values."""
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), nn.Flatten)
+    return node.target is torch.flatten or (node.op == "call_method" and node.target == "flatten")
+
 
 _PIXELS = "pixels"
 _POOLS = (GlobalAveragePool, PooledSum)
-Kind = Literal["first", "spatial", "pointwise", "depthwise", "linear", "mean", "classifier"]
-DerivedLayer = DerivedConv2d | DerivedLinear
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridBits:
-    """How many bits the weights of each kind of layer have, 8 being what an int8 holds, and the values behind a rectifier."""
-
-    weights: int = 8
-    first: int = 7
-    classifier: int = 8
-    depthwise: int | None = None
-    pointwise: int | None = None
-    linear: int | None = None
-    """None: as `weights`."""
-    activations: int = 7
-
-    def of(self, kind: "Kind") -> int:
-        given = {
-            "first": self.first,
-            "classifier": self.classifier,
-            "depthwise": self.depthwise,
-            "pointwise": self.pointwise,
-            "linear": self.linear,
-            "mean": 8,
-        }.get(kind)
-        return self.weights if given is None else given
-
-    @property
-    def rectified(self) -> tuple[int, int]:
-        """The range of values behind a rectifier, in steps."""
-        return 0, 2**self.activations - 1
-
-
-@dataclass(frozen=True)
-class GridLayer:
-    """A layer on the grid. `source` and `target` are groups of values of one step; a target of None is the logits, which have none."""
-
-    name: str
-    kind: Kind
-    source: str
-    source_factor: float
-    """The step of the layer's input as a share of its group's: 1, or 1/count behind a mean that is a shift."""
-    signed_input: bool
-    largest_input: int
-    """In steps of the input."""
-    target: str | None
-    layer: DerivedLayer
-    positions: int = 1
-    """How many of its sums are added up behind it: more than one where a classifier stands in front of its pool."""
-
-    @property
-    def weights(self) -> GridWeights:
-        derivation = self.layer.derivation
-        assert isinstance(derivation, GridWeights)
-        return derivation
-
-
-@dataclass(frozen=True)
-class GridGraph:
-    """A graph on the grid, its layers in the order of computation, and the quantisers of each group of values that share a step."""
-
-    graph: GraphModule
-    layers: tuple[GridLayer, ...]
-    groups: dict[str, tuple[Quantise, ...]]
-    pixels: Pixels
 
 
 def grid_graph(graph: GraphModule, image_shape: tuple[int, int, int], bits: GridBits) -> GridGraph:
@@ -111,7 +107,7 @@ def grid_graph(graph: GraphModule, image_shape: tuple[int, int, int], bits: Grid
     _note_shapes(graph, image_shape)
     if pools_behind := classify_each_pixel(graph, bits.rectified[1]):
         _note_shapes(graph, image_shape)
-    placing = _Placing(graph, bits, pools_behind)
+    placing = _GridWalk(graph, bits, pools_behind)
     for node in list(graph.graph.nodes):
         placing.place(node)
     graph.graph.eliminate_dead_code()
@@ -126,9 +122,9 @@ def _take_out_training_parts(graph: GraphModule) -> None:
         if node.op != "call_module":
             continue
         layer = graph.get_submodule(str(node.target))
-        if isinstance(layer, Foldable):
+        if isinstance(layer, FoldableLayer):
             graph.set_submodule(str(node.target), layer.evaluated())
-        elif isinstance(layer, (TrainingOnly, nn.Identity)):
+        elif isinstance(layer, (TrainingPart, nn.Identity)):
             (before,) = node.all_input_nodes
             node.replace_all_uses_with(before)
             graph.graph.erase_node(node)
@@ -169,7 +165,7 @@ class _Draft:
     target: str | None = None
 
 
-class _Placing:
+class _GridWalk:
     """One walk over the graph, in the order of computation."""
 
     def __init__(self, graph: GraphModule, bits: GridBits, pools_behind: frozenset[Node]) -> None:
@@ -242,7 +238,7 @@ class _Placing:
         source = self._settled(before)
         if not isinstance(layer, (DerivedConv2d, DerivedLinear)):
             assert isinstance(layer, (nn.Conv2d, nn.Linear))
-            held = Held(layer.weight, layer.bias)
+            held = BorrowedWeights(layer.weight, layer.bias)
             layer = DerivedConv2d(layer, held) if isinstance(layer, nn.Conv2d) else DerivedLinear(held)
             self.graph.set_submodule(str(node.target), layer)
         is_last = reaches_output(self.graph, node) or self._is_in_front_of_its_pool(node)
@@ -251,7 +247,7 @@ class _Placing:
         if source.group == _PIXELS:
             draft.derivation = self._for_pixels(draft)
         if source.kind == "wide" and not is_power_of_two(count := self._count(node)):
-            draft.derivation = Times(draft.derivation, 1 / count, on_bias=False)
+            draft.derivation = ScaledDerivation(draft.derivation, 1 / count, on_bias=False)
         self.drafts[node] = draft
         self.values[node] = _Value("logits") if is_last else self._summed(node, SIGNED, None)
 
@@ -267,7 +263,7 @@ class _Placing:
             return draft.derivation
         if draft.derivation()[0].shape[1:2] != gain.shape:
             raise off_the_grid(draft.node, "it does not read the image's channels one by one, which are normalised each in its own way")
-        return OnPixels(draft.derivation, gain, shift)
+        return PixelWeights(draft.derivation, gain, shift)
 
     def _add(self, node: Node) -> None:
         values = [self._settled(before) for before in node.all_input_nodes]
@@ -339,7 +335,7 @@ class _Placing:
         count = math.prod(shape_of(classifier.node)[2:])
         if not is_power_of_two(count):
             factor = 2.0 ** -math.ceil(math.log2(count))
-            classifier.derivation = Times(classifier.derivation, 1 / (factor * count), on_bias=True)
+            classifier.derivation = ScaledDerivation(classifier.derivation, 1 / (factor * count), on_bias=True)
             self.graph.set_submodule(str(node.target), PooledSum(factor))
         self.values[node] = self.values[classifier.node]
 
@@ -357,7 +353,7 @@ class _Placing:
                 raise off_the_grid(node, "the mean that is the network's output does not stand behind its classifier")
             (before,) = before.all_input_nodes
         draft = self.drafts[before]
-        draft.derivation = Times(draft.derivation, factor, on_bias=True)
+        draft.derivation = ScaledDerivation(draft.derivation, factor, on_bias=True)
 
     def _move(self, node: Node) -> None:
         values = [self._rounded(before) for before in node.all_input_nodes if before in self.values]

@@ -1,6 +1,6 @@
-"""An engine from an ONNX file: parsed, given its profile and flags, built, and described in a record.
+"""Builds an engine from an ONNX file, records what it was built from, on and for, and shows how far it is.
 
-Takes the file's bytes and what is wanted; returns the plan with its record. Knows no bundle. Never loads a plugin.
+Takes bytes; returns bytes and a record.
 """
 
 import json
@@ -9,18 +9,79 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from pydantic import JsonValue
 
-from export.engines import api
-from export.engines.flavour import Flavour
-from export.engines.gpu import Gpu, gpu_here
-from export.engines.messages import Messages, listening, logger_of
-from export.engines.record import FORMAT_VERSION, EnginePrecision, EngineRecord, Gpus, Machine, Shapes, Source, Tensor, TimingCache
 from export.errors import NotHereError, UsageError
 from export.files import sha256_of
-from export.tensorrt.progress import Course, Watcher, monitor_of
+from export.tensorrt import api
+from export.tensorrt.record import FORMAT_VERSION, EnginePrecision, EngineRecord, Gpus, Machine, Shapes, Source, Tensor, TimingCache
+from export.tensorrt.runtime import Flavour, Gpu, Messages, gpu_here, listening, logger_of
+
+
+class Watcher(Protocol):
+    """Whoever watches a build."""
+
+    def advance(self, steps: int = 1) -> None: ...
+
+
+PARTS = 100
+"""How many steps a build has for whoever watches."""
+
+
+class Course:
+    """A build's way from 0 to PARTS. Phases nest; the steps of the outermost one count."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._outermost: str | None = None
+        self._steps, self._done = 1, 0
+        self.interrupted = False
+        """Whether the user did, while TensorRT was on top of the stack; it must not meet the exception."""
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        if parent is None and self._outermost is None:
+            self._outermost, self._steps = phase, max(steps, 1)
+
+    def step(self, phase: str, step: int) -> None:
+        if phase == self._outermost:
+            self._reach(PARTS * (step + 1) // self._steps)
+
+    def finish(self, phase: str) -> None:
+        if phase == self._outermost:
+            self._reach(PARTS)
+
+    def _reach(self, place: int) -> None:
+        place = min(place, PARTS)
+        if place > self._done:
+            steps, self._done = place - self._done, place
+            self._watcher.advance(steps)
+
+
+def monitor_of(module: ModuleType, course: Course) -> Any:
+    """TensorRT's side of it, to be given to a builder's config."""
+    base: Any = module.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]  # the class is known once the module is loaded
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            course.start(phase, parent, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            try:
+                course.step(phase, step)
+            except KeyboardInterrupt:
+                course.interrupted = True
+            return not course.interrupted
+
+        def phase_finish(self, phase: str) -> None:
+            course.finish(phase)
+
+    return Monitor()
+
 
 _LEVELS: Mapping[Gpus, str] = {"same": "NONE", "capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 _DIRECT = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
@@ -41,7 +102,7 @@ class Batches:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class EngineRequest:
     """What kind of engine."""
 
     precision: EnginePrecision
@@ -64,7 +125,7 @@ class Engine:
     """The timings after the build, for the next one."""
 
 
-def engine_from_onnx(flavour: Flavour, onnx: bytes, name: str, wanted: Wanted, watcher: Watcher, cache: bytes | None = None) -> Engine:
+def engine_from_onnx(flavour: Flavour, onnx: bytes, name: str, wanted: EngineRequest, watcher: Watcher, cache: bytes | None = None) -> Engine:
     """Build an engine. `cache` holds the timings of earlier builds."""
     module = flavour.load()
     _refuse_what_it_cannot(flavour, wanted)
@@ -125,7 +186,7 @@ class _Build:
             raise UsageError(f"{name} has {found}, expected one input and at least one output; export it again")
         return network
 
-    def configured(self, wanted: Wanted, network: api.Network) -> api.BuilderConfig:
+    def configured(self, wanted: EngineRequest, network: api.Network) -> api.BuilderConfig:
         config, flag = self.builder.create_builder_config(), self.trt.BuilderFlag
         self._set(config, flag.TF32, wanted.precision == "tf32")
         self._set(config, flag.DISTRIBUTIVE_INDEPENDENCE, True)
@@ -201,7 +262,7 @@ class _Build:
         return layers
 
 
-def _refuse_what_it_cannot(flavour: Flavour, wanted: Wanted) -> None:
+def _refuse_what_it_cannot(flavour: Flavour, wanted: EngineRequest) -> None:
     if flavour.times_tactics:
         return
     name = flavour.runtime

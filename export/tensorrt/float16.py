@@ -19,7 +19,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 def float16_onnx(content: bytes) -> bytes:
     """The same network with casts in it."""
     model = ir.from_proto(onnx.load_model_from_string(content))
-    _Casting(model.graph, _in_float16(model.graph)).cast()
+    _CastInserter(model.graph, _in_float16(model.graph)).cast()
     model.graph.sort()
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
@@ -55,7 +55,7 @@ def _sources(node: ir.Node) -> Iterable[ir.Node]:
     return node.predecessors()
 
 
-class _Casting:
+class _CastInserter:
     """Puts casts where float16 meets float32."""
 
     def __init__(self, graph: ir.Graph, in_float16: frozenset[ir.Node]) -> None:

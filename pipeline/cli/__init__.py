@@ -1,6 +1,6 @@
 """The command line: one file a command, imported when it is called, so that `pipeline --help` needs no torch.
 
-A new command is a file here with a click command named `command`, and a line in `COMMANDS`.
+A new command is a click command in a file here, and a row of `COMMANDS`.
 """
 
 import difflib
@@ -15,12 +15,12 @@ from pipeline.cli.console import Console
 from pipeline.cli.ending import exit_code_of
 
 COMMANDS = {
-    "train-export": ("pipeline.cli.train_export", "Train, fold, export and verify: from a config to a bundle."),
+    "train-export": ("pipeline.cli.train", "Train, fold, export and verify: from a config to a bundle."),
     "train": ("pipeline.cli.train", "Train and keep checkpoints; export comes later."),
     "export": ("pipeline.cli.export", "Fold, export and verify a training run's last checkpoint, or a network trained elsewhere."),
     "verify": ("pipeline.cli.verify", "Check that a bundle's models, or any two forms of a model, give the same outputs."),
     "reproduce": ("pipeline.cli.reproduce", "Run a table of a paper, and set its figures beside ours."),
-    "compare": ("pipeline.cli.compare", "Set any runs side by side, grouped by their config without the seed."),
+    "compare": ("pipeline.cli.reproduce", "Set any runs side by side, grouped by their config without the seed."),
     "doctor": ("pipeline.cli.doctor", "Say what this machine can run."),
 }
 """Name -> module, and the line that `pipeline --help` shows; a test holds it equal to the command's own."""
@@ -36,7 +36,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _ = COMMANDS[cmd_name]
-        command: click.Command = importlib.import_module(module).command
+        command: click.Command = getattr(importlib.import_module(module), cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,4 +1,4 @@
-"""`pipeline reproduce`: its options."""
+"""`pipeline reproduce` and `pipeline compare`: their options."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pipeline.cli.console import Console
 @options.overrides
 @options.as_json
 @click.pass_obj
-def command(
+def reproduce(
     console: Console,
     table: str | None,
     list_asked: bool,
@@ -36,12 +36,11 @@ def command(
         return
     if table is None:
         raise click.UsageError("give a table, or --list to see which there are")
-    from pipeline.reproduction.listing import configs_folder, table_by_name
-    from pipeline.reproduction.plan import Asked, planned
+    from pipeline.reproduction.plan import PlanRequest, configs_folder, planned, table_by_name
 
     folder = out or Path("runs") / table
     names = tuple(name.strip() for some in rows for name in some.split(","))
-    asked = Asked(rows=names, num_seeds=seeds, epochs=epochs, data=data, overrides=overrides)
+    asked = PlanRequest(rows=names, num_seeds=seeds, epochs=epochs, data=data, overrides=overrides)
     plan = planned(table_by_name(table), asked, configs_folder(), folder)  # before torch is imported: a mistake is said at once
     from pipeline.reproduction import commands
 
@@ -51,8 +50,21 @@ def command(
 
 
 def _list(console: Console) -> None:
-    from pipeline.papers import TABLES
-    from pipeline.reproduction.listing import configs_folder, listing
+    from pipeline.reproduction.papers import TABLES
+    from pipeline.reproduction.plan import configs_folder, listing
 
     facts, text = listing(TABLES.values(), configs_folder())
     console.result({"tables": facts}, text)
+
+
+@click.command("compare")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write the table and pictures here as well.")
+@options.as_json
+@click.pass_obj
+def compare(console: Console, runs: tuple[Path, ...], out: Path | None) -> None:
+    """Set any runs side by side, grouped by their config without the seed."""
+    from pipeline.reproduction import commands
+
+    outcome = commands.compare(runs, out)
+    console.result(outcome.facts, outcome.text)

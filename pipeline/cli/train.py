@@ -1,4 +1,4 @@
-"""`pipeline train`: its options."""
+"""`pipeline train` and `pipeline train-export`: their options."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pipeline.cli.console import Console
 @options.resume
 @options.as_json
 @click.pass_obj
-def command(console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None) -> None:
+def train(console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None) -> None:
     """Train and keep checkpoints; export comes later."""
     from pipeline.config import load_config
 
@@ -24,3 +24,25 @@ def command(console: Console, config: Path, out: Path | None, overrides: tuple[s
 
     outcome = run.train(loaded, options.run_folder(config, out), resume, console)
     console.result(outcome.facts, outcome.text)
+
+
+@click.command("train-export")
+@options.config
+@options.out
+@options.overrides
+@options.resume
+@options.required
+@options.as_json
+@click.pass_obj
+def train_export(
+    console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None, required: tuple[str, ...]
+) -> None:
+    """Train, fold, export and verify: from a config to a bundle."""
+    from pipeline.config import load_config
+
+    loaded = load_config(config, overrides)  # before torch is imported: a mistake in the config is said at once
+    from pipeline import run
+
+    outcome = run.train_export(loaded, options.run_folder(config, out), resume, required, console)
+    console.result(outcome.facts, outcome.text)
+    outcome.raise_failure()

@@ -1,11 +1,12 @@
-"""`pipeline verify`: its options."""
+"""`pipeline verify`: its options, and what they mean. Whatever compares is imported when the command runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.cli import certificate as certificates
+from export.errors import NotTheSameError, UsageError
 from pipeline.cli import options
 from pipeline.cli.console import Console
 
@@ -21,7 +22,12 @@ _IN_BRIEF = """\b
 
 @click.command("verify", epilog=_IN_BRIEF)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
-@certificates.option
+@click.option(
+    "--certificate",
+    type=click.Path(path_type=Path),
+    metavar="FILE.onnx",
+    help="Instead of a bundle: prove from an exact file alone that no sum in it depends on its order.",
+)
 @click.option("--reference", metavar="FILE", type=click.Path(path_type=Path), help="What is right: .pt2, .onnx, .plan, bundle, recorded outputs.")
 @click.option("--candidate", metavar="FILE", type=click.Path(path_type=Path), help="What must be the same function.")
 @click.option("--samples", metavar="FILE|DIR|N", help="Inputs in .npz or .safetensors, a folder of such files, or so many random ones.")
@@ -43,7 +49,7 @@ _IN_BRIEF = """\b
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit report: a test case a link and output.")
 @options.as_json
 @click.pass_context
-def command(
+def verify(
     context: click.Context,
     bundle: Path | None,
     certificate: Path | None,
@@ -71,39 +77,66 @@ def command(
     _refuse_mixtures(context)
     console: Console = context.obj
     if certificate is not None:
-        certificates.show(console, certificate)
+        _show_certificate(console, certificate)
         return
-    from pipeline import checking
-    from pipeline.pairs import Typed
-    from pipeline.verification import Asked
+    from deploy.report.publish import Destinations
+    from deploy.verify.request import BITWISE, BundleRequest, PairRequest, runtimes_among
+    from pipeline.verification import verify as verified
 
-    wanted = checking.Wanted(against=against, report=report, junit=junit)
-    if bundle is not None:
-        outcome = checking.verify(bundle, Asked(required=required, only=only, network=network, inside=report is not None), samples, wanted, console)
-    else:
-        assert reference is not None
-        assert candidate is not None
-        typed = Typed(
-            reference=reference,
-            candidate=candidate,
-            samples=samples,
-            maps=map_,
-            sizes=size,
-            runtimes=runtime,
-            max_ulp=max_ulp,
-            atol=atol,
-            rtol=rtol,
-            precision=precision,
-            required=required,
-            only=only,
-            batched=not no_batch,
-            inside=report is not None,
-            memory_limit=16 if memory_limit is None else memory_limit,
-            time_limit=600 if time_limit is None else time_limit,
-        )
-        outcome = checking.compare(typed, wanted, console)
+    of_both: dict[str, Any] = {
+        "samples": samples,
+        "require": runtimes_among(required),
+        "bitwise": BITWISE in required,
+        "only": only,
+        "inside": report is not None,
+    }
+    pair: dict[str, Any] = {} if bundle is not None else _of_a_pair(context.params)
+    request = PairRequest(**of_both, **pair) if bundle is None else BundleRequest(**of_both, folder=bundle, network=network)
+    outcome = verified(request, Destinations(against=against, report=report, junit=junit), console)
     console.result(outcome.facts, outcome.text)
     outcome.raise_failure()
+
+
+def _show_certificate(console: Console, path: Path) -> None:
+    """The table, or under --json the content of certificate.json; NotTheSameError where the certificate does not hold. Runs nothing of the file."""
+    from deploy.certificate.certificate import as_table
+    from deploy.certificate.walk import certificate_of
+
+    certificate = certificate_of(path)
+    console.result(certificate.to_json(), as_table(certificate))
+    if not certificate.holds:
+        raise NotTheSameError(f"{path}: {certificate.failure}")
+
+
+def _of_a_pair(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options of a pair mean."""
+    from deploy.compare.tolerance import Tolerance
+    from deploy.sandbox.process import Limits
+
+    bounds = {name: given[name] for name in ("max_ulp", "atol", "rtol")}
+    states_tolerance = any(each is not None for each in bounds.values())
+    limits = Limits(gibibytes=_or(given["memory_limit"], 16), seconds=_or(given["time_limit"], 600))
+    return {
+        "reference": given["reference"],
+        "candidate": given["candidate"],
+        "names": _each_once([_split(text, "--map", "REFERENCE=CANDIDATE") for text in given["map_"]]),
+        "runtimes": _runtimes(given["candidate"], given["runtime"]),
+        "tolerance": Tolerance(**bounds) if states_tolerance else None,
+        "precision": given["precision"],
+        "sizes": {name: _positive(text, name) for name, text in (_split(text, "--size", "NAME=NUMBER") for text in given["size"])},
+        "batched": not given["no_batch"],
+        "limits": limits,
+    }
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _runtimes(candidate: Path, asked: tuple[str, ...]) -> tuple[str, ...]:
+    if asked and candidate.suffix and candidate.suffix != ".onnx" and not candidate.is_dir():
+        raise UsageError(f"--runtime says what an ONNX candidate is run in, {candidate.name} is none; drop it")
+    return tuple(dict.fromkeys(asked)) or ("onnxruntime-cpu",)
 
 
 def _refuse_mixtures(context: click.Context) -> None:
@@ -117,3 +150,23 @@ def _refuse_mixtures(context: click.Context) -> None:
     for name in others[kind]:
         if name in given:
             raise click.UsageError(f"--{name.strip('_').replace('_', '-')} does not go with {_WORDS[kind]}", context)
+
+
+def _split(text: str, option: str, form: str) -> tuple[str, str]:
+    left, equals, right = text.partition("=")
+    if not (left and equals and right):
+        raise UsageError(f"{option} {text!r} is not of the form {form}")
+    return left, right
+
+
+def _each_once(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    for side in zip(*pairs, strict=True):
+        if twice := [name for name in side if side.count(name) > 1]:
+            raise UsageError(f"--map names {twice[0]!r} twice on one side; map every name to one other")
+    return dict(pairs)
+
+
+def _positive(text: str, name: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--size {name}={text} is no size; give a whole number of at least 1")
+    return int(text)

@@ -1,6 +1,6 @@
 """`python -m pipeline.config > configs/schema.json` writes the published JSON Schema."""
 
-from pipeline.config.schema import json_schema_text
+from pipeline.config.loading import json_schema_text
 
 if __name__ == "__main__":
     print(json_schema_text(), end="")

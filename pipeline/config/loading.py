@@ -3,17 +3,18 @@
 Every mistake is a `UsageError` of one line that says where, what was given and what is allowed.
 """
 
+import json
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from export.errors import UsageError
 from pipeline.config import yaml_text
 from pipeline.config.mistakes import in_one_line, key_path, shortened, shown
-from pipeline.config.schema import json_schema
 from pipeline.config.sections import Config
 from pipeline.config.yaml_text import read_yaml, write_yaml
 
@@ -52,7 +53,7 @@ class _Draft:
 
     @classmethod
     def of(cls, content: str | Mapping[str, object], source: str) -> "_Draft":
-        located = read_yaml(content, source) if isinstance(content, str) else yaml_text.Located(content, {})
+        located = read_yaml(content, source) if isinstance(content, str) else yaml_text.LocatedText(content, {})
         if located.value is None:
             raise UsageError(f"{source}: empty; the shortest config is: method: {{name: czmig}}")
         if not isinstance(located.value, Mapping):
@@ -113,3 +114,13 @@ def _with_tuples(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _with_tuples(inner) for key, inner in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema that `configs/schema.json` holds."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+def json_schema_text() -> str:
+    """The schema as its file has it."""
+    return json.dumps(json_schema(), indent=2) + "\n"

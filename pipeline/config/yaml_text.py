@@ -31,7 +31,7 @@ _SCALARS = (
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedText:
     """What a text says, and the line on which each of its keys stands."""
 
     value: object
@@ -74,7 +74,7 @@ _Dumper.add_representer(  # quotes what PyYAML would fold or lose in plain style
 _Dumper.add_representer(list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True))
 
 
-def read_yaml(text: str, source: str) -> Located:
+def read_yaml(text: str, source: str) -> LocatedText:
     """Parse `text`; `source` names it in the one line that says what is wrong with it."""
     if len(text) > MAX_CHARACTERS:
         raise UsageError(f"{source}: more than {MAX_CHARACTERS // 1024} KiB, which is no config")
@@ -82,7 +82,7 @@ def read_yaml(text: str, source: str) -> Located:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        return Located(None if node is None else _value(loader, node, (), lines), lines)
+        return LocatedText(None if node is None else _value(loader, node, (), lines), lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}" if mark and "\n" in text else source

@@ -3,8 +3,8 @@
 `open_data` gives a `DataSet`; `TrainingBatches` shuffles and augments its training split.
 """
 
+from pipeline.data.batches import TrainingBatches
 from pipeline.data.dataset import Batch, DataSet, Normalisation, Progress, Split, silent
 from pipeline.data.opening import open_data
-from pipeline.data.training_batches import TrainingBatches
 
 __all__ = ["Batch", "DataSet", "Normalisation", "Progress", "Split", "TrainingBatches", "open_data", "silent"]

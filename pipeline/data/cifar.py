@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their own file format, read by torchvision's classes.
+"""CIFAR-10 and CIFAR-100 in their own file format: 32 x 32, RGB, ten or a hundred (fine) classes; read by torchvision's classes.
 
 The files are pickles of the data sets' authors; their md5 is compared before they are opened.
 """
@@ -7,11 +7,11 @@ import warnings
 from pathlib import Path
 
 import torch
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from export.errors import UsageError
 from pipeline.config.sections import Data
-from pipeline.data.dataset import LabelledImages, Source
+from pipeline.data.dataset import LabelledImages, Progress, Source
 from pipeline.data.images import MemoryImages
 from pipeline.data.published import fetch, require_published
 
@@ -43,3 +43,13 @@ def _opened(form: type[CIFAR10], root: str, *, train: bool) -> CIFAR10:
 def _labelled(split: CIFAR10) -> LabelledImages:
     pixels = torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous()
     return LabelledImages(MemoryImages(pixels), torch.tensor(split.targets, dtype=torch.int64))
+
+
+def read_cifar10(options: Data, progress: Progress) -> Source:
+    """From ROOT/cifar-10-batches-py."""
+    return read_cifar(CIFAR10, options)
+
+
+def read_cifar100(options: Data, progress: Progress) -> Source:
+    """From ROOT/cifar-100-python."""
+    return read_cifar(CIFAR100, options)

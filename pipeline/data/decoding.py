@@ -1,21 +1,85 @@
-"""From an image file to uint8 pixels, or to a line that says why not.
+"""What part of an image is taken and how large it becomes: the centre to test, a random part to train where that is asked for.
 
-Takes paths; knows nothing of classes or splits. Runs in worker processes, so what goes wrong is returned, not raised.
+Takes and returns Pillow images; scaling is bilinear with antialiasing. Knows no files.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.framing import Framing
+_RATIOS = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Brings any image to `size` x `size`."""
+
+    size: int
+    resize: int | None = None
+    """What the shorter side is scaled to before the centre is cut out; none: the centre square is scaled."""
+    area: tuple[float, float] | None = None
+    """The least and the largest share of the image that a random part has; none: there are no random parts."""
+
+    def framed(self, image: Image.Image, draw: int | None) -> Image.Image:
+        """The part that the random number `draw` stands for; without one, or without random parts, the centre."""
+        if self.area is not None and draw is not None:
+            return _scaled(image.crop(random_box(image.width, image.height, self.area, Random(draw))), self.size, self.size)
+        if self.resize is None:
+            return self._centre_square(image)
+        return self._centre(_with_shorter_side(image, self.resize))
+
+    def _centre_square(self, image: Image.Image) -> Image.Image:
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+
+    def _centre(self, image: Image.Image) -> Image.Image:
+        left, top = (round((length - self.size) / 2) for length in image.size)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+
+def random_box(width: int, height: int, area: tuple[float, float], random: Random) -> Box:
+    """torchvision's rule: an area and the logarithm of a ratio, both uniform, until such a part fits; after ten attempts the centre."""
+    for _ in range(_ATTEMPTS):
+        pixels = width * height * random.uniform(*area)
+        ratio = math.exp(random.uniform(*map(math.log, _RATIOS)))
+        wide, high = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < wide <= width and 0 < high <= height:
+            left, top = random.randint(0, width - wide), random.randint(0, height - high)
+            return left, top, left + wide, top + high
+    return _largest_in_the_centre(width, height)
+
+
+def _largest_in_the_centre(width: int, height: int) -> Box:
+    least, largest = _RATIOS
+    wide, high = min(width, round(height * largest)), min(height, round(width / least))
+    left, top = (width - wide) // 2, (height - high) // 2
+    return left, top, left + wide, top + high
+
+
+def _with_shorter_side(image: Image.Image, side: int) -> Image.Image:
+    """The other side is rounded down."""
+    shorter = min(image.size)
+    return _scaled(image, *(side if length == shorter else int(side * length / shorter) for length in image.size))
+
+
+def _scaled(image: Image.Image, width: int, height: int) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -32,7 +96,6 @@ _UPRIGHT = {
 """What undoes each EXIF orientation; 1 is upright already, and other numbers have no meaning."""
 _LIES = range(5, 9)
 """The orientations that swap width and height."""
-
 Result = TypeVar("Result")
 
 
@@ -71,14 +134,14 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class UnreadableImage:
     """Why a file cannot be used, in one line."""
 
     message: str
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DecodeRequest:
     """A file, and the random number that says which part of it; none for the part that is tested."""
 
     path: str
@@ -101,11 +164,11 @@ class Decoder:
     def shape(self) -> tuple[int, int, int]:
         return self.channels, self.height, self.width
 
-    def __call__(self, files: Sequence[Wanted]) -> torch.Tensor | Unreadable:
+    def __call__(self, files: Sequence[DecodeRequest]) -> torch.Tensor | UnreadableImage:
         pixels = torch.empty((len(files), *self.shape), dtype=torch.uint8)
         for target, wanted in zip(pixels.numpy(), files, strict=True):
             decoded = _or_unreadable(wanted.path, partial(self._decoded, draw=wanted.draw))
-            if isinstance(decoded, Unreadable):
+            if isinstance(decoded, UnreadableImage):
                 return decoded
             target[:] = decoded
         return pixels
@@ -120,7 +183,7 @@ class Decoder:
         return np.asarray(sized).reshape(self.height, self.width, self.channels).transpose(2, 0, 1)
 
 
-def read_headers(paths: Sequence[str]) -> list[Header | Unreadable]:
+def read_headers(paths: Sequence[str]) -> list[Header | UnreadableImage]:
     """The header of each file, or why it has none."""
     return [_or_unreadable(path, _header) for path in paths]
 
@@ -164,13 +227,13 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _or_unreadable(path: str, read: Callable[[Image.Image], Result]) -> Result | Unreadable:
+def _or_unreadable(path: str, read: Callable[[Image.Image], Result]) -> Result | UnreadableImage:
     try:
         with _bombs_raise(), Image.open(path, formats=_FORMATS) as image:
             return read(image)
     # Pillow's plugins meet damaged bytes with nearly any exception: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
-        return Unreadable(f"{printable(path)} cannot be used: {_reason(path, error)}; mend it or take it away")
+        return UnreadableImage(f"{printable(path)} cannot be used: {_reason(path, error)}; mend it or take it away")
 
 
 @contextmanager

@@ -13,10 +13,8 @@ import torch
 from export.errors import DamagedError, UsageError
 from pipeline.config.sections import Data
 from pipeline.data.dataset import LabelledImages, Progress, Source
-from pipeline.data.decoding import SUFFIXES, Decoder, Header, Unreadable, printable, read_headers
-from pipeline.data.framing import Framing
-from pipeline.data.images import FileImages
-from pipeline.data.workers import WorkerPool
+from pipeline.data.decoding import SUFFIXES, Decoder, Framing, Header, UnreadableImage, printable, read_headers
+from pipeline.data.images import FileImages, WorkerPool
 
 _HEADERS_AT_ONCE = 256
 _FILES_FOR_WORKERS = 2**18
@@ -120,8 +118,8 @@ def _headers(paths: tuple[str, ...], workers: int, progress: Progress) -> dict[s
     return {path: header for path, header in zip(paths, found, strict=True) if isinstance(header, Header)}
 
 
-def _require_readable(found: list[Header | Unreadable]) -> None:
-    unreadable = [entry.message for entry in found if isinstance(entry, Unreadable)]
+def _require_readable(found: list[Header | UnreadableImage]) -> None:
+    unreadable = [entry.message for entry in found if isinstance(entry, UnreadableImage)]
     if unreadable:
         more = f" (and {len(unreadable) - 1:,} more such files)" if len(unreadable) > 1 else ""
         raise DamagedError(unreadable[0] + more)

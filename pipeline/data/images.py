@@ -1,24 +1,82 @@
-"""Images of one size, in memory or in files, handed out batch by batch on a device.
+"""Worker processes that read what is wanted, batch by batch and in order.
 
-Takes the indices that are wanted; must not know labels, data sets or training.
+Takes a picklable function of some of it; workers see nothing else, and must not raise: they return errors.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar, cast, final
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
-from export.errors import DamagedError
-from pipeline.data.decoding import Decoder, Unreadable, Wanted
-from pipeline.data.workers import WorkerPool
+from export.errors import DamagedError, UsageError
+from pipeline.data.decoding import Decoder, DecodeRequest, UnreadableImage
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+
+@final
+class WorkerPool(Generic[Request, Result]):
+    """Processes that stay alive from one `read` to the next; one `read` at a time. No workers: this process reads."""
+
+    def __init__(self, read: Callable[[Sequence[Request]], Result], workers: int, *, pinned: bool = False) -> None:
+        self._chunks: list[list[Request]] = []
+        self._loader = DataLoader(
+            _Requests(read),
+            batch_sampler=self._chunks,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pinned,
+            # A forked worker may inherit a lock that a thread of this process holds.
+            multiprocessing_context="spawn" if workers else None,
+            persistent_workers=workers > 0,
+            # Its own generator: a loader without one draws from, and so changes, torch's global random numbers.
+            generator=torch.Generator(),
+        )
+
+    def read(self, chunks: Sequence[list[Request]]) -> Iterator[Result]:
+        """One result per chunk, in order."""
+        self._chunks[:] = chunks
+        results = cast("Iterator[Result]", iter(self._loader))
+        for _ in chunks:
+            yield _next(results)
+
+
+@final
+class _Requests(Dataset[object], Generic[Request]):
+    """What is sent to a worker; the loader takes what is wanted for its indices."""
+
+    def __init__(self, read: Callable[[Sequence[Request]], object]) -> None:
+        self._read = read
+
+    def __getitems__(self, wanted: Sequence[Request]) -> object:
+        return self._read(wanted)
+
+    def __getitem__(self, wanted: Request) -> object:
+        return self._read([wanted])
+
+
+def _as_it_is(result: object) -> object:
+    return result
+
+
+def _next(results: Iterator[Result]) -> Result:
+    try:
+        return next(results)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        # The one thing a worker cannot return as a value: that it was killed.
+        reason = " ".join(str(error).split())
+        raise UsageError(f"a process that reads images died, often for want of memory; lower data.workers ({reason})") from error
+
 
 Shape = tuple[int, int, int]
 """Channels, height, width."""
-
 Draws = torch.Tensor | None
 """A random number (int64, on the CPU) for each image that is wanted, for those of which a random part is read; None: as they are tested."""
-
 _SECONDS_A_FILE, _SECONDS_A_PIXEL = 1e-4, 1e-8
 """What one process takes to decode a file, roughly: from JPEG files of 32 x 32 and of several megapixels."""
 _SECONDS_FOR_WORKERS = 20.0
@@ -77,7 +135,7 @@ class FileImages(Images):
 
     def __init__(self, paths: tuple[str, ...], decoder: Decoder, workers: int, num_file_pixels: int) -> None:
         self._paths, self._decoder, self._workers, self._num_file_pixels = paths, decoder, workers, num_file_pixels
-        self._idle: list[WorkerPool[Wanted, torch.Tensor | Unreadable]] = []
+        self._idle: list[WorkerPool[DecodeRequest, torch.Tensor | UnreadableImage]] = []
 
     @property
     def num_images(self) -> int:
@@ -89,13 +147,13 @@ class FileImages(Images):
 
     def batches(self, order: torch.Tensor, batch_size: int, device: torch.device, draws: Draws = None) -> Iterator[torch.Tensor]:
         paths = [self._paths[index] for index in order.tolist()]
-        wanted = [Wanted(path) for path in paths] if draws is None else list(map(Wanted, paths, draws.tolist()))
+        wanted = [DecodeRequest(path) for path in paths] if draws is None else list(map(DecodeRequest, paths, draws.tolist()))
         chunks = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
         # A pool serves one loop at a time and is kept for the next epoch: starting its processes takes seconds.
         pool = self._idle.pop() if self._idle else self._pool(pinned=device.type == "cuda")
         try:
             for decoded in pool.read(chunks):
-                if isinstance(decoded, Unreadable):
+                if isinstance(decoded, UnreadableImage):
                     raise DamagedError(decoded.message)
                 yield decoded.to(device, non_blocking=True)
         finally:
@@ -107,5 +165,5 @@ class FileImages(Images):
         workers = self._workers if seconds > _SECONDS_FOR_WORKERS else 0
         return FileImages(self._paths, self._decoder, workers, self._num_file_pixels)
 
-    def _pool(self, *, pinned: bool) -> WorkerPool[Wanted, torch.Tensor | Unreadable]:
+    def _pool(self, *, pinned: bool) -> WorkerPool[DecodeRequest, torch.Tensor | UnreadableImage]:
         return WorkerPool(self._decoder, self._workers, pinned=pinned)

@@ -1,6 +1,6 @@
-"""Names the parts of a traced graph: convolutions and their norms, residual units, the classifier.
+"""The parts of a traced network: convolutions and their norms, residual units, the classifier; and the layers of a graph that trains.
 
-What it cannot place it refuses by name; nothing is skipped in silence. It reads the graph and changes nothing.
+Takes a traced graph. Knows neither methods nor particular networks.
 """
 
 from collections.abc import Iterable, Iterator
@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
-from pipeline.graph.vocabulary import CONVOLUTIONS_AND_LINEAR, is_addition
+from export.fold import fold
+from export.layers import Derivation
+from export.operations import CONVOLUTIONS_AND_LINEAR, is_addition
 
 Kind = Literal["first", "spatial", "pointwise", "depthwise", "linear", "classifier"]
 
@@ -233,3 +236,44 @@ def _between(start: Node, end: Node) -> set[Node]:
         found.add(node)
         waiting.extend(node.all_input_nodes)
     return found
+
+
+@dataclass(frozen=True)
+class TrainedLayer:
+    """A convolution or linear layer as it is trained."""
+
+    name: str
+    kind: Kind
+    module: nn.Module
+
+    def filters_and_scale(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The filters before a learned scale per filter, and that scale; None where there is none."""
+        if (derivation := self._derivation) is not None:
+            return derivation.filters_and_scale()
+        assert isinstance(self.module, (nn.Conv2d, nn.Linear))
+        return self.module.weight, None
+
+    def output_variance(self) -> torch.Tensor | None:
+        """The running variance per filter that the layer divides by; None where it has no norm."""
+        return None if self._derivation is None else self._derivation.output_variance()
+
+    @property
+    def _derivation(self) -> Derivation | None:
+        return next((each for each in self.module.modules() if isinstance(each, Derivation)), None)
+
+
+def trained_layers(graph: GraphModule) -> tuple[TrainedLayer, ...]:
+    """Every convolution and linear layer in the order of computation, the classifier last."""
+    found = find_parts(fold(graph)).convolutions
+    return tuple(TrainedLayer(layer.name, layer.kind, graph.get_submodule(layer.name)) for layer in found)
+
+
+def starts_of_units(graph: GraphModule, *, where_images_shrink: bool) -> list[Node]:
+    """The nodes at which residual units begin, in the order of computation; all, or those of units that make images smaller."""
+    units = find_parts(fold(graph)).units
+    names = [unit.start.name for unit in units if not where_images_shrink or _pixels(unit.start) > _pixels(unit.add)]
+    return [node for node in graph.graph.nodes if node.name in names]
+
+
+def _pixels(node: Node) -> int:
+    return node.meta["tensor_meta"].shape[2:].numel()

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from export.operations import RELUS
 from pipeline.graph.parts import Norm, ResidualUnit
-from pipeline.graph.vocabulary import RELUS
 
 
 def replace_layer(graph: GraphModule, node: Node, layer: nn.Module) -> None:

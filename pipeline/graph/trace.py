@@ -14,13 +14,12 @@ from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from export.derived import TrainingOnly
 from export.errors import UsageError
-from export.layers import GlobalAveragePool, Normalise
-from pipeline.graph.vocabulary import refuse_unknown_nodes
+from export.layers import GlobalAveragePool, Normalise, TrainingPart
+from export.operations import refuse_unknown_nodes
 
 
-class Dropout(TrainingOnly):
+class Dropout(TrainingPart):
     """Inverted dropout that can be switched off without leaving training mode."""
 
     def __init__(self, probability: float) -> None:

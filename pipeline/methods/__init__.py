@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.config.methods import MethodOptions
-from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
+from pipeline.methods.base import Method, ParameterGroup, RewrittenGraph, TrainingRules
 from pipeline.methods.batchnorm import Batchnorm
 from pipeline.methods.czmi import Czmi
 from pipeline.methods.czmig import Czmig
@@ -37,4 +37,4 @@ def method_from_options(options: MethodOptions) -> Method:
     return METHODS[options.name](options)
 
 
-__all__ = ["METHODS", "Method", "ParameterGroup", "Rewritten", "TrainingRules", "method_from_options"]
+__all__ = ["METHODS", "Method", "ParameterGroup", "RewrittenGraph", "TrainingRules", "method_from_options"]

@@ -8,15 +8,13 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from export.derived import Derivation, DerivedConv2d, Foldable, WeightAndBias
 from export.errors import UsageError
+from export.layers import Derivation, DerivedConv2d, FoldableLayer, WeightAndBias
 from pipeline.config.methods import BatchnormOptions
 from pipeline.graph import Norm, find_parts
 from pipeline.graph.rewrite import bypass, finish, replace_layer
-from pipeline.methods.base import Method, Rewritten
-from pipeline.methods.groups import OneGroup
-from pipeline.methods.initialisation import per_filter
-from pipeline.methods.layers import derived, initialise_as_written
+from pipeline.methods.base import Method, OneGroup, RewrittenGraph
+from pipeline.methods.layers import derived, initialise_as_written, per_filter
 from pipeline.methods.statistics import Moments, Statistics
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -52,7 +50,7 @@ class BatchStatistics(Statistics):
         return self._summary
 
 
-class NormOnWeight(Derivation):
+class NormInWeight(Derivation):
     """The weight and bias of a layer with its norm's running statistics worked in."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, norm: BatchNorm) -> None:
@@ -80,12 +78,12 @@ class NormOnWeight(Derivation):
         return factor if self.norm.weight is None else factor * self.norm.weight
 
 
-class Normed(Foldable):
+class NormedLayer(FoldableLayer):
     """A convolution or linear layer and the norm behind it, as one layer."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, norm: BatchNorm, statistics: str = _OF_A_NORM) -> None:
         super().__init__()
-        derivation = NormOnWeight(layer.weight, layer.bias, norm)
+        derivation = NormInWeight(layer.weight, layer.bias, norm)
         self.operation = derived(layer, derivation)
         self.statistics = BatchStatistics(norm, statistics)
 
@@ -93,7 +91,7 @@ class Normed(Foldable):
         if not self.statistics.acts:
             return self.operation(x)
         derivation = self.operation.derivation
-        assert isinstance(derivation, NormOnWeight)
+        assert isinstance(derivation, NormInWeight)
         return self.statistics(self.operation.run(x, derivation.weight, derivation.bias))
 
     def evaluated(self) -> nn.Module:
@@ -103,7 +101,7 @@ class Normed(Foldable):
         return self.operation.folded()
 
 
-class NormAlone(Foldable):
+class LoneNorm(FoldableLayer):
     """A norm that follows no layer of its own; in evaluation a 1x1 depthwise convolution on a weight of ones."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
@@ -111,7 +109,7 @@ class NormAlone(Foldable):
         channels = norm.num_features
         ones = nn.Parameter(torch.ones(channels, 1, 1, 1), requires_grad=False)
         shape = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
-        self.operation = DerivedConv2d(shape, NormOnWeight(ones, None, norm))
+        self.operation = DerivedConv2d(shape, NormInWeight(ones, None, norm))
         self.statistics = BatchStatistics(norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -131,19 +129,19 @@ class Batchnorm(Method):
     def __init__(self, options: BatchnormOptions) -> None:
         self.options = options
 
-    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
         for layer in parts.convolutions:
             if self.options.initial_weights == "drawn":
                 initialise_as_written(layer, generator)
             if layer.norm is not None:
-                replace_layer(graph, layer.node, Normed(layer.module, _with_statistics(layer.norm)))
+                replace_layer(graph, layer.node, NormedLayer(layer.module, _with_statistics(layer.norm)))
                 bypass(graph, layer.norm.node)
                 graph.delete_submodule(layer.norm.name)  # the layer has it now; under two names it would be stored twice
         for norm in parts.norms:
             if norm.follows is None:
                 replace_layer(graph, norm.node, _alone(norm))
-        return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay))
+        return RewrittenGraph(finish(graph), OneGroup(graph, self.options.weight_decay))
 
 
 def _with_statistics(norm: Norm) -> BatchNorm:
@@ -152,8 +150,8 @@ def _with_statistics(norm: Norm) -> BatchNorm:
     return norm.module
 
 
-def _alone(norm: Norm) -> NormAlone:
+def _alone(norm: Norm) -> LoneNorm:
     module = _with_statistics(norm)
     if not isinstance(module, nn.BatchNorm2d):
         raise UsageError(f"norm {norm.name!r} follows no linear layer; put it directly behind one")
-    return NormAlone(module)
+    return LoneNorm(module)

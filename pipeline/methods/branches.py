@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from export.derived import Derivation, WeightAndBias
 from export.errors import UsageError
+from export.layers import Derivation, WeightAndBias
+from export.operations import is_concatenation
 from pipeline.graph import Convolution, Parts, ResidualUnit
-from pipeline.graph.vocabulary import is_concatenation
 
 
-class BranchScaled(Derivation):
+class BranchScale(Derivation):
     """W = s V and b = s c with one learned scalar s for the whole layer."""
 
     def __init__(self, weight: torch.Tensor, initial_scale: float) -> None:

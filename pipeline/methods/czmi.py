@@ -7,7 +7,7 @@ import torch
 from torch.fx import GraphModule
 
 from pipeline.config.methods import CzmigOptions, CzmiOptions
-from pipeline.methods.base import Method, Rewritten
+from pipeline.methods.base import Method, RewrittenGraph
 from pipeline.methods.czmig import Czmig
 
 
@@ -17,5 +17,5 @@ class Czmi(Method):
     def __init__(self, options: CzmiOptions) -> None:
         self._czmig = Czmig(CzmigOptions.model_validate({**options.model_dump(), "name": "czmig", "zmg": 0.0}))
 
-    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         return self._czmig.rewrite(graph, generator)

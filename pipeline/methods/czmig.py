@@ -10,21 +10,19 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from export.derived import Derivation, DerivedConv2d, DerivedLinear, Plain, WeightAndBias
+from export.layers import Derivation, DerivedConv2d, DerivedLinear, PlainDerivation, WeightAndBias
 from pipeline.config.methods import CzmigOptions
 from pipeline.graph import Convolution, Parts, find_parts
 from pipeline.graph.rewrite import bypass, finish, insert_between, is_relu_for, readers_in, remove_norms, replace_layer
-from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
-from pipeline.methods.initialisation import per_filter, unit_uniform, xavier_normal
-from pipeline.methods.layers import derived
+from pipeline.methods.base import Method, ParameterGroup, RewrittenGraph, Stacks, TrainingRules, gradient_of
+from pipeline.methods.layers import derived, per_filter, unit_uniform, xavier_normal
 from pipeline.methods.noise import Noise, NoisyReLU
-from pipeline.methods.stacks import Stacks, gradient_of
 
 _SLICE_DIMS = (2, 3)
 _FILTER_DIMS = (1, 2, 3)
 
 
-class ExpScaled(Derivation):
+class ExpScale(Derivation):
     """W_f = e^(g_f) V_f, one scale per output filter."""
 
     def __init__(self, direction: torch.Tensor, initial_scale: float, bias: torch.Tensor | None) -> None:
@@ -41,7 +39,7 @@ class ExpScaled(Derivation):
 
 
 @dataclass(frozen=True)
-class Anchored:
+class AnchoredFilters:
     """Filters that the penalty keeps at norm 1, with its weight."""
 
     filters: Stacks
@@ -60,8 +58,8 @@ class CzmigRules(TrainingRules):
             ParameterGroup(name="biases and classifier", parameters=tuple(slow), rate_share=options.slow_share),
         )
         anchored = (
-            Anchored(Stacks(layers["anchored"]), options.luma),
-            Anchored(Stacks(layers["classifier"]), options.classifier_luma),
+            AnchoredFilters(Stacks(layers["anchored"]), options.luma),
+            AnchoredFilters(Stacks(layers["classifier"]), options.classifier_luma),
         )
         self._anchored = tuple(each for each in anchored if each.strength > 0)
         self._corrected = Stacks(layers["corrected"])
@@ -106,14 +104,14 @@ class Czmig(Method):
     def __init__(self, options: CzmigOptions) -> None:
         self.options = options
 
-    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
         self._insert_noise(graph, parts)  # while every unit still begins at the node where it was found
         remove_norms(graph, parts.norms)
         for layer in parts.convolutions:
             derivation = self._derivation(layer, generator)
             replace_layer(graph, layer.node, derived(layer.module, derivation))
-        return Rewritten(finish(graph), CzmigRules(graph, self.options, self._parameters(graph, parts)))
+        return RewrittenGraph(finish(graph), CzmigRules(graph, self.options, self._parameters(graph, parts)))
 
     def _derivation(self, layer: Convolution, generator: torch.Generator) -> Derivation:
         weight = self._initial_weight(layer, generator)
@@ -121,8 +119,8 @@ class Czmig(Method):
         bias = torch.zeros(weight.shape[0]) if has_bias else None
         is_plain = {"first": not self.options.first_layer_scaled, "classifier": not self.options.classifier_scaled}
         if is_plain.get(layer.kind, False):
-            return Plain(weight, bias)
-        return ExpScaled(weight, self.options.initial_scale, bias)
+            return PlainDerivation(weight, bias)
+        return ExpScale(weight, self.options.initial_scale, bias)
 
     def _initial_weight(self, layer: Convolution, generator: torch.Generator) -> torch.Tensor:
         shape = layer.module.weight.shape
@@ -183,7 +181,7 @@ def _trained_weight_and_bias(graph: GraphModule, layer: Convolution) -> tuple[nn
     trained = graph.get_submodule(layer.name)
     assert isinstance(trained, (DerivedConv2d, DerivedLinear))
     derivation = trained.derivation
-    if isinstance(derivation, ExpScaled):
+    if isinstance(derivation, ExpScale):
         return derivation.direction, derivation.bias
-    assert isinstance(derivation, Plain)
+    assert isinstance(derivation, PlainDerivation)
     return derivation.weight, derivation.bias

@@ -7,20 +7,18 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from export.derived import Derivation, DerivedConv2d, Foldable, WeightAndBias
 from export.errors import UsageError
+from export.layers import Derivation, DerivedConv2d, FoldableLayer, WeightAndBias
+from export.operations import CONVOLUTIONS_AND_LINEAR, is_rectifier
 from pipeline.config.methods import EquinormOptions
 from pipeline.graph import Convolution, Normalise, Parts, find_parts
 from pipeline.graph.rewrite import finish, remove_norms, replace_layer
-from pipeline.graph.vocabulary import CONVOLUTIONS_AND_LINEAR, is_rectifier
-from pipeline.methods.base import Method, Rewritten
-from pipeline.methods.groups import OneGroup
-from pipeline.methods.initialisation import he_normal, he_normal_fan_out, per_filter, with_both_signs, xavier_normal
-from pipeline.methods.layers import with_bias
+from pipeline.methods.base import Method, OneGroup, RewrittenGraph
+from pipeline.methods.layers import he_normal, he_normal_fan_out, per_filter, with_bias, with_both_signs, xavier_normal
 from pipeline.methods.statistics import Moments, Statistics
 
 
-class Balanced(Derivation):
+class BalancedWeights(Derivation):
     """W = gamma s (w + b) with b and s from the means of the input channels, and beta as the bias."""
 
     running_means: torch.Tensor
@@ -64,7 +62,7 @@ class Balanced(Derivation):
 class InputStatistics(Statistics):
     """The batch's own channel means; where it does not act, the stored ones are used."""
 
-    def __init__(self, derivation: Balanced, options: EquinormOptions) -> None:
+    def __init__(self, derivation: BalancedWeights, options: EquinormOptions) -> None:
         super().__init__()
         self._derivation = (derivation,)  # in a tuple: it belongs to the convolution
         self.momentum = options.statistics_momentum
@@ -94,10 +92,10 @@ class InputStatistics(Statistics):
         return f"channel means of {'a quarter of ' if self.one_in == 4 else ''}the batch, in the filters"
 
 
-class BalancedConv2d(Foldable):
+class BalancedConv2d(FoldableLayer):
     """A convolution whose filters are balanced by the means of its input."""
 
-    def __init__(self, layer: nn.Conv2d, derivation: Balanced, statistics: InputStatistics) -> None:
+    def __init__(self, layer: nn.Conv2d, derivation: BalancedWeights, statistics: InputStatistics) -> None:
         super().__init__()
         self.operation = DerivedConv2d(layer, derivation)
         self.statistics = statistics
@@ -106,7 +104,7 @@ class BalancedConv2d(Foldable):
         if not self.statistics.acts:
             return self.operation(x)
         derivation = self.operation.derivation
-        assert isinstance(derivation, Balanced)
+        assert isinstance(derivation, BalancedWeights)
         return self.operation.run(x, *derivation.balanced_by(self.statistics(x)))
 
     def evaluated(self) -> nn.Module:
@@ -122,7 +120,7 @@ class Equinorm(Method):
     def __init__(self, options: EquinormOptions) -> None:
         self.options = options
 
-    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
         remove_norms(graph, parts.norms)
         _refuse_negative_inputs(graph, parts)
@@ -133,7 +131,7 @@ class Equinorm(Method):
         for convolution in parts.convolutions:
             layer = self._plain(convolution, generator) if convolution.node in plain else self._balanced(convolution, generator)
             replace_layer(graph, convolution.node, layer)
-        return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))
+        return RewrittenGraph(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))
 
     def _plain_layers(self, parts: Parts) -> set[Node]:
         """Linear layers and the classifier, and shortcuts if asked for."""
@@ -150,7 +148,7 @@ class Equinorm(Method):
         assert isinstance(module, nn.Conv2d)
         dims = (1, 2, 3) if self.options.resample_signs == "filter" else (2, 3)
         weight = with_both_signs(he_normal_fan_out(shape, generator), dims, generator)
-        derivation = Balanced(weight, module.in_channels, _pixel_ratio(layer.node, module), self.options)
+        derivation = BalancedWeights(weight, module.in_channels, _pixel_ratio(layer.node, module), self.options)
         return BalancedConv2d(module, derivation, InputStatistics(derivation, self.options))
 
 

@@ -10,19 +10,17 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from export.derived import Derivation, WeightAndBias
-from export.layers import ScalarBias
+from export.layers import Derivation, ScalarBias, WeightAndBias
+from export.operations import is_rectifier
 from pipeline.config.methods import FixupOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
 from pipeline.graph.rewrite import finish, insert_between, insert_in_front, remove_norms, replace_layer
-from pipeline.graph.vocabulary import is_rectifier
-from pipeline.methods.base import Method, ParameterGroup, Rewritten, TrainingRules
+from pipeline.methods.base import Method, ParameterGroup, RewrittenGraph, TrainingRules
 from pipeline.methods.branches import ends_of_all_branches
-from pipeline.methods.initialisation import he_normal_fan_out
-from pipeline.methods.layers import derived
+from pipeline.methods.layers import derived, he_normal_fan_out
 
 
-class ScalarsOnWeight(Derivation):
+class FixupWeights(Derivation):
     """s conv(x + a) + b with W = s V and the bias a sum(W) + b; the scalars s, a, b where there are any, and a bias per class."""
 
     def __init__(self, weight: torch.Tensor, *, scaled: bool, biased_before: bool, biased_behind: bool, per_output: bool) -> None:
@@ -69,7 +67,7 @@ class Fixup(Method):
     def __init__(self, options: FixupOptions) -> None:
         self.options = options
 
-    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
         ends = ends_of_all_branches(parts, "fixup")
         shares = _shares_of_he(ends)
@@ -79,7 +77,7 @@ class Fixup(Method):
         remove_norms(graph, parts.norms)
         biased_behind = _biased_behind(graph, parts, ends)
         for layer in parts.convolutions:
-            derivation = ScalarsOnWeight(
+            derivation = FixupWeights(
                 _drawn(layer, generator, shares.get(layer.node, 1.0)),
                 scaled=layer.node in ends,
                 biased_before=self._is_biased_before(layer) and not _pads(layer),
@@ -87,7 +85,7 @@ class Fixup(Method):
                 per_output=layer is parts.classifier,
             )
             replace_layer(graph, layer.node, derived(layer.module, derivation))
-        return Rewritten(finish(graph), FixupRules(graph, self.options))
+        return RewrittenGraph(finish(graph), FixupRules(graph, self.options))
 
     def _is_biased_before(self, layer: Convolution) -> bool:
         return layer.kind != "first" or self.options.first_layer_bias

@@ -10,17 +10,16 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from export.derived import NotFoldable
 from export.errors import UsageError
+from export.layers import UnfoldableLayer
 from pipeline.config.methods import GroupnormOptions
 from pipeline.graph import Norm, find_parts
 from pipeline.graph.rewrite import finish, replace_layer
-from pipeline.methods.base import Method, Rewritten
-from pipeline.methods.groups import OneGroup
+from pipeline.methods.base import Method, OneGroup, RewrittenGraph
 from pipeline.methods.layers import initialise_as_written
 
 
-class GroupNormalised(NotFoldable):
+class GroupNormLayer(UnfoldableLayer):
     """y = gamma (x - mean) / sqrt(variance + eps) + beta, mean and variance those of the sample's group of channels."""
 
     def __init__(self, num_groups: int, like: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
@@ -36,14 +35,14 @@ class GroupNormalised(NotFoldable):
         return "group normalisation, statistics of each sample"
 
     def written_out(self) -> nn.Module:
-        return WrittenOut(self.norm)
+        return GroupNormForFiles(self.norm)
 
     @property
     def onnx_operations(self) -> Counter[str]:
         return Counter({"Sqrt": 1, "Mul": 2 if self.norm.affine else 1})
 
 
-class WrittenOut(nn.Module):
+class GroupNormForFiles(nn.Module):
     """A GroupNorm for files. Each mean is taken over columns, then rows, then the channels of the group, and the mean is taken out twice.
 
     The second time it is that of small values. A runtime that adds up one value after another loses most where all are nearly alike: the
@@ -80,15 +79,15 @@ class Groupnorm(Method):
     def __init__(self, options: GroupnormOptions) -> None:
         self.options = options
 
-    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
         if not parts.norms:
             raise UsageError("method groupnorm replaces norms, and the network has none; choose a network with norms, or method nonorm")
         for layer in parts.convolutions:
             initialise_as_written(layer, generator)
         for norm in parts.norms:
-            replace_layer(graph, norm.node, GroupNormalised(self._num_groups(norm), norm.module))
-        return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay))
+            replace_layer(graph, norm.node, GroupNormLayer(self._num_groups(norm), norm.module))
+        return RewrittenGraph(finish(graph), OneGroup(graph, self.options.weight_decay))
 
     def _num_groups(self, norm: Norm) -> int:
         channels = norm.module.num_features

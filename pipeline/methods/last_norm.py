@@ -8,27 +8,26 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from export.derived import Foldable, TrainingOnly
 from export.errors import UsageError
-from export.layers import GlobalAveragePool
+from export.layers import FoldableLayer, GlobalAveragePool, TrainingPart
+from export.operations import is_rectifier
 from pipeline.graph import Convolution
 from pipeline.graph.rewrite import bypass, insert_in_front, replace_layer
-from pipeline.graph.vocabulary import is_rectifier
-from pipeline.methods.batchnorm import BatchStatistics, Normed, NormOnWeight
+from pipeline.methods.batchnorm import BatchStatistics, NormedLayer, NormInWeight
 from pipeline.methods.layers import derived
 
 _OF_LOGITS = "batch statistics of a BatchNorm over the logits"
-_AVERAGES = (GlobalAveragePool, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, TrainingOnly)
+_AVERAGES = (GlobalAveragePool, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, TrainingPart)
 _AVERAGING_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, torch.flatten, torch.reshape}
 _AVERAGING_METHODS = {"mean", "flatten", "view", "reshape", "contiguous"}
 
 
-class NormedBehindPooling(Foldable):
+class ClassifierWithNorm(FoldableLayer):
     """A classifier whose norm stands behind the pooling: on the weight in evaluation, left to `statistics` where that acts."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d, statistics: BatchStatistics) -> None:
         super().__init__()
-        self.operation = derived(layer, NormOnWeight(layer.weight, layer.bias, norm))
+        self.operation = derived(layer, NormInWeight(layer.weight, layer.bias, norm))
         self._statistics = (statistics,)  # in a tuple: it has its own place in the graph
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -36,7 +35,7 @@ class NormedBehindPooling(Foldable):
         if not statistics.acts:
             return self.operation(x)
         derivation = self.operation.derivation
-        assert isinstance(derivation, NormOnWeight)
+        assert isinstance(derivation, NormInWeight)
         return self.operation.run(x, derivation.weight, derivation.bias)
 
     def evaluated(self) -> nn.Module:
@@ -51,10 +50,10 @@ def normalise_logits(graph: GraphModule, classifier: Convolution) -> None:
     norm = nn.BatchNorm1d(classifier.module.weight.shape[0], affine=False)
     behind = _nodes_behind(graph, classifier.node)
     if not behind:
-        replace_layer(graph, classifier.node, Normed(classifier.module, norm, _OF_LOGITS))
+        replace_layer(graph, classifier.node, NormedLayer(classifier.module, norm, _OF_LOGITS))
         return
     statistics = BatchStatistics(norm, _OF_LOGITS)
-    replace_layer(graph, classifier.node, NormedBehindPooling(classifier.module, norm, statistics))
+    replace_layer(graph, classifier.node, ClassifierWithNorm(classifier.module, norm, statistics))
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
     insert_in_front(graph, output, "logit_statistics", statistics)
 

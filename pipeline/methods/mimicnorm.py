@@ -13,13 +13,10 @@ from torch.fx import GraphModule, Node
 from pipeline.config.methods import MimicnormOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
 from pipeline.graph.rewrite import finish, remove_norms, replace_layer
-from pipeline.methods.base import Method, Rewritten
-from pipeline.methods.branches import BranchScaled, chains_to_joins, last_convolutions, last_shortcut_convolutions
-from pipeline.methods.groups import OneGroup
-from pipeline.methods.initialisation import he_normal, he_normal_fan_out, xavier_normal
+from pipeline.methods.base import Method, OneGroup, RewrittenGraph, Stacks
+from pipeline.methods.branches import BranchScale, chains_to_joins, last_convolutions, last_shortcut_convolutions
 from pipeline.methods.last_norm import normalise_logits
-from pipeline.methods.layers import derived, with_bias
-from pipeline.methods.stacks import Stacks
+from pipeline.methods.layers import derived, he_normal, he_normal_fan_out, with_bias, xavier_normal
 
 _PAPER_GAIN = 1 / math.sqrt(1 - 1 / math.pi)  # 1.2112: the mean of a rectified normal value is lost to zero-mean filters
 _CODE_GAIN = math.sqrt(1.4)
@@ -47,7 +44,7 @@ class Mimicnorm(Method):
     def __init__(self, options: MimicnormOptions) -> None:
         self.options = options
 
-    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
         joined = chains_to_joins(graph, parts) if self.options.joined_scale == "code" else []
         scales = self._scales(parts, joined)
@@ -63,7 +60,7 @@ class Mimicnorm(Method):
             normalise_logits(graph, parts.classifier)
         rules = MimicnormRules(finish(graph), self.options, centred)
         rules.project()
-        return Rewritten(graph, rules)
+        return RewrittenGraph(graph, rules)
 
     def _is_centred(self, layer: Convolution) -> bool:
         if not self.options.weight_mean or not isinstance(layer.module, nn.Conv2d) or _is_depthwise(layer):
@@ -123,7 +120,7 @@ def _put_in_place(graph: GraphModule, layer: Convolution, weight: torch.Tensor, 
         plain = nn.Parameter(weight)
         replace_layer(graph, layer.node, with_bias(layer.module, plain))
         return plain
-    scaled = BranchScaled(weight, scale)
+    scaled = BranchScale(weight, scale)
     replace_layer(graph, layer.node, derived(layer.module, scaled))
     return scaled.weight
 

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from export.derived import Foldable, TrainingOnly
+from export.layers import FoldableLayer, TrainingPart
 
 
-class Noise(TrainingOnly):
+class Noise(TrainingPart):
     """x -> x u with u uniform around 1, one draw per sample and channel, or per value."""
 
     def __init__(self, amplitude: float, *, per_element: bool) -> None:
@@ -30,7 +30,7 @@ class Noise(TrainingOnly):
         return f"multiplies by a uniform factor in 1 +- {self.amplitude}, one per {drawn}"
 
 
-class NoisyReLU(Foldable):
+class NoisyReLU(FoldableLayer):
     """A ReLU whose only reader is the noise, as one layer: one tensor is kept for the backward pass instead of two."""
 
     def __init__(self, noise: Noise) -> None:
@@ -42,7 +42,7 @@ class NoisyReLU(Foldable):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.noise.acts:
             return F.relu(x)
-        result: torch.Tensor = _ScaledReLU.apply(x, self.noise.factor_for(x))
+        result: torch.Tensor = _ReLUTimes.apply(x, self.noise.factor_for(x))
         return result
 
     def evaluated(self) -> nn.Module:
@@ -52,7 +52,7 @@ class NoisyReLU(Foldable):
         return self.evaluated()
 
 
-class _ScaledReLU(torch.autograd.Function):
+class _ReLUTimes(torch.autograd.Function):
     """relu(x) u. As u > 0, the product is positive exactly where the ReLU is, so it alone is enough for the backward pass."""
 
     @staticmethod

@@ -6,10 +6,8 @@ from torch.fx import GraphModule
 from pipeline.config.methods import NonormOptions
 from pipeline.graph import find_parts
 from pipeline.graph.rewrite import finish, remove_norms, replace_layer
-from pipeline.methods.base import Method, Rewritten
-from pipeline.methods.groups import OneGroup
-from pipeline.methods.initialisation import he_normal, xavier_normal
-from pipeline.methods.layers import with_bias
+from pipeline.methods.base import Method, OneGroup, RewrittenGraph
+from pipeline.methods.layers import he_normal, with_bias, xavier_normal
 
 
 class Nonorm(Method):
@@ -18,10 +16,10 @@ class Nonorm(Method):
     def __init__(self, options: NonormOptions) -> None:
         self.options = options
 
-    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
         remove_norms(graph, parts.norms)
         for layer in parts.convolutions:
             draw = xavier_normal if layer.kind == "classifier" else he_normal
             replace_layer(graph, layer.node, with_bias(layer.module, draw(layer.module.weight.shape, generator)))
-        return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay))
+        return RewrittenGraph(finish(graph), OneGroup(graph, self.options.weight_decay))

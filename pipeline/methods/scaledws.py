@@ -9,20 +9,17 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from export.derived import Derivation, WeightAndBias
+from export.layers import Derivation, WeightAndBias
+from export.operations import is_addition
 from pipeline.config.methods import ScaledwsOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
 from pipeline.graph.rewrite import finish, remove_norms, replace_layer
-from pipeline.graph.vocabulary import is_addition
-from pipeline.methods.base import Method, Rewritten
+from pipeline.methods.base import AdaptiveClipping, Method, OneGroup, RewrittenGraph
 from pipeline.methods.branches import last_convolutions
-from pipeline.methods.clipping import AdaptiveClipping
-from pipeline.methods.groups import OneGroup
-from pipeline.methods.initialisation import he_normal, per_filter, xavier_normal
-from pipeline.methods.layers import derived, with_bias
+from pipeline.methods.layers import derived, he_normal, per_filter, with_bias, xavier_normal
 
 
-class Standardised(Derivation):
+class StandardisedWeights(Derivation):
     """W = gain factor / sqrt(fan_in) (V - mean) / sqrt(var + eps) over each filter; the bias times a factor of its own."""
 
     def __init__(self, weight: torch.Tensor, factor: float, bias_factor: float, eps: float) -> None:
@@ -59,7 +56,7 @@ class Scaledws(Method):
     def __init__(self, options: ScaledwsOptions) -> None:
         self.options = options
 
-    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
         alphas = dict.fromkeys(last_convolutions(parts.units), self.options.alpha)
         betas = _betas(parts, alphas) if self.options.beta else {}
@@ -68,7 +65,7 @@ class Scaledws(Method):
             alpha, beta = alphas.get(layer.node, 1.0), betas.get(layer.node, 1.0)
             replace_layer(graph, layer.node, self._layer(layer, generator, alpha, beta))
         classifier = graph.get_submodule(parts.classifier.name)
-        return Rewritten(finish(graph), ScaledwsRules(graph, self.options, classifier))
+        return RewrittenGraph(finish(graph), ScaledwsRules(graph, self.options, classifier))
 
     def _layer(self, layer: Convolution, generator: torch.Generator, alpha: float, beta: float) -> nn.Module:
         shape = layer.module.weight.shape
@@ -77,7 +74,7 @@ class Scaledws(Method):
         weight = he_normal(shape, generator)
         if layer.kind == "linear":
             return with_bias(layer.module, weight)
-        return derived(layer.module, Standardised(weight, self.options.gamma * alpha * beta, alpha, self.options.eps))
+        return derived(layer.module, StandardisedWeights(weight, self.options.gamma * alpha * beta, alpha, self.options.eps))
 
 
 def _betas(parts: Parts, alphas: dict[Node, float]) -> dict[Node, float]:

@@ -11,11 +11,9 @@ from torch.fx import GraphModule
 from pipeline.config.methods import SkipinitOptions
 from pipeline.graph import Dropout, find_parts
 from pipeline.graph.rewrite import finish, insert_in_front, remove_norms, replace_layer
-from pipeline.methods.base import Method, Rewritten
-from pipeline.methods.branches import BranchScaled, ends_of_all_branches
-from pipeline.methods.groups import OneGroup
-from pipeline.methods.initialisation import he_normal, xavier_normal
-from pipeline.methods.layers import derived, with_bias
+from pipeline.methods.base import Method, OneGroup, RewrittenGraph
+from pipeline.methods.branches import BranchScale, ends_of_all_branches
+from pipeline.methods.layers import derived, he_normal, with_bias, xavier_normal
 
 
 class Skipinit(Method):
@@ -24,7 +22,7 @@ class Skipinit(Method):
     def __init__(self, options: SkipinitOptions) -> None:
         self.options = options
 
-    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
         scaled = ends_of_all_branches(parts, "skipinit")
         scale = 0.0 if self.options.initial_scale == "zero" else 1 / math.sqrt(len(scaled))
@@ -32,8 +30,8 @@ class Skipinit(Method):
         for layer in parts.convolutions:
             draw = xavier_normal if layer.kind == "classifier" else he_normal
             weight = draw(layer.module.weight.shape, generator)
-            in_place = derived(layer.module, BranchScaled(weight, scale)) if layer.node in scaled else with_bias(layer.module, weight)
+            in_place = derived(layer.module, BranchScale(weight, scale)) if layer.node in scaled else with_bias(layer.module, weight)
             replace_layer(graph, layer.node, in_place)
         if self.options.dropout > 0:
             insert_in_front(graph, parts.classifier.node, "classifier_dropout", Dropout(self.options.dropout))
-        return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))
+        return RewrittenGraph(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))

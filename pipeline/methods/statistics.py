@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from export.derived import TrainingOnly, parts_off, training_only_parts
+from export.layers import TrainingPart, parts_off, training_only_parts
 
 
 class Moments:
@@ -45,7 +45,7 @@ class Moments:
             raise RuntimeError("no values were added, so they have no moments")
 
 
-class Statistics(TrainingOnly):
+class Statistics(TrainingPart):
     """A part that acts by the statistics of the batch in training, and by stored ones in evaluation."""
 
     one_in = 1
@@ -75,7 +75,7 @@ def statistics_parts(graph: nn.Module) -> dict[str, Statistics]:
     return {name: part for name, part in training_only_parts(graph).items() if isinstance(part, Statistics)}
 
 
-def is_frozen(part: TrainingOnly) -> bool:
+def is_frozen(part: TrainingPart) -> bool:
     """Whether training itself has switched a part off for good."""
     return isinstance(part, Statistics) and part.frozen
 

@@ -7,18 +7,16 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from export.derived import Derivation, WeightAndBias
+from export.layers import Derivation, WeightAndBias
 from pipeline.config.methods import WeightnormOptions
 from pipeline.graph import Dropout, Parts, find_parts
 from pipeline.graph.rewrite import finish, insert_in_front, remove_norms, replace_layer
-from pipeline.methods.base import Method, Rewritten
+from pipeline.methods.base import Method, OneGroup, RewrittenGraph
 from pipeline.methods.branches import last_convolutions
-from pipeline.methods.groups import OneGroup
-from pipeline.methods.initialisation import he_normal, per_filter, xavier_normal
-from pipeline.methods.layers import derived, with_bias
+from pipeline.methods.layers import derived, he_normal, per_filter, with_bias, xavier_normal
 
 
-class WeightNormed(Derivation):
+class NormedWeights(Derivation):
     """w_f = (g_f / |v_f|) v_f. It starts at g = |v|, so that the layer starts as it was drawn."""
 
     def __init__(self, direction: torch.Tensor) -> None:
@@ -45,7 +43,7 @@ class Weightnorm(Method):
     def __init__(self, options: WeightnormOptions) -> None:
         self.options = options
 
-    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> Rewritten:
+    def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
         self._insert_dropout(graph, parts)
         remove_norms(graph, parts.norms)
@@ -55,8 +53,8 @@ class Weightnorm(Method):
                 draw = xavier_normal if layer.kind == "classifier" else he_normal
                 replace_layer(graph, layer.node, with_bias(layer.module, draw(shape, generator)))
             else:
-                replace_layer(graph, layer.node, derived(layer.module, WeightNormed(he_normal(shape, generator))))
-        return Rewritten(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))
+                replace_layer(graph, layer.node, derived(layer.module, NormedWeights(he_normal(shape, generator))))
+        return RewrittenGraph(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))
 
     def _insert_dropout(self, graph: GraphModule, parts: Parts) -> None:
         if self.options.dropout == 0:

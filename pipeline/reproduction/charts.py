@@ -7,10 +7,10 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from deploy.verify.report.drawing import Axis, linear_axis, short_number
-from pipeline.papers import Statistic
+from deploy.report.drawing import Axis, linear_axis, short_number
 from pipeline.reproduction.drawing import Area, Dot, Line, Point, Shape, Sheet, Words
 from pipeline.reproduction.figures import Spread, spread
+from pipeline.reproduction.papers import Statistic
 from pipeline.reproduction.result import Group, Result
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#3b3b3b", "#8c564b")

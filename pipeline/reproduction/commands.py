@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.files import sole_use
-from pipeline.outcome import Outcome
+from pipeline.progress import Console, Outcome
 from pipeline.reproduction.comparison import comparison_of
-from pipeline.reproduction.outputs import require_same_table, write_outputs
+from pipeline.reproduction.outputs import json_facts, markdown, require_same_table, write_outputs
 from pipeline.reproduction.plan import Plan
 from pipeline.reproduction.result import Result, result_of
 from pipeline.reproduction.running import require_same_runs, run_plan
-from pipeline.reproduction.writing import json_facts, markdown
-from pipeline.watching import Console
 
 
 def reproduce(plan: Plan, folder: Path, console: Console) -> Outcome:

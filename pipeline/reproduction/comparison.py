@@ -8,9 +8,9 @@ from pydantic import JsonValue
 
 from export.errors import UsageError
 from pipeline.config import Config, load_config
-from pipeline.importing import training_part
 from pipeline.reproduction.figures import RunFigures, require_run, run_figures
 from pipeline.reproduction.result import Group, Result
+from pipeline.run import training_part
 
 Flat = dict[str, JsonValue]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import DamagedError, UsageError
-from pipeline.papers import Statistic
+from pipeline.reproduction.papers import Statistic
 
 DIVERGED = "diverged.json"
 """In the folder of a run whose loss or weights stopped being finite: epoch and message."""
@@ -18,7 +18,7 @@ _WANTED = ("epoch", "train_accuracy", "test_accuracy", "seconds", "peak_memory_b
 
 
 @dataclass(frozen=True)
-class Diverged:
+class Divergence:
     """Where a run ended because its numbers did."""
 
     epoch: int
@@ -33,7 +33,7 @@ class RunFigures:
     seed: int
     records: tuple[dict[str, Any], ...]
     """A line of metrics.jsonl each."""
-    diverged: Diverged | None
+    diverged: Divergence | None
     machines: tuple[dict[str, Any], ...]
 
     @property
@@ -65,7 +65,7 @@ def run_figures(folder: Path, seed: int) -> RunFigures:
         folder=folder,
         seed=seed,
         records=_records(folder / "metrics.jsonl"),
-        diverged=Diverged(**diverged[0]) if diverged else None,
+        diverged=Divergence(**diverged[0]) if diverged else None,
         machines=_json(folder / MACHINES, {"device", "name", "precision", "torch"}),
     )
 

@@ -1,18 +1,130 @@
-"""What is to be run for a table: rows with their configs, a folder for each run, and all in which they are not the paper's runs.
+"""Which runs a table of a paper needs: its rows, their configs, what was shortened, and where each run goes.
 
-Takes a table, what was asked for, and the folder of configs; reads configs and nothing else, but looks which kind of images is given.
+Takes a table and options. Trains nothing.
 """
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from export.errors import UsageError
 from pipeline.config import Config, load_config, parse_config
-from pipeline.papers import Row, Table
-from pipeline.reproduction.shortening import shortened
+from pipeline.config.sections import CYCLE_EPOCHS, Schedule
+from pipeline.reproduction.papers import TABLES, Row, Table
+
+_BESIDE_THE_PACKAGE = Path(__file__).parents[2] / "configs"
+
+
+def configs_folder() -> Path:
+    """The configs of this checkout, or those in the folder where the command runs."""
+    for folder in (_BESIDE_THE_PACKAGE, Path("configs")):
+        if (folder / "schema.json").is_file():
+            return folder
+    raise UsageError("the configs of the tables are not here: an installed package has none; run this in a checkout of the sources")
+
+
+def table_by_name(name: str) -> Table:
+    """A table of the papers."""
+    if name in TABLES:
+        return TABLES[name]
+    near = difflib.get_close_matches(name, TABLES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(TABLES)}"
+    raise UsageError(f"no table {name!r}, {hint}")
+
+
+def needs_of(table: Table, configs: Path) -> dict[str, JsonValue]:
+    """Data set, epochs, rows and runs of one table."""
+    rows: list[JsonValue] = [row.name for row in table.rows if not row.by_name_only]
+    by_name: list[JsonValue] = [row.name for row in table.rows if row.by_name_only]
+    epochs: list[JsonValue] = [*sorted({config_of(row, configs).training.epochs for row in table.rows})]
+    return {
+        "table": table.name,
+        "title": table.title,
+        "data": table.images.name,
+        "epochs": epochs,
+        "runs": table.num_runs,
+        "rows": rows,
+        "rows_by_name_only": by_name,
+    }
+
+
+def listing(tables: Iterable[Table], configs: Path) -> tuple[list[JsonValue], str]:
+    """As data and as text."""
+    needs = [needs_of(table, configs) for table in tables]
+    lines = [f"{'table':18} {'data':16} {'epochs':>12} {'rows':>5} {'runs':>5}  title"]
+    for each in needs:
+        epochs, rows = each["epochs"], each["rows"]
+        assert isinstance(epochs, list)
+        assert isinstance(rows, list)
+        spoken = ", ".join(map(str, epochs))
+        lines.append(f"{each['table']:18} {each['data']:16} {spoken:>12} {len(rows):5} {each['runs']:5}  {each['title']}")
+    return [*needs], "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ShortenedConfig:
+    """A config of fewer epochs, and what had to change beyond the proportion."""
+
+    config: Config
+    notes: tuple[str, ...]
+
+
+def shortened(config: Config, epochs: int) -> ShortenedConfig:
+    """The config with so many epochs; one that has no more of them stays as it is."""
+    training = config.training
+    if training.epochs <= epochs:
+        return ShortenedConfig(config, ())
+    share = Fraction(epochs, training.epochs)
+    milestones = _milestones(training.schedule.milestones, share, epochs)
+    values = config.model_dump()
+    values["training"]["epochs"] = epochs
+    values["training"]["freeze_statistics"]["epochs"] = min(round(training.freeze_statistics.epochs * share), epochs - 1)
+    values["training"]["schedule"] |= _times(training.schedule, share) | {"milestones": milestones}
+    short = parse_config(values, "the shortened config")
+    return ShortenedConfig(short, (*_lost(training.schedule, milestones), *_never_frozen(config, short), *_unscaled(config)))
+
+
+def _times(schedule: Schedule, share: Fraction) -> dict[str, object]:
+    """What may fall between epochs. Exact until it is a float again, so that a time at the end stays there."""
+
+    def scaled(time: float) -> float:
+        return float(Fraction(time) * share)
+
+    cycle = schedule.cycle_epochs or (CYCLE_EPOCHS if schedule.name == "cyclic" else None)
+    return {
+        "warmup_epochs": scaled(schedule.warmup_epochs),
+        "cycle_epochs": None if cycle is None else scaled(cycle),
+        "rate_points": tuple((scaled(epoch), rate) for epoch, rate in schedule.rate_points),
+        "momentum_points": tuple((scaled(epoch), momentum) for epoch, momentum in schedule.momentum_points),
+    }
+
+
+def _milestones(milestones: Sequence[int], share: Fraction, epochs: int) -> tuple[int, ...]:
+    scaled = {round(milestone * share) for milestone in milestones}
+    return tuple(sorted(milestone for milestone in scaled if 0 < milestone < epochs))
+
+
+def _lost(schedule: Schedule, kept: Sequence[int]) -> tuple[str, ...]:
+    if len(kept) == len(schedule.milestones):
+        return ()
+    return (f"{len(schedule.milestones) - len(kept)} of {len(schedule.milestones)} drops of the rate left out, too few epochs for them",)
+
+
+def _never_frozen(config: Config, short: Config) -> tuple[str, ...]:
+    if not config.training.freeze_statistics.epochs or short.training.freeze_statistics.epochs:
+        return ()
+    return ("no epoch is left for frozen statistics, so they are never frozen",)
+
+
+def _unscaled(config: Config) -> tuple[str, ...]:
+    growing = config.training.clip.name == "norm" and config.training.clip.growth != "constant"
+    return ("the clipping threshold goes by the number of the epoch and is that of the first ones",) if growing else ()
+
 
 _AS_THE_PAPERS = ("exact.enabled=false", "training.precision=float32")
 """Of no paper's protocol: the exact grid behind training, and half precision."""
@@ -38,7 +150,7 @@ _BY_OPTION = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class PlanRequest:
     """What of a table shall be run, and how."""
 
     rows: tuple[str, ...] = ()
@@ -93,7 +205,7 @@ class Plan:
         return tuple(row.name for row in self.table.rows if row.name not in planned and not row.by_name_only)
 
 
-def planned(table: Table, asked: Asked, configs: Path, folder: Path) -> Plan:
+def planned(table: Table, asked: PlanRequest, configs: Path, folder: Path) -> Plan:
     """Every config is read and checked here, so that a mistake is said before anything runs."""
     _refuse_what_options_say(asked.overrides)
     rows = tuple(_planned_row(table, row, asked, configs, folder) for row in chosen_rows(table, asked.rows))
@@ -133,7 +245,7 @@ def _refuse_what_options_say(overrides: Sequence[str]) -> None:
             raise UsageError(f"--set {key} is not for reproduce; give {_BY_OPTION[key]}")
 
 
-def _planned_row(table: Table, row: Row, asked: Asked, configs: Path, folder: Path) -> PlannedRow:
+def _planned_row(table: Table, row: Row, asked: PlanRequest, configs: Path, folder: Path) -> PlannedRow:
     as_printed = config_of(row, configs)
     try:
         config = _with_images(config_of(row, configs, (*_AS_THE_PAPERS, *asked.overrides)), asked.data)

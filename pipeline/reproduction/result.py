@@ -6,9 +6,9 @@ Takes plans and figures; knows no form of output.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.papers import Printed, Quantity, Statistic
-from pipeline.papers.table import Picture
 from pipeline.reproduction.figures import RunFigures, Spread, over_runs, run_figures
+from pipeline.reproduction.papers import PrintedFigure, Quantity, Statistic
+from pipeline.reproduction.papers.table import Picture
 from pipeline.reproduction.plan import Plan, PlannedRow
 
 _BYTES = {"MB": 2**20, "GB": 2**30}
@@ -25,7 +25,7 @@ class Group:
     runs: tuple[RunFigures, ...]
     rate: float
     """The learning rate of the config."""
-    printed: Mapping[Quantity, Printed] = field(default_factory=dict)
+    printed: Mapping[Quantity, PrintedFigure] = field(default_factory=dict)
     reading: str = ""
     deviations: tuple[str, ...] = ()
     """In what the runs are not the paper's; empty where they are, and of a comparison."""
@@ -184,7 +184,7 @@ def spoken(figure: Spread | None, statistic: Statistic, digits: int = 2) -> str:
     return f"{middle} ± {width}" if statistic == "mean and std" else f"{middle} (IQR {width})"
 
 
-def as_printed(figure: Printed | None, statistic: Statistic) -> str:
+def as_printed(figure: PrintedFigure | None, statistic: Statistic) -> str:
     """The paper's, in the same form."""
     if figure is None:
         return "-"

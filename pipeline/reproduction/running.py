@@ -17,13 +17,13 @@ from export.errors import SamegraphError, UsageError
 from export.files import make_folder, write_file
 from pipeline import run
 from pipeline.config import Config, load_config
-from pipeline.importing import training_part
+from pipeline.progress import Console
 from pipeline.reproduction.figures import DIVERGED, MACHINES, RunFigures, run_figures
 from pipeline.reproduction.plan import Plan, PlannedRun
+from pipeline.run import training_part
 from pipeline.training import device_by_name
 from pipeline.training.checkpoint import first_difference
 from pipeline.training.finite import NotFiniteError
-from pipeline.watching import Console
 
 
 def run_plan(plan: Plan, console: Console) -> Iterator[PlannedRun]:

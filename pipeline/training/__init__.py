@@ -1,12 +1,11 @@
 """Trains a rewritten network: loop, optimiser, schedules, checkpoints, metrics. Knows no method and no network."""
 
-from pipeline.training.batches import TrainingData
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from pipeline.training.device import autocast_type, device_by_name
 from pipeline.training.finite import NotFiniteError
 from pipeline.training.loop import History, Settings, last_checkpoint, steps_per_epoch, train
 from pipeline.training.metrics import EpochRecord, diagnosis_file
-from pipeline.training.watcher import Silent, Watcher
+from pipeline.training.protocols import SilentWatcher, TrainingData, Watcher
 
 __all__ = [
     "Checkpoint",
@@ -14,7 +13,7 @@ __all__ = [
     "History",
     "NotFiniteError",
     "Settings",
-    "Silent",
+    "SilentWatcher",
     "TrainingData",
     "Watcher",
     "autocast_type",

@@ -1,16 +1,20 @@
-"""Loss and accuracy of a graph on a split, as the graph will be deployed: evaluation mode, float32, contiguous.
+"""Accuracy and loss of a graph on a split, and the running average of its weights that may be evaluated in its place.
 
-The folded graph is compared in this precision and layout, so the figures are those of the function that is shipped.
+Takes a graph and batches. Changes neither.
 """
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from pipeline.training.batches import Batch
+from pipeline.config.sections import ModelEma
+from pipeline.training.protocols import Batch
 
 BATCH_SIZE = 256
 _SMALL_IMAGE, _FOR_SMALL_IMAGES_ON_CUDA = 64, 2048
@@ -46,3 +50,41 @@ def evaluate(graph: nn.Module, batches: Iterable[Batch], device: torch.device, b
 def _batch_sums(graph: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     logits = graph(images)
     return torch.stack((F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()))
+
+
+@final
+class WeightAverage:
+    """avg <- decay avg + (1 - decay) w for every parameter and statistic; the first step's values begin it."""
+
+    def __init__(self, graph: GraphModule, options: ModelEma) -> None:
+        self.graph = copy.deepcopy(graph).eval().requires_grad_(False)
+        self._options = options
+
+    @torch.no_grad()
+    def update(self, graph: nn.Module, num_steps_done: int) -> None:
+        """Take in the weights after a step; `num_steps_done` counts the earlier ones."""
+        decay = decay_after(num_steps_done, self._options)
+        averages, values = _state(self.graph), _state(graph)
+        floating = [(mean, value) for mean, value in zip(averages, values, strict=True) if mean.is_floating_point()]
+        torch._foreach_lerp_([mean for mean, _ in floating], [value.detach() for _, value in floating], 1 - decay)
+        for mean, value in zip(averages, values, strict=True):
+            if not mean.is_floating_point():  # a count
+                mean.copy_(value)
+
+    @torch.no_grad()
+    def copy_into(self, graph: nn.Module) -> None:
+        """Give a graph the averages for its weights."""
+        for value, mean in zip(_state(graph), _state(self.graph), strict=True):
+            value.copy_(mean)
+
+
+def decay_after(num_steps_done: int, options: ModelEma) -> float:
+    """What the average keeps of itself at a step. Nothing at the first: then there is no average yet."""
+    if num_steps_done == 0:
+        return 0.0
+    return min(options.decay, (1 + num_steps_done) / (10 + num_steps_done)) if options.warmup else options.decay
+
+
+def _state(graph: nn.Module) -> list[torch.Tensor]:
+    """Looked up each time: a change of the memory layout replaces buffers."""
+    return [*graph.parameters(), *graph.buffers()]

@@ -42,13 +42,13 @@ def first_bad_weights(graph: GraphModule) -> str | None:
 
 def first_bad_activation(graph: GraphModule, images: torch.Tensor) -> str | None:
     """The first value of the forward pass that is not finite. Seed and autocast are the caller's to set again."""
-    watching = _Watching(graph)
+    watching = _ActivationWatcher(graph)
     with torch.no_grad():
         watching.run(images)
     return watching.found
 
 
-class _Watching(Interpreter):
+class _ActivationWatcher(Interpreter):
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
         self.found: str | None = None

@@ -10,7 +10,7 @@ from pipeline.methods.statistics import statistics_parts
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FreezingMoment:
     """That the statistics are frozen: after which step, and what the network scored right after they were recomputed."""
 
     step: int

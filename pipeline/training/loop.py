@@ -18,22 +18,20 @@ from torch.fx import GraphModule
 
 from export.errors import UsageError
 from pipeline.config.sections import Training
-from pipeline.diagnosis import Figures, GradientNorms, layer_figures, with_gradient_norms
-from pipeline.graph.trained import trained_layers
-from pipeline.methods.base import Rewritten
+from pipeline.graph.parts import trained_layers
+from pipeline.methods.base import RewrittenGraph
 from pipeline.methods.statistics import freeze_statistics, recompute_statistics
-from pipeline.training.averaging import WeightAverage
-from pipeline.training.batches import Batch, OneAhead, TrainingBatches, TrainingData
 from pipeline.training.checkpoint import Checkpoint, Config, checkpoint_bytes, write_checkpoint
 from pipeline.training.device import arithmetic, autocast_type, cpu_threads, device_by_name, forget_peak_memory, peak_memory_bytes
-from pipeline.training.evaluation import Evaluation, evaluate, evaluation_batch_size
+from pipeline.training.diagnosis import Figures, GradientNorms, layer_figures, with_gradient_norms
+from pipeline.training.evaluation import Evaluation, WeightAverage, evaluate, evaluation_batch_size
 from pipeline.training.finite import NotFiniteError, all_finite, first_bad_activation, first_bad_weights
-from pipeline.training.freezing import Frozen, first_frozen_epoch
+from pipeline.training.freezing import FreezingMoment, first_frozen_epoch
 from pipeline.training.interruption import Interruption
 from pipeline.training.metrics import EpochRecord, MetricsLog, Tally
-from pipeline.training.schedules import Moment, momentum, rate_share
+from pipeline.training.optimiser import Moment, momentum, rate_share
+from pipeline.training.protocols import Batch, PrefetchedBatches, SilentWatcher, TrainingBatches, TrainingData, Watcher
 from pipeline.training.step import TrainingStep
-from pipeline.training.watcher import Silent, Watcher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +73,7 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def train(
-    network: Rewritten,
+    network: RewrittenGraph,
     data: TrainingData,
     settings: Settings,
     watcher: Watcher | None = None,
@@ -88,7 +86,7 @@ def train(
     device = device_by_name(settings.training.device)
     network.graph.to(device)
     forget_peak_memory(device)
-    loop = _Loop(network, data, settings, watcher or Silent(), device)
+    loop = _Loop(network, data, settings, watcher or SilentWatcher(), device)
     with ExitStack() as stack:
         stack.enter_context(arithmetic(deterministic=settings.training.deterministic))
         stack.enter_context(cpu_threads(settings.training.threads, data.image_width))
@@ -100,7 +98,7 @@ def train(
 
 
 class _Loop:
-    def __init__(self, network: Rewritten, data: TrainingData, settings: Settings, watcher: Watcher, device: torch.device) -> None:
+    def __init__(self, network: RewrittenGraph, data: TrainingData, settings: Settings, watcher: Watcher, device: torch.device) -> None:
         self.options, self.settings, self.data, self.watcher = settings.training, settings, data, watcher
         self.graph, self.device = network.graph, device
         autocast = autocast_type(self.options.precision, device, data.image_width)
@@ -112,8 +110,8 @@ class _Loop:
         self.layers = trained_layers(self.deployed) if diagnosed else ()
         self.interruption = Interruption()
         self.epoch, self.tally, self.records = 0, Tally(), list[EpochRecord]()
-        self.frozen: Frozen | None = None
-        self.batches = OneAhead(iter(()))
+        self.frozen: FreezingMoment | None = None
+        self.batches = PrefetchedBatches(iter(()))
 
     @contextmanager
     def opened(self, resume: Checkpoint | None) -> Iterator[None]:
@@ -161,10 +159,10 @@ class _Loop:
         for graph in self._graphs:
             recompute_statistics(graph.to(memory_format=torch.contiguous_format), self._images_of_the_whole_set())
         accuracy = self._evaluate().accuracy
-        self._froze(Frozen(self.num_steps_done, accuracy))
+        self._froze(FreezingMoment(self.num_steps_done, accuracy))
         self.watcher.statistics_frozen(self.num_steps_done, accuracy)
 
-    def _froze(self, frozen: Frozen) -> None:
+    def _froze(self, frozen: FreezingMoment) -> None:
         self.frozen = frozen
         for graph in self._graphs:
             freeze_statistics(graph)
@@ -183,7 +181,7 @@ class _Loop:
         self.graph.train().to(memory_format=self._memory_format)
         self.step.begin_epoch()
         started = time.perf_counter() - self.tally.seconds
-        self.batches = OneAhead(self._batches_left())
+        self.batches = PrefetchedBatches(self._batches_left())
         for _ in range(self.tally.num_steps, self.steps_per_epoch):
             self._stop_if_asked()
             self._train_on(itertools.islice(self.batches, self.options.accumulate))
@@ -306,7 +304,7 @@ class _Loop:
         if self.average is not None and self.num_steps_done:  # before the first step there is none
             checkpoint.restore_average(self.average.graph)
         if (frozen := position.get("frozen")) is not None:
-            self._froze(Frozen(**frozen))
+            self._froze(FreezingMoment(**frozen))
 
     def _rate(self, step: int) -> float:
         return self.options.learning_rate * rate_share(self._moment(step), self.options.schedule)

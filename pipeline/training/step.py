@@ -1,20 +1,54 @@
-"""One training step: forward, backward, the method's rules, SGD. Takes a batch on the device; knows no files.
+"""One training step: forward, loss, backward, clipping, optimiser, the method's rules; replayed as a CUDA graph where it can be.
 
-The benchmarks time this very code. It waits for the device only to read the loss, and then only for the forward pass, or for the graph
-that is replayed.
+Takes a graph and its rules. Draws depend on (seed, step) alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
 
 import torch
 
 from pipeline.config.sections import Training
-from pipeline.graph.mixup import Mixing
-from pipeline.methods.base import ParameterGroup, Rewritten
-from pipeline.training.clipping import clipping
-from pipeline.training.mixing import Mixer, mixed_loss, mixed_num_correct
-from pipeline.training.replay import Computed, Replay
+from pipeline.methods.base import ParameterGroup, RewrittenGraph
+from pipeline.training.mixup import Mixer, Mixing, mixed_loss, mixed_num_correct
+from pipeline.training.optimiser import clipping
+
+
+class StepResult(NamedTuple):
+    """What a batch came to, on the device; the gradients stand in the parameters."""
+
+    loss: torch.Tensor
+    num_correct: torch.Tensor
+    penalty: torch.Tensor | None
+
+
+Computation = Callable[[torch.Tensor, torch.Tensor], StepResult]
+
+
+class Replay:
+    """A computation for batches of one shape. What it allocates stays in place, and so do the results, which the next replay overwrites.
+
+    The computation must have run once before, one by one: libraries choose their algorithms then, which a capture does not allow.
+    """
+
+    def __init__(self, compute: Computation, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self._images, self._labels = images.clone(), labels.clone()
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads of the process may allocate and copy meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._computed = compute(self._images, self._labels)
+
+    def fits(self, images: torch.Tensor, labels: torch.Tensor) -> bool:
+        """Whether it was captured for such a batch."""
+        return images.shape == self._images.shape and images.stride() == self._images.stride() and labels.shape == self._labels.shape
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> StepResult:
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._graph.replay()
+        return self._computed
+
 
 _MIXED = 0x9E3779B97F4A7C15
 _LARGEST_SEED = (1 << 63) - 1
@@ -54,7 +88,7 @@ class BatchFigures:
 class TrainingStep:
     """The graph, its rules, its optimiser. `backward` for each batch of a step, then `update`: between them a bad loss can be turned away."""
 
-    def __init__(self, network: Rewritten, options: Training, device: torch.device, autocast: torch.dtype | None) -> None:
+    def __init__(self, network: RewrittenGraph, options: Training, device: torch.device, autocast: torch.dtype | None) -> None:
         self.graph, self.rules = network.graph, network.rules
         self._groups = [group for group in self.rules.parameter_groups if group.parameters]
         self.optimiser = sgd(self._groups, options)
@@ -132,12 +166,12 @@ class TrainingStep:
         self._penalty, self._rules_have_run = computed.penalty, True
         return BatchFigures(computed.loss, computed.num_correct)
 
-    def _computed(self, images: torch.Tensor, labels: torch.Tensor) -> Computed:
+    def _computed(self, images: torch.Tensor, labels: torch.Tensor) -> StepResult:
         with self.autocast():
             logits = self.graph(images)
         loss, num_correct = self._loss(logits, labels, None)
         self._propagate(loss)
-        return Computed(loss.detach(), num_correct, self._correct())
+        return StepResult(loss.detach(), num_correct, self._correct())
 
     def _correct(self) -> torch.Tensor | None:
         """The rules before clipping; the penalty."""

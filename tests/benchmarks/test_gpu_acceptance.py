@@ -21,7 +21,7 @@ from benchmarks import gpu_acceptance, replayed_training
 from benchmarks.gpu_acceptance import Contestant, Images, Part, main
 from deploy.runners.table import RunOptions, open_file
 from deploy.verify.environment import nvidia_driver
-from export.engines.record import EnginePrecision
+from export.tensorrt.record import EnginePrecision
 from pipeline.config import Config
 
 SHORT = ["--network", "small", "--rounds", "2", "--seconds", "0", "--epochs", "1"]

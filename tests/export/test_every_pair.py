@@ -22,13 +22,14 @@ from torch.fx.node import map_arg
 from deploy.runners.base import Runner, TensorSpec
 from deploy.runners.table import RunOptions, open_file
 from deploy.runners.torch import TorchPrecision, TorchRunner
-from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
-from export.derived import training_only_parts_off
+from deploy.verify.links import Chain, Link, Record, Stage
+from deploy.verify.run import run_chain
 from export.errors import UsageError
 from export.fold import fold
+from export.layers import training_only_parts_off
 from export.onnx import onnx_from_graph
-from pipeline.graph.vocabulary import CONVOLUTIONS_AND_LINEAR, is_rectifier
-from pipeline.methods import METHODS, Rewritten
+from export.operations import CONVOLUTIONS_AND_LINEAR, is_rectifier
+from pipeline.methods import METHODS, RewrittenGraph
 from pipeline.networks import FAMILIES, NETWORKS
 
 Shape = tuple[int, int, int]
@@ -86,7 +87,7 @@ class Network:
     graph: GraphModule
     files: dict[object, bytes] = field(default_factory=dict)
 
-    def with_method(self, method: str) -> Rewritten:
+    def with_method(self, method: str) -> RewrittenGraph:
         return rewrite(copy.deepcopy(self.graph), DEFAULTS[method])
 
     def shared_file_of(self, folded: GraphModule) -> bytes:
@@ -163,7 +164,7 @@ class InTraining(nn.Module):
         return logits
 
 
-def link_to_file(training: Rewritten, folded: GraphModule, file: Path, shape: Shape) -> Chain:
+def link_to_file(training: RewrittenGraph, folded: GraphModule, file: Path, shape: Shape) -> Chain:
     """The folded graph and the file, within the budget that the training graph's own error gives."""
     specs = (TensorSpec("image", "uint8", (None, *shape)),), (TensorSpec("logits", "float32", (None, NUM_CLASSES)),)
 

@@ -8,8 +8,8 @@ import torch
 from graphs import DEFAULTS, NOT_FOLDABLE, REFUSED, STARTS_AT_ZERO, images, rewritten, scatter, step
 from torch import nn
 
-from export.derived import Foldable, TrainingOnly, not_foldable_parts, training_only_parts_off
 from export.fold import fold
+from export.layers import FoldableLayer, TrainingPart, not_foldable_parts, training_only_parts_off
 from pipeline.methods import METHODS
 
 NETWORKS = [
@@ -48,7 +48,7 @@ def test_training_evaluation_and_folded_graph_have_the_same_bits(method: str, ne
 def test_only_plain_layers_are_left(method: str) -> None:
     training = rewritten("resnet20", (3, 32, 32), DEFAULTS[method])
     folded = fold(training.graph)
-    assert not [m for m in folded.modules() if isinstance(m, (Foldable, TrainingOnly, nn.BatchNorm2d))]
+    assert not [m for m in folded.modules() if isinstance(m, (FoldableLayer, TrainingPart, nn.BatchNorm2d))]
     assert bool(not_foldable_parts(folded)) == (method in NOT_FOLDABLE)
     assert not folded.training
     assert not any(parameter.requires_grad for parameter in folded.parameters())

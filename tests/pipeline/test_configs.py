@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import Config, load_config
-from pipeline.graph.mixup import Mixup
+from pipeline.training.mixup import Mixup
+from pipeline.training_graph import ImageFacts, training_graph
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 IMAGES = {"cifar10": (10, 32), "cifar100": (100, 32), "svhn": (10, 32), "imagenet": (1000, 224)}

@@ -247,7 +247,7 @@ def test_a_bundle_that_fails_is_kept_apart_and_the_good_one_stays(tmp_path: Path
     run = tmp_path / "run"
     assert pipeline(capfd, "train-export", QUICKSTART, "--out", run, *SHORT).code == 0
     good = (run / "bundle" / "manifest.json").read_bytes()
-    from pipeline import staging
+    from pipeline.bundle import make
 
     def rounding_fold(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
         folded = fold(graph)
@@ -255,7 +255,7 @@ def test_a_bundle_that_fails_is_kept_apart_and_the_good_one_stays(tmp_path: Path
             parameter.data = parameter.data.to(torch.bfloat16).float()
         return folded
 
-    monkeypatch.setattr(staging, "fold", rounding_fold)
+    monkeypatch.setattr(make, "fold", rounding_fold)
     done = pipeline(capfd, "train-export", QUICKSTART, "--out", run, *SHORT)
     assert done.code == 3
     assert "evaluation graph -> folded graph failed" in done.error

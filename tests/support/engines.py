@@ -6,12 +6,12 @@ import onnx
 from onnx import TensorProto, helper
 from onnx_files import random_weights, write_onnx
 
-from export.engines.flavour import FLAVOURS
-from export.tensorrt.builder import Batches, Engine, Wanted, engine_from_onnx
+from export.tensorrt.builder import Batches, Engine, EngineRequest, engine_from_onnx
+from export.tensorrt.runtime import FLAVOURS
 
 RTX = FLAVOURS["rtx"]
 BATCHES = Batches(1, 4, 16)
-WANTED = Wanted(precision="float32", batches=BATCHES)
+WANTED = EngineRequest(precision="float32", batches=BATCHES)
 
 
 class Counts:
@@ -29,7 +29,7 @@ def perceptron(folder: Path) -> bytes:
     return write_onnx(folder / "perceptron.onnx", random_weights()).read_bytes()
 
 
-def built(folder: Path, wanted: Wanted = WANTED) -> Engine:
+def built(folder: Path, wanted: EngineRequest = WANTED) -> Engine:
     return engine_from_onnx(RTX, perceptron(folder), "model.onnx", wanted, Counts())
 
 

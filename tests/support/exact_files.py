@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.exact.calibration import calibrate
+from export.exact.grid import GridBits, GridGraph
 from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
-from export.exact.rewrite import GridBits, GridGraph, grid_graph
+from export.exact.rewrite import grid_graph
 
 Array = NDArray[Any]
 PIXEL_STEP = 2.0**-6

@@ -19,7 +19,7 @@ from pipeline.config.methods import (
     WeightnormOptions,
 )
 from pipeline.graph import Normalise, trace
-from pipeline.methods import Rewritten, method_from_options
+from pipeline.methods import RewrittenGraph, method_from_options
 from pipeline.networks import network_by_name
 
 
@@ -77,11 +77,11 @@ def traced(network: str, image_shape: tuple[int, int, int]) -> torch.fx.GraphMod
     return trace(network_by_name(network, NUM_CLASSES, channels), normalise, image_shape, NUM_CLASSES)
 
 
-def rewritten(network: str, image_shape: tuple[int, int, int], options: MethodOptions) -> Rewritten:
+def rewritten(network: str, image_shape: tuple[int, int, int], options: MethodOptions) -> RewrittenGraph:
     return rewrite(traced(network, image_shape), options)
 
 
-def rewrite(graph: torch.fx.GraphModule, options: MethodOptions) -> Rewritten:
+def rewrite(graph: torch.fx.GraphModule, options: MethodOptions) -> RewrittenGraph:
     return method_from_options(options).rewrite(graph, torch.Generator().manual_seed(0))
 
 
@@ -91,7 +91,7 @@ def images(number: int, image_shape: tuple[int, int, int], seed: int = 0) -> tor
 
 
 @torch.no_grad()
-def scatter(training: Rewritten, share: float = 0.05, seed: int = 2) -> None:
+def scatter(training: RewrittenGraph, share: float = 0.05, seed: int = 2) -> None:
     """Move every parameter off its initial value, so that no bias is 0 and no scale is 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in training.graph.parameters():
@@ -99,7 +99,7 @@ def scatter(training: Rewritten, share: float = 0.05, seed: int = 2) -> None:
         parameter.add_(share * size.clamp_min(0.01) * torch.randn(parameter.shape, generator=generator))
 
 
-def step(training: Rewritten, batch: torch.Tensor, rate: float = 0.05) -> None:
+def step(training: RewrittenGraph, batch: torch.Tensor, rate: float = 0.05) -> None:
     """One step of plain gradient descent, as the training loop does it, so that weights are no longer the initial ones."""
     training.graph.train()
     labels = torch.arange(len(batch)) % NUM_CLASSES

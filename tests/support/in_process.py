@@ -5,10 +5,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deploy.hosting.forms import Kind, Opening
-from deploy.hosting.opening import contents_of, open_form
-from deploy.hosting.process import Contents, HostError, Limits, contents_from
 from deploy.runners.base import Runner
+from deploy.sandbox.forms import Kind, Opening
+from deploy.sandbox.opening import contents_of, open_form
+from deploy.sandbox.process import Contents, HostError, Limits, contents_from
 from export.errors import SamegraphError
 
 

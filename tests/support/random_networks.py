@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from export.exact.calibration import set_input_step
-from export.exact.certificate import LARGEST_SUM
-from export.exact.grid import Held
-from export.exact.rewrite import GridBits, GridGraph, GridLayer, grid_graph
+from export.exact.calibration import LARGEST_SUM, set_input_step
+from export.exact.grid import BorrowedWeights, GridBits, GridGraph, GridLayer
+from export.exact.rewrite import grid_graph
 from export.layers import Normalise
 from pipeline.graph import trace
 
@@ -256,7 +255,7 @@ def _draw_layer(grid: GridGraph, layer: GridLayer, rng: np.random.Generator) -> 
     step = units / layer.weights.input_step.item()
     layer.weights.step.copy_(torch.tensor(step))
     values = torch.tensor(weights * step.reshape(-1, *[1] * (len(shape) - 1)), dtype=torch.float32)
-    layer.weights.inner = Held(values, torch.tensor(bias * units, dtype=torch.float32))
+    layer.weights.inner = BorrowedWeights(values, torch.tensor(bias * units, dtype=torch.float32))
 
 
 def _weights(shape: torch.Size, limit: int, largest_input: int, largest_sum: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from deploy.runners.cuda import Bytes, Driver, Graph
-from export.engines.gpu import Gpu
-from export.engines.record import EngineRecord
+from export.tensorrt.record import EngineRecord
+from export.tensorrt.runtime import Gpu
 
 GPU = Gpu("NVIDIA Recorded", "8.9", 2**30, "999.1", "13.0")
 

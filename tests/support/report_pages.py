@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.verify.report.filters import filter_figures
+from deploy.report.filters import filter_figures
 
 BUDGET = {"max": 8.0e-6, "rms": 1.0e-6}
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.papers import Printed, Row, Table
-from pipeline.papers.table import Images, Picture, Statistic
+from pipeline.reproduction.papers import PrintedFigure, Row, Table
+from pipeline.reproduction.papers.table import Images, Picture, Statistic
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EPOCHS = 2
@@ -25,7 +25,7 @@ def row(method: str, rate: str, accuracy: str, *notes: str) -> Row:
         cells=(method, rate),
         config="quickstart.yaml",
         overrides=overrides,
-        printed={"accuracy": Printed(accuracy, "0.25")},
+        printed={"accuracy": PrintedFigure(accuracy, "0.25")},
         notes=notes,
         curve=method,
     )

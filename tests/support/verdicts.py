@@ -7,7 +7,8 @@ from onnx_files import IMAGE, LOGITS, Perceptron, pixels, random_weights
 
 from deploy.runners.base import Array, Runner
 from deploy.runners.torch import TorchRunner
-from deploy.verify.chain import Chain, Link, Record, Stage, run_chain
+from deploy.verify.links import Chain, Link, Record, Stage
+from deploy.verify.run import run_chain
 from deploy.verify.verdict import Verdict
 from export.errors import NotHereError
 

@@ -33,7 +33,7 @@ REMEDIES = {
 )
 @options.as_json
 @click.pass_obj
-def command(console: Console, required: tuple[str, ...]) -> None:
+def doctor(console: Console, required: tuple[str, ...]) -> None:
     """Say what this machine can run."""
     found = survey()
     wrong = problems(installed_onnxruntimes())

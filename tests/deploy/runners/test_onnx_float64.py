@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from programs import exported, small_net, write_onnx_of
 from torch.nn import functional as F
 
-from deploy.runners.onnx_cut import cut_at, points_of
+from deploy.runners.onnx_file import cut_at, points_of
 from deploy.runners.onnx_float64 import NoFloat64Error, OnnxFloat64Runner
 from export.errors import UsageError
 

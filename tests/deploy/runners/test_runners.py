@@ -34,7 +34,7 @@ class _Part:
         return [self]
 
 
-class Given(Runner):
+class SampleSource(Runner):
     """Returns what it was given to return, and remembers that it was asked."""
 
     def __init__(self, outputs: dict[str, Array]) -> None:
@@ -75,7 +75,7 @@ IMAGES = pixels(2)
     ],
 )
 def test_input_is_refused_before_the_runtime_sees_it(batch: dict[str, Array], message: str) -> None:
-    with Given({"logits": GOOD}) as runner:
+    with SampleSource({"logits": GOOD}) as runner:
         with pytest.raises(UsageError, match=message) as caught:
             runner.run(batch)
         assert runner.num_runs == 0
@@ -85,24 +85,24 @@ def test_input_is_refused_before_the_runtime_sees_it(batch: dict[str, Array], me
 @pytest.mark.parametrize("outputs", [{}, {"scores": GOOD}, {"logits": GOOD[:, :4]}, {"logits": GOOD.astype(np.float64)}])
 def test_output_that_is_not_as_declared_is_refused(outputs: dict[str, Array]) -> None:
     with pytest.raises(DamagedError, match=r"given: (got outputs|output logits)"):
-        Given(outputs).run({"image": IMAGES})
+        SampleSource(outputs).run({"image": IMAGES})
 
 
 def test_output_as_declared_is_handed_on_and_the_end_closes() -> None:
-    with Given({"logits": GOOD}) as runner:
+    with SampleSource({"logits": GOOD}) as runner:
         assert runner.run({"image": IMAGES})["logits"] is GOOD
     assert runner.closed
 
 
 def test_inputs_must_agree_on_the_batch() -> None:
-    runner = Given({"logits": GOOD})
+    runner = SampleSource({"logits": GOOD})
     runner.inputs = (IMAGE, TensorSpec("weight", "float32", (None,)))
     with pytest.raises(UsageError, match="differ in their number of samples"):
         runner.run({"image": IMAGES, "weight": np.ones(3, np.float32)})
 
 
 def test_free_sizes_of_one_name_must_agree() -> None:
-    runner = Given({"logits": GOOD})
+    runner = SampleSource({"logits": GOOD})
     runner.inputs = (TensorSpec("tokens", "float32", ("batch", "length")), TensorSpec("mask", "float32", ("length",)))
     runner.run({"tokens": np.ones((2, 3), np.float32), "mask": np.ones(3, np.float32)})
     with pytest.raises(UsageError, match=r"inputs differ in their size 'length', \{'tokens\[1\]': 3, 'mask\[0\]': 2\}; give all the same"):

@@ -11,10 +11,9 @@ from engines import built
 from deploy.runners import cuda
 from deploy.runners.cuda import CudaDriver
 from deploy.runners.tensorrt import EngineFile, open_engine, require_tensorrt
-from export.engines import gpu
-from export.engines.flavour import FLAVOURS
-from export.engines.gpu import cuda_runtime
 from export.errors import DamagedError, NotHereError
+from export.tensorrt import runtime
+from export.tensorrt.runtime import FLAVOURS, cuda_runtime
 
 pytest.importorskip("tensorrt_rtx", reason="not run: tensorrt-rtx is not installed")
 
@@ -73,7 +72,7 @@ def test_every_function_of_cuda_that_the_driver_calls_exists() -> None:
 def test_what_tells_the_version_of_the_driver_exists() -> None:
     """It is never an error when it does not answer, so a misspelt name would not be noticed."""
     nvml = pytest.importorskip("cuda.bindings.nvml", reason="not run: this cuda-bindings has no nvml")
-    called = set(re.findall(r"nvml\.(\w+)\(", Path(gpu.__file__).read_text(encoding="utf-8")))
+    called = set(re.findall(r"nvml\.(\w+)\(", Path(runtime.__file__).read_text(encoding="utf-8")))
     assert len(called) == 2
     assert all(callable(getattr(nvml, name)) for name in called)
 

@@ -13,9 +13,9 @@ from recorded_driver import GPU, RecordedDriver, RecordedEngine, recorded_tensor
 
 from deploy.runners import tensorrt
 from deploy.runners.tensorrt import EngineFile, LoadedEngine, TensorRtRunner, open_engine
-from export.engines.record import EngineRecord, Machine
 from export.errors import DamagedError, NotHereError, SamegraphError, UsageError
 from export.files import sha256_of
+from export.tensorrt.record import EngineRecord, Machine
 
 pytest.importorskip("tensorrt_rtx", reason="not run: tensorrt-rtx is not installed")
 Change = Callable[[EngineRecord], EngineRecord]

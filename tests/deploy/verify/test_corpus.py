@@ -10,7 +10,8 @@ from in_process import HereHost
 
 from benchmarks.corpus import FAULTS, HARMLESS, SPECIAL, UNCOMPARABLE, Case, Network, images, network, renamed, trained_weights
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
-from deploy.verify.pair import Pair, verify_pair
+from deploy.verify.pair import verify_pair
+from deploy.verify.request import PairRequest
 from deploy.verify.verdict import Verdict, failure_sentence
 from export.errors import UsageError
 
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def verified(folder: Path, model: onnx.ModelProto, samples: str, path: Path) -> Verdict:
     onnx.save(model, path)
-    return verify_pair(Pair(reference=folder / "reference.onnx", candidate=path, samples=str(folder / samples), batch_size=256))
+    return verify_pair(PairRequest(reference=folder / "reference.onnx", candidate=path, samples=str(folder / samples), batch_size=256))
 
 
 def test_the_network_is_the_same_in_both_forms(folder: Path) -> None:
@@ -87,7 +88,7 @@ def test_a_fault_is_placed_under_other_inner_names_too(folder: Path, tmp_path: P
 def test_an_output_that_depends_on_the_batch_fails_its_own_check(folder: Path, tmp_path: Path) -> None:
     wrong = next(case for case in FAULTS if case.name == "output depends on the batch")
     onnx.save(wrong.model(WEIGHTS), tmp_path / "wrong.onnx")
-    verdict = verify_pair(Pair(reference=tmp_path / "wrong.onnx", candidate=tmp_path / "wrong.onnx", samples=str(folder / "few.npz")))
+    verdict = verify_pair(PairRequest(reference=tmp_path / "wrong.onnx", candidate=tmp_path / "wrong.onnx", samples=str(folder / "few.npz")))
     assert verdict.links[0].status == "passed"
     assert {check.check for check in verdict.invariance if check.status == "failed"} >= {"alone", "batches", "duplicated"}
     assert not verdict.passed

@@ -16,11 +16,12 @@ from odd_files import node, write
 from onnx import TensorProto
 from recorded_driver import GPU, RecordedDriver, RecordedEngine, recorded_tensorrt
 
-from deploy.verify.pair import Pair, verify_pair
-from deploy.verify.tolerance import Tolerance
-from export.engines.record import EngineRecord, Machine, Shapes, Source, Tensor
+from deploy.compare.tolerance import Tolerance
+from deploy.verify.pair import verify_pair
+from deploy.verify.request import PairRequest
 from export.errors import DamagedError, NotHereError, SamegraphError, UsageError
 from export.files import sha256_of
+from export.tensorrt.record import EngineRecord, Machine, Shapes, Source, Tensor
 
 PLAN = b"ftrt" + bytes(60)
 MACHINE = Machine(gpu=GPU.name, capability=GPU.capability, driver="999.1", cuda="13.0", system="Linux x86_64")
@@ -48,7 +49,7 @@ RECORD = EngineRecord(
 
 
 @pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PairRequest:
     """The first pixel as five logits, in ONNX and in an engine."""
     monkeypatch.setattr("deploy.verify.forms.HostProcess", HereHost)
     nodes = [
@@ -61,7 +62,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
     ends = [("image", TensorProto.UINT8, list[str | int](["N", 1, 4, 4])), ("logits", TensorProto.FLOAT, list[str | int](["N", 5]))]
     (tmp_path / "it.plan").write_bytes(PLAN)
     (tmp_path / "it.json").write_bytes(RECORD.to_bytes())
-    return Pair(reference=write(tmp_path / "net.onnx", nodes, ends[1:], ends[:1], constants), candidate=tmp_path / "it.plan", samples="40")
+    return PairRequest(reference=write(tmp_path / "net.onnx", nodes, ends[1:], ends[:1], constants), candidate=tmp_path / "it.plan", samples="40")
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("on_a_gpu")
-def test_an_engine_is_a_candidate_in_batches_that_it_takes(pair: Pair) -> None:
+def test_an_engine_is_a_candidate_in_batches_that_it_takes(pair: PairRequest) -> None:
     verdict = verify_pair(pair)
     (link,) = verdict.links
     assert (link.status, link.runtime, link.device, link.samples) == ("passed", "tensorrt", "cuda", 40)
@@ -82,7 +83,7 @@ def test_an_engine_is_a_candidate_in_batches_that_it_takes(pair: Pair) -> None:
 
 
 @pytest.mark.usefixtures("on_a_gpu")
-def test_as_the_reference_it_has_no_float64(pair: Pair) -> None:
+def test_as_the_reference_it_has_no_float64(pair: PairRequest) -> None:
     turned = replace(pair, reference=pair.candidate, candidate=pair.reference)
     with pytest.raises(UsageError, match=r"it\.plan has no evaluation in float64"):
         verify_pair(turned)
@@ -90,7 +91,7 @@ def test_as_the_reference_it_has_no_float64(pair: Pair) -> None:
 
 
 @pytest.mark.usefixtures("on_a_gpu")
-def test_an_engine_in_less_than_was_asked_for_has_no_wider_budget(pair: Pair) -> None:
+def test_an_engine_in_less_than_was_asked_for_has_no_wider_budget(pair: PairRequest) -> None:
     pair.candidate.with_suffix(".json").write_bytes(RECORD.model_copy(update={"precision": "tf32"}).to_bytes())
     budgets = [verify_pair(each).links[0].budget for each in (pair, replace(pair, precision="tf32"))]
     assert [each and each.max for each in budgets] == [2**-16, 2**-3]
@@ -107,13 +108,13 @@ def test_an_engine_in_less_than_was_asked_for_has_no_wider_budget(pair: Pair) ->
         (lambda plan: plan.with_suffix(".json").write_text("{}"), DamagedError, "is no record of an engine"),
     ],
 )
-def test_a_bad_engine_is_one_line(pair: Pair, spoil: Callable[[Path], object], error: type[SamegraphError], found: str) -> None:
+def test_a_bad_engine_is_one_line(pair: PairRequest, spoil: Callable[[Path], object], error: type[SamegraphError], found: str) -> None:
     spoil(pair.candidate)
     with pytest.raises(error, match=found):
         verify_pair(pair)
 
 
-def test_where_nothing_could_run_the_runtime_is_not_here(pair: Pair) -> None:
+def test_where_nothing_could_run_the_runtime_is_not_here(pair: PairRequest) -> None:
     """Not the same is what nobody has shown: the exit code is that of a runtime that is missing."""
     with pytest.raises(NotHereError, match=r"tensorrt|NVIDIA"):
         verify_pair(pair)

@@ -14,7 +14,8 @@ import torch
 from in_process import HereHost
 
 from benchmarks.foreign_models import exported, output_names, perturbed, twice
-from deploy.verify.pair import Pair, verify_pair
+from deploy.verify.pair import verify_pair
+from deploy.verify.request import PairRequest
 from deploy.verify.verdict import failure_sentence
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])]
@@ -32,9 +33,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_exports_are_within_and_a_wrong_layer_is_outside(folder: Path, name: str) -> None:
     paths = exported(perturbed(name), folder)
 
-    def pair(candidate: Path) -> Pair:
+    def pair(candidate: Path) -> PairRequest:
         names = output_names(paths["program"], candidate)
-        return Pair(reference=paths["program"], candidate=candidate, samples=str(folder / "samples.npz"), batch_size=4, names=names)
+        return PairRequest(reference=paths["program"], candidate=candidate, samples=str(folder / "samples.npz"), batch_size=4, names=names)
 
     for kind in ("optimised", "plain"):
         verdict = verify_pair(pair(paths[kind]))

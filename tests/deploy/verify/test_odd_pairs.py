@@ -10,9 +10,10 @@ from in_process import HereHost
 from odd_files import WEIGHT, End, Ends, X, node, scores_and_class, write
 from onnx import TensorProto
 
-from deploy.hosting.process import Limits
-from deploy.verify.pair import Pair, verify_pair
-from deploy.verify.tolerance import Tolerance
+from deploy.compare.tolerance import Tolerance
+from deploy.sandbox.process import Limits
+from deploy.verify.pair import verify_pair
+from deploy.verify.request import PairRequest
 from deploy.verify.verdict import LinkVerdict, Verdict, failure_sentence, weak_outputs, weakness
 from export.errors import DamagedError, UsageError
 
@@ -32,7 +33,7 @@ def samples(tmp_path: Path) -> str:
 
 
 def compared(reference: Path, candidate: Path, samples: str, **options: object) -> Verdict:
-    return verify_pair(Pair(reference=reference, candidate=candidate, samples=samples, **options))  # type: ignore[arg-type]
+    return verify_pair(PairRequest(reference=reference, candidate=candidate, samples=samples, **options))  # type: ignore[arg-type]
 
 
 def only_link(verdict: Verdict) -> LinkVerdict:

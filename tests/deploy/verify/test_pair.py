@@ -14,11 +14,12 @@ from onnx_files import random_weights, write_onnx
 from programs import exported, exported_two_ends, small_net, write_onnx_of, write_program
 from safetensors.numpy import save_file
 
-from deploy.hosting.process import Limits
-from deploy.runners.exported import from_exported
+from deploy.compare.tolerance import Tolerance
+from deploy.runners.pt2 import from_exported
 from deploy.runners.torch import TorchRunner
-from deploy.verify.pair import Pair, verify_pair
-from deploy.verify.tolerance import Tolerance
+from deploy.sandbox.process import Limits
+from deploy.verify.pair import verify_pair
+from deploy.verify.request import PairRequest
 from deploy.verify.verdict import LinkVerdict, Verdict, failure_sentence
 from export.errors import DamagedError, NotHereError, SamegraphError, UsageError
 
@@ -47,8 +48,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pair(folder: Path, reference: str, candidate: str, **options: object) -> Pair:
-    asked = Pair(reference=folder / reference, candidate=folder / candidate, samples=str(folder / "x.npz"), batch_size=4)
+def pair(folder: Path, reference: str, candidate: str, **options: object) -> PairRequest:
+    asked = PairRequest(reference=folder / reference, candidate=folder / candidate, samples=str(folder / "x.npz"), batch_size=4)
     return replace(asked, **options)  # type: ignore[arg-type]
 
 
@@ -121,7 +122,7 @@ def test_the_place_in_two_onnx_files(files: Path, tmp_path: Path, renamed: bool)
 
 
 def test_a_bundle_stands_for_its_model(bundle: Path) -> None:
-    verdict = verify_pair(Pair(reference=bundle, candidate=bundle / "model.onnx", samples="12"))
+    verdict = verify_pair(PairRequest(reference=bundle, candidate=bundle / "model.onnx", samples="12"))
     assert verdict.passed
     assert set(verdict.files) == {"reference model.onnx", "candidate model.onnx"}
     assert len(set(verdict.files.values())) == 1
@@ -148,9 +149,9 @@ class TestRecorded:
     def test_two_recordings_need_no_samples(self, files: Path, tmp_path: Path) -> None:
         recorded = np.load(files / "recorded.npz")["linear"]
         np.savez(tmp_path / "other.npz", linear=np.nextafter(recorded, np.float32(9)))
-        same = verify_pair(Pair(reference=files / "recorded.npz", candidate=files / "recorded.npz", bitwise=True))
+        same = verify_pair(PairRequest(reference=files / "recorded.npz", candidate=files / "recorded.npz", bitwise=True))
         assert (same.passed, only_link(same).samples) == (True, 9)
-        other = Pair(reference=files / "recorded.npz", candidate=tmp_path / "other.npz", tolerance=Tolerance(max_ulp=1))
+        other = PairRequest(reference=files / "recorded.npz", candidate=tmp_path / "other.npz", tolerance=Tolerance(max_ulp=1))
         assert verify_pair(other).passed
         assert not verify_pair(replace(other, tolerance=None, bitwise=True)).passed
 
@@ -207,7 +208,7 @@ def test_several_inputs_outputs_dtypes_and_free_sizes(tmp_path: Path) -> None:
     there = [value.name for value in onnx.load(tmp_path / "two.onnx").graph.output]
     ends = from_exported(program)
     length = str(ends.inputs[0].shape[1])
-    asked = Pair(
+    asked = PairRequest(
         reference=tmp_path / "two.pt2",
         candidate=tmp_path / "two.onnx",
         samples="10",
@@ -309,7 +310,7 @@ class TestOneLine:
         else:
             getattr(self, write)(path)
         with pytest.raises(error, match=found) as caught:
-            verify_pair(Pair(reference=path, candidate=path, samples="4", limits=Limits(gibibytes=4)))
+            verify_pair(PairRequest(reference=path, candidate=path, samples="4", limits=Limits(gibibytes=4)))
         assert "\n" not in str(caught.value)
         assert "/0.onnx" not in str(caught.value)
 
@@ -325,7 +326,7 @@ class TestOneLine:
             (lambda p: replace(p, only="folded"), UsageError, "--only 'folded' fits 0 links; choose one of 'reference -> candidate'"),
         ],
     )
-    def test_a_mistake(self, files: Path, make: Callable[[Pair], Pair], error: type[SamegraphError], found: str) -> None:
+    def test_a_mistake(self, files: Path, make: Callable[[PairRequest], PairRequest], error: type[SamegraphError], found: str) -> None:
         with pytest.raises(error, match=found) as caught:
             verify_pair(make(pair(files, "net.onnx", "net.onnx")))
         assert "\n" not in str(caught.value)

@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 import pytest
 
-from deploy.runners.cut import Point
-from deploy.verify.compare import OutputComparison
-from deploy.verify.place import Found, Pairing, Places, find_place, paired, pairings_of
+from deploy.compare.bits import OutputComparison
+from deploy.runners.base import Point
+from deploy.verify.place import CutResult, Pairing, Places, find_place, paired, pairings_of
 from deploy.verify.verdict import LinkVerdict, Status
 
 
@@ -54,11 +54,11 @@ class Known(Places):
     def pairings(self) -> Sequence[Pairing]:
         return self.found
 
-    def at(self, pairing: Pairing) -> Found | None:
+    def at(self, pairing: Pairing) -> CutResult | None:
         self.tried.append(pairing.point.name)
         if pairing.point.name in self.apart:
-            return Found(compared("failed", ()))
-        return Found(compared("failed" if pairing.point.name in self.failing else "passed", (OUTPUT,)))
+            return CutResult(compared("failed", ()))
+        return CutResult(compared("failed" if pairing.point.name in self.failing else "passed", (OUTPUT,)))
 
 
 def chain(number: int) -> dict[str, list[str]]:

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from random_networks import CLASSES, Form, Head, Residual, SideBySide, forms, on_grid, single_convolutions
 from torch import nn
 
+from deploy.certificate.certificate import EXACT_BELOW
+from deploy.certificate.walk import certificate_of
 from deploy.runners.onnxruntime import OnnxRuntimeRunner, Optimisation
 from deploy.runners.openvino import OpenVinoRunner
-from deploy.verify.certificate import EXACT_BELOW
-from deploy.verify.certifying import certificate_of
-from export.derived import DerivedConv2d
-from export.exact.kernels import Convolution, sees_only_padding
+from export.exact.grid import GridGraph
 from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
-from export.exact.rewrite import GridGraph
-from export.exact.vocabulary import shape_of
+from export.exact.roles import shape_of
+from export.exact.writer import Convolution, sees_only_padding
 from export.fold import fold
+from export.layers import DerivedConv2d
 
 Logits = NDArray[np.float32]
 Batch = NDArray[np.uint8]

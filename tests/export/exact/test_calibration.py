@@ -4,10 +4,9 @@ import torch
 from graphs import DEFAULTS, images, rewritten, step
 
 from export.errors import UsageError
-from export.exact.calibration import calibrate, mend
-from export.exact.certificate import LARGEST_SUM, largest_sums
-from export.exact.grid import Quantise, off_grid
-from export.exact.rewrite import GridBits, GridGraph, grid_graph
+from export.exact.calibration import LARGEST_SUM, calibrate, largest_sums, mend
+from export.exact.grid import GridBits, GridGraph, Quantise, off_grid
+from export.exact.rewrite import grid_graph
 
 SHAPE = (3, 32, 32)
 

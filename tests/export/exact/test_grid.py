@@ -5,22 +5,22 @@ import pytest
 import torch
 from torch import nn
 
-from export.derived import Plain
 from export.exact.grid import (
     SIGNED,
     UNSIGNED,
+    BorrowedWeights,
     GridWeights,
-    Held,
     MeanWeights,
-    OnPixels,
     Pixels,
+    PixelWeights,
     PooledSum,
     Quantise,
-    Times,
+    ScaledDerivation,
     even,
     odd,
     off_grid,
 )
+from export.layers import PlainDerivation
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -45,12 +45,12 @@ def test_biases_are_the_nearest_odd_multiples() -> None:
 
 
 def test_gradients_pass_straight_through_the_weights() -> None:
-    derivation = GridWeights(Plain(draws(4, 3, 3, 3), draws(4, seed=1)), 126)
+    derivation = GridWeights(PlainDerivation(draws(4, 3, 3, 3), draws(4, seed=1)), 126)
     derivation.step.fill_(2.0**-5)
     weight, bias = derivation()
     assert bias is not None
     inner = derivation.inner
-    assert isinstance(inner, Plain)
+    assert isinstance(inner, PlainDerivation)
     assert inner.bias is not None
     of_weight, of_bias = torch.autograd.grad(weight.sum() * 2 + bias.sum() * 3, (inner.weight, inner.bias))
     assert torch.equal(of_weight, torch.full((4, 3, 3, 3), 2.0))
@@ -105,7 +105,7 @@ def test_weights_for_pixels_are_the_same_function_inside_the_image() -> None:
     gain, shift = 1 / (deviation * pixels.step), (pixels.offset - mean) / deviation
     image = torch.randint(0, 256, (2, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     wanted = nn.functional.conv2d((image - mean.double().view(1, -1, 1, 1)) / deviation.double().view(1, -1, 1, 1), weight, bias)
-    found = nn.functional.conv2d(pixels(image).double(), *OnPixels(Held(weight, bias), gain.double(), shift.double())())
+    found = nn.functional.conv2d(pixels(image).double(), *PixelWeights(BorrowedWeights(weight, bias), gain.double(), shift.double())())
     assert (found - wanted).abs().max() < 1e-6
 
 
@@ -118,9 +118,9 @@ def test_a_mean_is_a_depthwise_convolution_and_a_pooled_sum_a_sum() -> None:
 
 
 def test_a_constant_factor_reaches_the_bias_where_it_should() -> None:
-    held = Held(draws(2, 3), draws(2, seed=1))
+    held = BorrowedWeights(draws(2, 3), draws(2, seed=1))
     for on_bias in (False, True):
-        weight, bias = Times(held, 0.3, on_bias=on_bias)()
+        weight, bias = ScaledDerivation(held, 0.3, on_bias=on_bias)()
         assert torch.equal(weight, held.weight * 0.3)
         assert held.bias is not None
         assert torch.equal(bias, held.bias * 0.3 if on_bias else held.bias)

@@ -5,14 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from export.exact.kernels import (
-    Convolution,
-    sees_only_padding,
-    with_groups_of_four,
-    with_second_channel,
-    with_wider_kernel,
-    without_padding,
-)
+from export.exact.writer import Convolution, sees_only_padding, with_groups_of_four, with_second_channel, with_wider_kernel, without_padding
 
 IMAGE = (7, 6)
 

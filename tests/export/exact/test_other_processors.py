@@ -18,7 +18,7 @@ from graphs import images
 from integer_evaluator import evaluate
 from numpy.typing import NDArray
 
-from deploy.verify.certifying import certificate_of
+from deploy.certificate.walk import certificate_of
 from export.fold import fold
 
 EMULATOR = shutil.which("qemu-x86_64")

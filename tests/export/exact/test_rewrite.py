@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from export.errors import UsageError
-from export.exact import classifier
-from export.exact.grid import GridWeights, Quantise, off_grid
-from export.exact.rewrite import GridBits, GridGraph, grid_graph
+from export.exact import rewrite
+from export.exact.grid import GridBits, GridGraph, GridWeights, Quantise, off_grid
+from export.exact.rewrite import grid_graph
 from export.fold import fold
 from export.layers import Normalise
 from pipeline.graph import trace
@@ -18,7 +18,7 @@ from pipeline.methods import METHODS
 SMALL, COLOUR = (1, 8, 8), (3, 32, 32)
 CASES = [("small", SMALL), ("resnet20", COLOUR), ("torchvision:shufflenet_v2_x0_5", (3, 64, 64))]
 BITS = GridBits()
-OFF_THE_GRID = {"fixup": "ScalarBias", "groupnorm": "GroupNormalised"}
+OFF_THE_GRID = {"fixup": "ScalarBias", "groupnorm": "GroupNormLayer"}
 FOLDABLE = [name for name in METHODS if name not in OFF_THE_GRID]
 
 
@@ -32,7 +32,7 @@ def test_before_anything_is_rounded_the_bits_are_those_of_the_network(
     method: str, network: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for a classifier that goes in front of its pool: then the sums have another order (test_tf32.py)."""
-    monkeypatch.setattr(classifier, "LARGEST_IN_TF32", 2**24)
+    monkeypatch.setattr(rewrite, "LARGEST_IN_TF32", 2**24)
     if network in REFUSED.get(method, ()):
         pytest.skip("the method refuses this network")
     graph = rewritten(network, shape, DEFAULTS[method]).graph.eval()

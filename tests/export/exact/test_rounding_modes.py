@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from integer_evaluator import ROUNDINGS, Rounding, Scaled, branches_of_joins, evaluate, rounded
 from numpy.typing import NDArray
 
+from deploy.certificate.walk import certificate_of
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
-from deploy.verify.certifying import certificate_of
 
 SMALL = (1, 8, 8)
 """The image of the network `small`, which joins a branch behind its rectifier, as ResNets do."""

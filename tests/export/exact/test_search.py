@@ -1,11 +1,9 @@
 import torch
 from graphs import DEFAULTS, images, rewritten
 
-from export.exact.calibration import calibrate, mend
-from export.exact.certificate import LARGEST_SUM, largest_sums
-from export.exact.grid import off_grid
-from export.exact.rewrite import GridBits, GridGraph, grid_graph
-from export.exact.search import search
+from export.exact.calibration import LARGEST_SUM, calibrate, largest_sums, mend, search
+from export.exact.grid import GridBits, GridGraph, off_grid
+from export.exact.rewrite import grid_graph
 
 SHAPE = (1, 8, 8)
 

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from deploy.verify.certifying import certificate_of
-from export.exact import classifier
+from deploy.certificate.walk import certificate_of
+from export.exact import rewrite
 from export.exact.calibration import calibrate, mend
-from export.exact.grid import off_grid
+from export.exact.grid import GridBits, off_grid
 from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
-from export.exact.rewrite import GridBits, grid_graph
+from export.exact.rewrite import grid_graph
 from export.fold import fold
-from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import parse_config
+from pipeline.training_graph import ImageFacts, training_graph
 
 SHAPE, CLASSES = (3, 32, 32), 10
 NETWORKS = ("small", "resnet20", "wrn-10-1", "resnet18", "preactresnet18", "vgg11", "squeezenet", "shufflenetv2_x0_5", "mobilenetv2")
@@ -74,7 +74,7 @@ def test_over_other_counts_too(size: int) -> None:
 
 
 def test_a_classifier_behind_a_wide_pool_would_have_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier, "LARGEST_IN_TF32", 2**24)
+    monkeypatch.setattr(rewrite, "LARGEST_IN_TF32", 2**24)
     graph, images = folded("resnet20", (3, 64, 64))
     with torch.inference_mode():
         assert not torch.equal(graph(images), with_tf32_products(graph, images))

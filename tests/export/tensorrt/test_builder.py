@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 from engines import RTX, WANTED, Counts, built, one_node, perceptron
 
-from export.engines.flavour import FLAVOURS
-from export.engines.messages import listening, logger_of
-from export.engines.record import parsed_record
 from export.errors import NotHereError, UsageError
 from export.files import sha256_of
 from export.tensorrt import builder
-from export.tensorrt.builder import Batches, Wanted, _Build, engine_from_onnx
-from export.tensorrt.progress import PARTS, Course, monitor_of
+from export.tensorrt.builder import PARTS, Batches, Course, EngineRequest, _Build, engine_from_onnx, monitor_of
+from export.tensorrt.record import parsed_record
+from export.tensorrt.runtime import FLAVOURS, listening, logger_of
 
 trt: Any = pytest.importorskip("tensorrt_rtx", reason="not run: tensorrt-rtx is not installed")
 
@@ -122,7 +120,7 @@ def test_the_monitor_counts_the_outermost_phase_only() -> None:
 class TestFailures:
     """Each is one line that says what, and what to do."""
 
-    def refused(self, kind: type[Exception], onnx: bytes, wanted: Wanted = WANTED) -> str:
+    def refused(self, kind: type[Exception], onnx: bytes, wanted: EngineRequest = WANTED) -> str:
         with pytest.raises(kind) as caught:
             engine_from_onnx(RTX, onnx, "model.onnx", wanted, Counts())
         assert "\n" not in str(caught.value)

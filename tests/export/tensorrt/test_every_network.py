@@ -13,12 +13,12 @@ from exact_files import calibrated
 from graphs import DEFAULTS, rewritten
 from torchvision.models import list_models
 
-from export.engines.record import EnginePrecision, EngineRecord
 from export.exact.onnx import exact_tensorrt_onnx
 from export.fold import fold
 from export.onnx import onnx_from_graph
-from export.tensorrt.builder import Batches, Wanted, engine_from_onnx
+from export.tensorrt.builder import Batches, EngineRequest, engine_from_onnx
 from export.tensorrt.float16 import float16_onnx
+from export.tensorrt.record import EnginePrecision, EngineRecord
 from pipeline.networks import FAMILIES, NETWORKS
 
 pytest.importorskip("tensorrt_rtx", reason="not run: tensorrt-rtx is not installed")
@@ -68,7 +68,7 @@ def test_the_table_is_complete() -> None:
 
 
 def built(name: str, precision: EnginePrecision, content: bytes) -> EngineRecord:
-    record = engine_from_onnx(RTX, content, f"{name}.onnx", Wanted(precision=precision, batches=WANTED), Counts()).record
+    record = engine_from_onnx(RTX, content, f"{name}.onnx", EngineRequest(precision=precision, batches=WANTED), Counts()).record
     assert record.flags["TF32"] is False
     assert record.inputs[0].shape == [None, *shape_of(name)]
     assert record.outputs[0].shape == [None, 10]

@@ -10,8 +10,8 @@ from graphs import DEFAULTS, images, rewritten
 from onnx import TensorProto, numpy_helper
 from onnx_files import random_weights, write_onnx
 
+from deploy.compare.budget import ErrorMeter, budget
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
-from deploy.verify.budget import ErrorMeter, budget
 from export.errors import UsageError
 from export.fold import fold
 from export.onnx import onnx_from_graph

@@ -117,7 +117,7 @@ def test_what_is_required_and_missing_is_named_with_its_remedy(monkeypatch: pyte
     monkeypatch.setattr(doctor, "installed_onnxruntimes", lambda: ["onnxruntime", "onnxruntime-gpu"])
     arguments = ["--require", "cuda", "--require", "tensorrt"]
     with pytest.raises(NotHereError) as caught:
-        doctor.command.main(arguments, standalone_mode=False, obj=Console())
+        doctor.doctor.main(arguments, standalone_mode=False, obj=Console())
     assert str(caught.value) == f"tensorrt: no module tensorrt; {doctor.REMEDIES['tensorrt']}"
     cuda, tensorrt, problem = capsys.readouterr().out.splitlines()
     assert cuda == "cuda      yes  a GPU"

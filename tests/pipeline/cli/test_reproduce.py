@@ -9,7 +9,7 @@ from commands import Done, pipeline
 from small_table import small_table
 
 from pipeline.cli.console import Console
-from pipeline.papers import TABLES
+from pipeline.reproduction.papers import TABLES
 
 Capture = pytest.CaptureFixture[str]
 

@@ -60,7 +60,7 @@ def test_commands_and_options_are_those_of_the_snapshot() -> None:
 
 def test_the_help_says_what_each_command_says_of_itself() -> None:
     for name, (module, line) in COMMANDS.items():
-        command = importlib.import_module(module).command
+        command = getattr(importlib.import_module(module), name.replace("-", "_"))
         assert (command.name, command.get_short_help_str(limit=200)) == (name, line)
 
 
@@ -281,10 +281,10 @@ NOT_IMPORTED: dict[str, object] = {"network": None, "weights": None, "images": N
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "expected"),
+    ("name", "arguments", "expected"),
     [
         (
-            "train_export",
+            "train-export",
             ["a/b.yaml", "--set", "x=1", "--set", "y=2", "--fresh", "--json"],
             {"config": Path("a/b.yaml"), "out": None, "overrides": ("x=1", "y=2"), "resume": False, "required": ()},
         ),
@@ -327,9 +327,10 @@ NOT_IMPORTED: dict[str, object] = {"network": None, "weights": None, "images": N
         ),
     ],
 )
-def test_the_options_of_the_commands(module: str, arguments: list[str], expected: dict[str, object]) -> None:
-    command = importlib.import_module(f"pipeline.cli.{module}").command
-    assert command.make_context(module, arguments).params == expected
+def test_the_options_of_the_commands(name: str, arguments: list[str], expected: dict[str, object]) -> None:
+    module, _ = COMMANDS[name]
+    command = getattr(importlib.import_module(module), name.replace("-", "_"))
+    assert command.make_context(name, arguments).params == expected
 
 
 def test_a_run_goes_where_it_is_told_or_to_its_own_name() -> None:

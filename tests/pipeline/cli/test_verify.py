@@ -94,7 +94,7 @@ def test_a_full_disk_does_not_swallow_the_verdict(verify: Run, files: Path, tmp_
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("pipeline.verified.write_file", full)
+    monkeypatch.setattr("deploy.report.verification.write_file", full)
     done = verify(*typed(files), "--report", tmp_path / "there")
     assert (done.code, done.out.splitlines()[1]) == (2, "the outputs are the same, on 12 samples: 12 samples from samples.npz")
     assert done.error.startswith(f"error: No space left on device: {tmp_path / 'there' / 'verification.json'}; make room")
@@ -106,7 +106,7 @@ def test_a_full_disk_does_not_swallow_the_verdict(verify: Run, files: Path, tmp_
 def test_a_report_for_a_device(verify: Run, files: Path) -> None:
     """A file would take its place."""
     done = verify(*typed(files), "--junit", "/dev/null")
-    assert (done.code, "--junit /dev/null is there and no file" in done.error) == (2, True)
+    assert (done.code, "--junit /dev/null exists but is not a regular file" in done.error) == (2, True)
     assert not Path("/dev/null").is_file()
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from export.errors import UsageError
 from pipeline.config import Config, dump_config, json_schema, load_config, parse_config
+from pipeline.config.loading import json_schema_text
 from pipeline.config.methods import MethodOptions, NonormOptions
-from pipeline.config.schema import json_schema_text
 from pipeline.config.sections import Augment, Data, Export, Verify
 from pipeline.config.yaml_text import MAX_CHARACTERS, read_yaml, write_yaml
 

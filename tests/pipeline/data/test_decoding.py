@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.decoding import Decoder, Header, Unreadable, Wanted, printable, read_headers
-from pipeline.data.framing import Framing
+from pipeline.data.decoding import Decoder, DecodeRequest, Framing, Header, UnreadableImage, printable, read_headers
 
 COLOUR = Decoder(channels=3, height=5, width=7)
 GRAY = Decoder(channels=1, height=5, width=7)
@@ -24,7 +23,7 @@ def header(path: Path) -> Header:
 
 
 def pixels(decoder: Decoder, path: Path) -> np.ndarray:
-    decoded = decoder([Wanted(str(path))])
+    decoded = decoder([DecodeRequest(str(path))])
     assert isinstance(decoded, torch.Tensor)
     return decoded[0].permute(1, 2, 0).numpy()
 
@@ -162,7 +161,7 @@ def test_a_header_that_cannot_be_used_is_one_line_with_the_path(tmp_path: Path, 
     path = tmp_path / "bad.png"
     path.write_bytes(content)
     (found,) = read_headers([str(path)])
-    assert isinstance(found, Unreadable)
+    assert isinstance(found, UnreadableImage)
     line = rf"{re.escape(str(path))} cannot be used: .*({reason}).*; mend it or take it away"
     assert re.fullmatch(line, found.message)
 
@@ -173,19 +172,19 @@ def test_truncated_pixels_are_one_line_with_the_path(tmp_path: Path, suffix: str
     big = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(big).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    found = Decoder(channels=3, height=64, width=64)([Wanted(str(path))])
-    assert isinstance(found, Unreadable)
+    found = Decoder(channels=3, height=64, width=64)([DecodeRequest(str(path))])
+    assert isinstance(found, UnreadableImage)
     assert found.message.startswith(f"{path} cannot be used: ")
     assert "\n" not in found.message
 
 
 def test_a_missing_file_and_one_that_changed_are_said(tmp_path: Path, noise: np.ndarray) -> None:
     (missing,) = read_headers([str(tmp_path / "none.png")])
-    assert missing == Unreadable(f"{tmp_path}/none.png cannot be used: No such file or directory; mend it or take it away")
+    assert missing == UnreadableImage(f"{tmp_path}/none.png cannot be used: No such file or directory; mend it or take it away")
     path = tmp_path / "a.png"
     Image.fromarray(noise[:4]).save(path)
-    changed = COLOUR([Wanted(str(path))])
-    assert isinstance(changed, Unreadable)
+    changed = COLOUR([DecodeRequest(str(path))])
+    assert isinstance(changed, UnreadableImage)
     assert "it is 7x4 and was 7x5 a moment ago" in changed.message
 
 

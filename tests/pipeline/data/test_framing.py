@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
-from pipeline.data.framing import Framing, random_box
+from pipeline.data.decoding import Framing, random_box
 
 SIZES = [(40, 30), (31, 47), (33, 33), (64, 25), (24, 24)]
 """Width and height."""

@@ -1,7 +1,6 @@
 """Opening any data set: where its images live, its normalisation, and what is refused."""
 
 from collections.abc import Callable, Iterable
-from importlib import import_module
 from pathlib import Path
 from statistics import pstdev
 from typing import Literal, TypeVar, get_args
@@ -28,7 +27,7 @@ def small(root: Path, batch_size: int = 2, residence: Literal["auto", "device", 
 def test_every_name_of_the_config_has_a_reader() -> None:
     names = get_args(Data.model_fields["name"].annotation)
     assert sorted(names) == sorted(opening._READERS)
-    assert all(callable(import_module(module).read) for module in opening._READERS.values())
+    assert all(callable(opening._reader(name)) for name in names)
 
 
 def test_centred_normalisation_is_exact_on_pixels() -> None:
@@ -163,7 +162,6 @@ def test_padding_that_could_leave_nothing_is_refused() -> None:
 def test_a_label_out_of_range_is_named(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images = MemoryImages(torch.zeros((3, 1, 2, 2), dtype=torch.uint8))
     good, bad = (LabelledImages(images, torch.tensor(labels)) for labels in ([0, 1, 1], [0, label, 1]))
-    module = import_module(opening._READERS["digits"])
-    monkeypatch.setattr(module, "read", lambda *_: Source(("a", "b"), good, bad))
+    monkeypatch.setattr("pipeline.data.digits.read", lambda *_: Source(("a", "b"), good, bad))
     with pytest.raises(DamagedError, match=f"test image 1 has label {label}, expected 0 to 1"):
         opening.open_data(Data(batch_size=1), CPU)

@@ -11,8 +11,8 @@ import torch
 from export.errors import DamagedError, UsageError
 from pipeline.config.sections import Data
 from pipeline.data import open_data
-from pipeline.data.decoding import Decoder, Wanted
-from pipeline.data.workers import WorkerPool
+from pipeline.data.decoding import Decoder, DecodeRequest
+from pipeline.data.images import WorkerPool
 
 MakeFolder = Callable[..., Path]
 
@@ -68,7 +68,7 @@ def test_streaming_gives_what_residence_gives_and_names_what_is_damaged(image_fo
 def test_loops_share_a_pool_one_after_the_other_but_not_at_once(image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
 
-    def counted(decoder: Decoder, workers: int, *, pinned: bool) -> WorkerPool[Wanted, object]:
+    def counted(decoder: Decoder, workers: int, *, pinned: bool) -> WorkerPool[DecodeRequest, object]:
         started.append(workers)
         return WorkerPool(decoder, workers, pinned=pinned)
 

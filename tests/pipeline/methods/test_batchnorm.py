@@ -4,11 +4,11 @@ from graphs import DEFAULTS, PreActivation, images, rewritten, step, traced
 from torch import nn
 from torch.nn import functional as F
 
-from export.derived import training_only_parts, training_only_parts_off
 from export.fold import fold
+from export.layers import training_only_parts, training_only_parts_off
 from pipeline.graph import Normalise, trace
 from pipeline.methods import method_from_options
-from pipeline.methods.batchnorm import Normed, NormOnWeight
+from pipeline.methods.batchnorm import NormedLayer, NormInWeight
 
 SHAPE = (3, 32, 32)
 
@@ -28,9 +28,9 @@ def test_in_training_it_is_the_network_as_it_is_written() -> None:
 def test_training_statistics_and_fold_are_the_papers_formulas() -> None:
     """In float64: biased variance over samples and pixels to normalise, unbiased variance and a share of 0.1 for the running values."""
     torch.manual_seed(0)
-    layer = Normed(nn.Conv2d(3, 5, 3, bias=True), nn.BatchNorm2d(5, eps=1e-3)).double().train()
+    layer = NormedLayer(nn.Conv2d(3, 5, 3, bias=True), nn.BatchNorm2d(5, eps=1e-3)).double().train()
     derivation = layer.operation.derivation
-    assert isinstance(derivation, NormOnWeight)
+    assert isinstance(derivation, NormInWeight)
     assert isinstance(derivation.norm, nn.BatchNorm2d)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)

@@ -8,7 +8,7 @@ from torch import nn
 from export.errors import UsageError
 from pipeline.graph import Normalise, find_parts, trace
 from pipeline.methods import method_from_options
-from pipeline.methods.branches import BranchScaled, last_convolutions, last_shortcut_convolutions
+from pipeline.methods.branches import BranchScale, last_convolutions, last_shortcut_convolutions
 
 SHAPE = (3, 8, 8)
 
@@ -56,4 +56,4 @@ def test_skipinit_refuses_what_it_cannot_scale_and_mimicnorm_leaves_it_alone(end
     with pytest.raises(UsageError, match=r"the branch that node 'add' adds ends in '\w+'; end the branch in a convolution"):
         method_from_options(DEFAULTS["skipinit"]).rewrite(graph_of(end), generator)
     training = method_from_options(DEFAULTS["mimicnorm"]).rewrite(graph_of(end), generator)
-    assert not [each for each in training.graph.modules() if isinstance(each, BranchScaled)]
+    assert not [each for each in training.graph.modules() if isinstance(each, BranchScale)]

@@ -8,30 +8,30 @@ from probes import values_of
 from torch import nn
 from torch.nn import functional as F
 
-from export.derived import DerivedConv2d, DerivedLinear, Plain, training_only_parts, training_only_parts_off
+from export.layers import DerivedConv2d, DerivedLinear, PlainDerivation, training_only_parts, training_only_parts_off
 from pipeline.config.methods import CzmigOptions
 from pipeline.graph import find_parts
-from pipeline.methods import Rewritten
-from pipeline.methods.czmig import ExpScaled
-from pipeline.methods.initialisation import xavier_normal
+from pipeline.methods import RewrittenGraph
+from pipeline.methods.czmig import ExpScale
+from pipeline.methods.layers import xavier_normal
 from pipeline.methods.noise import Noise
 
 SHAPE = (3, 32, 32)
 
 
-def czmig(network: str = "resnet20", **options: object) -> Rewritten:
+def czmig(network: str = "resnet20", **options: object) -> RewrittenGraph:
     return rewritten(network, SHAPE, CzmigOptions.model_validate({"name": "czmig", **options}))
 
 
-def derivation(training: Rewritten, name: str) -> ExpScaled | Plain:
+def derivation(training: RewrittenGraph, name: str) -> ExpScale | PlainDerivation:
     layer = training.graph.get_submodule(name)
     assert isinstance(layer, (DerivedConv2d, DerivedLinear))
-    assert isinstance(layer.derivation, (ExpScaled, Plain))
+    assert isinstance(layer.derivation, (ExpScale, PlainDerivation))
     return layer.derivation
 
 
-def branch_filters(training: Rewritten) -> list[nn.Parameter]:
-    return [m.direction for m in training.graph.modules() if isinstance(m, ExpScaled)]
+def branch_filters(training: RewrittenGraph) -> list[nn.Parameter]:
+    return [m.direction for m in training.graph.modules() if isinstance(m, ExpScale)]
 
 
 @pytest.mark.parametrize(("network", "parameters"), [("resnet20", 269_034), ("resnet110", 1_723_914)])
@@ -49,7 +49,7 @@ def test_initial_filters_have_zero_mean_slices_and_unit_norm() -> None:
 
 def test_the_first_layer_is_plain_with_a_bias_and_not_centred() -> None:
     stem = derivation(czmig(), "network.conv1")
-    assert isinstance(stem, Plain)
+    assert isinstance(stem, PlainDerivation)
     assert stem.bias is not None
     assert stem.weight.mean((2, 3)).abs().max() > 0.01
     assert torch.allclose(stem.weight.flatten(1).norm(dim=1), torch.ones(16), atol=1e-6)
@@ -57,14 +57,14 @@ def test_the_first_layer_is_plain_with_a_bias_and_not_centred() -> None:
 
 def test_options_of_the_first_layer() -> None:
     stem = derivation(czmig(first_layer_zero_mean=True, first_layer_scaled=True), "network.conv1")
-    assert isinstance(stem, ExpScaled)
+    assert isinstance(stem, ExpScale)
     assert stem.direction.mean((2, 3)).abs().max() < 1e-7
 
 
 def test_the_classifier_has_a_scale_only_where_asked() -> None:
-    assert isinstance(derivation(czmig(), "network.classifier"), Plain)
+    assert isinstance(derivation(czmig(), "network.classifier"), PlainDerivation)
     scaled = derivation(czmig(classifier_scaled=True), "network.classifier")
-    assert isinstance(scaled, ExpScaled)
+    assert isinstance(scaled, ExpScale)
     assert torch.allclose(scaled.log_scale.exp(), torch.full((10,), 0.8))
 
 
@@ -72,15 +72,15 @@ def test_pointwise_filters_are_centred_over_their_inputs_only_where_asked() -> N
     name = "network.layer1.0.conv1"
     plain = derivation(rewritten("torchvision:resnet50", (3, 64, 64), CzmigOptions(name="czmig")), name)
     centred = derivation(rewritten("torchvision:resnet50", (3, 64, 64), CzmigOptions(name="czmig", pointwise_zero_mean=True)), name)
-    assert isinstance(plain, ExpScaled)
-    assert isinstance(centred, ExpScaled)
+    assert isinstance(plain, ExpScale)
+    assert isinstance(centred, ExpScale)
     assert plain.direction.mean(1).abs().max() > 0.01
     assert centred.direction.mean(1).abs().max() < 1e-7
 
 
 def test_weights_are_e_to_the_g_times_v() -> None:
     layer = derivation(czmig(initial_scale=0.5), "network.stages.0.0.conv1").double()
-    assert isinstance(layer, ExpScaled)
+    assert isinstance(layer, ExpScale)
     with torch.no_grad():
         layer.log_scale.copy_(torch.linspace(-1, 1, 16))
     weight, bias = layer()
@@ -90,7 +90,7 @@ def test_weights_are_e_to_the_g_times_v() -> None:
 
 
 def test_biases_stand_at_the_ends_or_everywhere() -> None:
-    def with_bias(training: Rewritten) -> int:
+    def with_bias(training: RewrittenGraph) -> int:
         layers = [m for m in training.graph.modules() if isinstance(m, (DerivedConv2d, DerivedLinear))]
         return sum(layer.derivation()[1] is not None for layer in layers)
 
@@ -108,7 +108,7 @@ def test_every_parameter_is_in_exactly_one_group_and_biases_and_classifier_are_s
     assert fast.weight_decay == slow.weight_decay == 0.0
 
 
-def _with_random_gradients(training: Rewritten) -> None:
+def _with_random_gradients(training: RewrittenGraph) -> None:
     """In float64."""
     torch.manual_seed(1)
     for parameter in training.graph.double().parameters():

@@ -8,13 +8,13 @@ from graphs import images, rewritten
 from torch import nn
 from torch.nn import functional as F
 
-from export.derived import training_only_parts
 from export.errors import UsageError
+from export.layers import training_only_parts
 from pipeline.config.methods import EquinormOptions
 from pipeline.graph import Normalise
-from pipeline.methods import Rewritten
-from pipeline.methods.equinorm import Balanced, BalancedConv2d, InputStatistics
-from pipeline.methods.initialisation import he_normal_fan_out, with_both_signs
+from pipeline.methods import RewrittenGraph
+from pipeline.methods.equinorm import BalancedConv2d, BalancedWeights, InputStatistics
+from pipeline.methods.layers import he_normal_fan_out, with_both_signs
 
 SHAPE = (3, 32, 32)
 Array = npt.NDArray[np.float64]
@@ -24,7 +24,7 @@ def options(**changes: object) -> EquinormOptions:
     return EquinormOptions.model_validate({"name": "equinorm", **changes})
 
 
-def equinorm(network: str = "resnet20", **changes: object) -> Rewritten:
+def equinorm(network: str = "resnet20", **changes: object) -> RewrittenGraph:
     return rewritten(network, SHAPE if ":" not in network else (3, 64, 64), options(**changes))
 
 
@@ -33,12 +33,12 @@ def layer(stride: int = 1, pixels: int = 8, groups: int = 1, **changes: object) 
     torch.manual_seed(0)
     like = nn.Conv2d(4, 8, 3, stride, 1, groups=groups)
     out = (pixels - 1) // stride + 1
-    derivation = Balanced(torch.randn(8, 4 // groups, 3, 3), 4, (stride * out / pixels) ** 2, options(**changes)).double()
+    derivation = BalancedWeights(torch.randn(8, 4 // groups, 3, 3), 4, (stride * out / pixels) ** 2, options(**changes)).double()
     return BalancedConv2d(like, derivation, InputStatistics(derivation, options(**changes))).train()
 
 
-def derivation_of(balanced: BalancedConv2d) -> Balanced:
-    assert isinstance(balanced.operation.derivation, Balanced)
+def derivation_of(balanced: BalancedConv2d) -> BalancedWeights:
+    assert isinstance(balanced.operation.derivation, BalancedWeights)
     return balanced.operation.derivation
 
 
@@ -79,7 +79,7 @@ def test_filters_of_a_group_are_balanced_by_the_channels_of_their_group() -> Non
     means = torch.rand(4, dtype=torch.float64)
     weight, _ = derivation.balanced_by(means)
     for group in range(2):
-        alone = Balanced(derivation.weight[4 * group : 4 * group + 4].detach(), 2, 1.0, options())
+        alone = BalancedWeights(derivation.weight[4 * group : 4 * group + 4].detach(), 2, 1.0, options())
         expected, _ = alone.balanced_by(means[2 * group : 2 * group + 2])
         assert (weight[4 * group : 4 * group + 4] - expected).abs().max() < 1e-14
 
@@ -167,7 +167,7 @@ def test_pixels_keep_their_sign() -> None:
 def test_each_convolution_is_balanced_and_listed() -> None:
     training = equinorm("torchvision:resnet18", statistics="first_quarter")
     assert [part.summary for part in training_only_parts(training.graph).values()] == ["channel means of a quarter of the batch, in the filters"] * 20
-    ratios = {each.pixel_ratio for each in training.graph.modules() if isinstance(each, Balanced)}
+    ratios = {each.pixel_ratio for each in training.graph.modules() if isinstance(each, BalancedWeights)}
     assert ratios == {1.0}
     assert isinstance(training.graph.get_submodule("network.fc"), nn.Linear)
 

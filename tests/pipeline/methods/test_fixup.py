@@ -10,39 +10,38 @@ from graphs import PreActivation, images, rewritten, scatter, step
 from torch import nn
 from torch.nn import functional as F
 
-from export.derived import DerivedConv2d, DerivedLinear, training_only_parts
 from export.errors import UsageError
 from export.fold import fold
-from export.layers import ScalarBias
+from export.layers import DerivedConv2d, DerivedLinear, ScalarBias, training_only_parts
 from export.onnx import onnx_from_graph
 from pipeline.config.methods import FixupOptions
 from pipeline.graph import Normalise, trace
-from pipeline.methods import Rewritten, method_from_options
-from pipeline.methods.fixup import ScalarsOnWeight
+from pipeline.methods import RewrittenGraph, method_from_options
+from pipeline.methods.fixup import FixupWeights
 
 SHAPE = (3, 32, 32)
 
 
-def fixup(network: str = "resnet20", **changes: object) -> Rewritten:
+def fixup(network: str = "resnet20", **changes: object) -> RewrittenGraph:
     shape = SHAPE if ":" not in network else (3, 64, 64)
     return rewritten(network, shape, FixupOptions.model_validate({"name": "fixup", **changes}))
 
 
-def derivation(training: Rewritten, name: str) -> ScalarsOnWeight:
+def derivation(training: RewrittenGraph, name: str) -> FixupWeights:
     layer = training.graph.get_submodule(name)
     assert isinstance(layer, (DerivedConv2d, DerivedLinear))
-    assert isinstance(layer.derivation, ScalarsOnWeight)
+    assert isinstance(layer.derivation, FixupWeights)
     return layer.derivation
 
 
-def nodes_with_a_scalar(training: Rewritten) -> list[str]:
+def nodes_with_a_scalar(training: RewrittenGraph) -> list[str]:
     return [name for name, layer in training.graph.named_modules() if isinstance(layer, ScalarBias)]
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_scalars_on_the_weight_are_those_around_the_convolution(groups: int) -> None:
     torch.manual_seed(0)
-    layer = ScalarsOnWeight(torch.randn(6, 4 // groups, 3, 3), scaled=True, biased_before=True, biased_behind=True, per_output=False).double()
+    layer = FixupWeights(torch.randn(6, 4 // groups, 3, 3), scaled=True, biased_before=True, biased_behind=True, per_output=False).double()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_()
@@ -59,7 +58,7 @@ def test_scalars_on_the_weight_are_those_around_the_convolution(groups: int) -> 
     assert np.abs(bias.detach().numpy() - (a * s * raw.sum(axis=(1, 2, 3)) + b)).max() < 1e-13
 
 
-def by_the_paper(training: Rewritten, batch: torch.Tensor, num_blocks: int) -> torch.Tensor:
+def by_the_paper(training: RewrittenGraph, batch: torch.Tensor, num_blocks: int) -> torch.Tensor:
     """A CIFAR ResNet with Fixup, block by block: biases 1a, 1b, 2a, 2b and a multiplier in each."""
     graph = training.graph
 
@@ -122,7 +121,7 @@ def test_initial_deviations(network: str, inner: str, last: str, share: float) -
     assert abs(weight.std() / (he * share) - 1) < 0.02  # at least 36,864 draws
     for zero in (derivation(training, last).weight, *derivation(training, "network.classifier" if ":" not in network else "network.fc").parameters()):
         assert not zero.any()
-    scales = [layer.scale for layer in training.graph.modules() if isinstance(layer, ScalarsOnWeight) and layer.scale is not None]
+    scales = [layer.scale for layer in training.graph.modules() if isinstance(layer, FixupWeights) and layer.scale is not None]
     assert [scale.item() for scale in scales] == [1.0] * (54 if network == "resnet110" else 16)
 
 

@@ -13,27 +13,27 @@ from graphs import DEFAULTS, images, rewritten, scatter
 from onnx import helper
 from torch import nn
 
-from deploy.verify.budget import ErrorMeter, budget
-from export.derived import not_foldable_parts, training_only_parts
+from deploy.compare.budget import ErrorMeter, budget
 from export.errors import UsageError
 from export.fold import fold
+from export.layers import not_foldable_parts, training_only_parts
 from export.onnx import NotFoldedError, onnx_from_graph, operations_beyond_plain, require_folded_form
 from pipeline.config.methods import GroupnormOptions
 from pipeline.graph import Normalise, trace
-from pipeline.methods import Rewritten, method_from_options
-from pipeline.methods.groupnorm import GroupNormalised
+from pipeline.methods import RewrittenGraph, method_from_options
+from pipeline.methods.groupnorm import GroupNormLayer
 
 SHAPE = (3, 32, 32)
 SMALL = (1, 8, 8)
 
 
-def groupnorm(network: str = "resnet20", shape: tuple[int, int, int] = SHAPE, **changes: object) -> Rewritten:
+def groupnorm(network: str = "resnet20", shape: tuple[int, int, int] = SHAPE, **changes: object) -> RewrittenGraph:
     return rewritten(network, shape, GroupnormOptions.model_validate({"name": "groupnorm", **changes}))
 
 
-def groups_of(training: Rewritten) -> Counter[tuple[int, int]]:
+def groups_of(training: RewrittenGraph) -> Counter[tuple[int, int]]:
     """How many norms have how many channels in how many groups."""
-    norms = [part.norm for part in training.graph.modules() if isinstance(part, GroupNormalised)]
+    norms = [part.norm for part in training.graph.modules() if isinstance(part, GroupNormLayer)]
     return Counter((norm.num_channels, norm.num_groups) for norm in norms)
 
 
@@ -42,7 +42,7 @@ def test_it_is_the_papers_formula(shape: tuple[int, ...], groups: int) -> None:
     """mu and sigma over (C / G, H, W) of each sample and group; y = gamma x^ + beta, gamma and beta per channel."""
     torch.manual_seed(0)
     like = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(shape[1], eps=1e-3)
-    layer = GroupNormalised(groups, like).double()
+    layer = GroupNormLayer(groups, like).double()
     with torch.no_grad():
         layer.norm.weight.normal_()
         layer.norm.bias.normal_()
@@ -57,7 +57,7 @@ def test_it_is_the_papers_formula(shape: tuple[int, ...], groups: int) -> None:
 
 
 def test_without_affine_nothing_is_multiplied_in() -> None:
-    layer = GroupNormalised(2, nn.BatchNorm2d(6, affine=False))
+    layer = GroupNormLayer(2, nn.BatchNorm2d(6, affine=False))
     x = torch.randn(3, 6, 4, 4, dtype=torch.float64)
     assert (layer.written_out()(x) - layer(x)).abs().max() < 1e-12
     assert layer.onnx_operations == {"Sqrt": 1, "Mul": 1}
@@ -108,7 +108,7 @@ class NormOfFeatures(nn.Module):
 
 
 def test_groups_of_one_value_are_refused() -> None:
-    def rewrite(**changes: object) -> Rewritten:
+    def rewrite(**changes: object) -> RewrittenGraph:
         graph = trace(NormOfFeatures(), Normalise((128.0,), (64.0,)), SMALL, 10)
         options = GroupnormOptions.model_validate({"name": "groupnorm", **changes})
         return method_from_options(options).rewrite(graph, torch.Generator().manual_seed(0))
@@ -125,7 +125,7 @@ def test_a_network_without_norms_is_refused() -> None:
         groupnorm("torchvision:squeezenet1_1", (3, 64, 64))
 
 
-def file_of(training: Rewritten) -> onnx.ModelProto:
+def file_of(training: RewrittenGraph) -> onnx.ModelProto:
     return onnx.load_from_string(onnx_from_graph(fold(training.graph), SMALL, {}))
 
 

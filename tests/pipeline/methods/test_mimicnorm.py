@@ -8,13 +8,13 @@ from probes import values_of
 from torch import nn
 from torch.nn import functional as F
 
-from export.derived import DerivedConv2d, DerivedLinear, training_only_parts
 from export.errors import UsageError
 from export.fold import fold
+from export.layers import DerivedConv2d, DerivedLinear, training_only_parts
 from pipeline.config.methods import MimicnormOptions
 from pipeline.graph import Dropout, Normalise, trace
-from pipeline.methods import Rewritten, method_from_options
-from pipeline.methods.branches import BranchScaled
+from pipeline.methods import RewrittenGraph, method_from_options
+from pipeline.methods.branches import BranchScale
 from pipeline.methods.mimicnorm import MimicnormRules
 
 SHAPE = (3, 32, 32)
@@ -24,11 +24,11 @@ def options(**changes: object) -> MimicnormOptions:
     return MimicnormOptions.model_validate({"name": "mimicnorm", **changes})
 
 
-def mimicnorm(network: str = "resnet20", shape: tuple[int, int, int] = SHAPE, **changes: object) -> Rewritten:
+def mimicnorm(network: str = "resnet20", shape: tuple[int, int, int] = SHAPE, **changes: object) -> RewrittenGraph:
     return rewritten(network, shape, options(**changes))
 
 
-def weights(training: Rewritten) -> dict[str, torch.Tensor]:
+def weights(training: RewrittenGraph) -> dict[str, torch.Tensor]:
     """The trained filters of each layer."""
     found: dict[str, torch.Tensor] = {}
     for name, layer in training.graph.named_modules():
@@ -39,13 +39,13 @@ def weights(training: Rewritten) -> dict[str, torch.Tensor]:
     return found
 
 
-def centred(training: Rewritten) -> set[str]:
+def centred(training: RewrittenGraph) -> set[str]:
     means = {name: weight.double().flatten(1).mean(1).abs().max() for name, weight in weights(training).items()}
     return {name for name, mean in means.items() if mean < 1e-8}
 
 
-def scales(training: Rewritten) -> list[float]:
-    return [m.scale.item() for m in training.graph.modules() if isinstance(m, BranchScaled)]
+def scales(training: RewrittenGraph) -> list[float]:
+    return [m.scale.item() for m in training.graph.modules() if isinstance(m, BranchScale)]
 
 
 def test_which_convolutions_are_centred() -> None:
@@ -151,7 +151,7 @@ def test_joined_branches_have_a_scale_where_asked(network: str, shape: tuple[int
     """As in the authors' ShuffleNetV2: 1.2^2 on each branch, 1.2 on the other half of a reducing unit and on the last convolution."""
     assert scales(mimicnorm(network, shape)) == []
     training = mimicnorm(network, shape, joined_scale="code", fan_channels=4)
-    found = {name: layer.scale.item() for name, layer in training.graph.named_modules() if isinstance(layer, BranchScaled)}
+    found = {name: layer.scale.item() for name, layer in training.graph.named_modules() if isinstance(layer, BranchScale)}
     expected = [value for units in (4, 8, 4) for value in (1.2, *[1.44] * units)] + [1.2]
     assert np.allclose(sorted(found.values()), sorted(expected), rtol=1e-6, atol=0)
     once = {name.removeprefix("network.").removesuffix(".derivation") for name, scale in found.items() if scale < 1.3}
@@ -170,7 +170,7 @@ def test_networks_that_join_nothing_have_no_joined_scale() -> None:
 
 
 def test_the_scale_acts_on_weight_and_bias() -> None:
-    derivation = BranchScaled(torch.randn(4, 3, 3, 3), 0.72).double()
+    derivation = BranchScale(torch.randn(4, 3, 3, 3), 0.72).double()
     with torch.no_grad():
         derivation.bias.normal_()
     weight, bias = derivation()
@@ -289,7 +289,7 @@ class PeakOfLogits(nn.Module):
 
 
 def test_logits_that_are_no_average_are_refused() -> None:
-    def rewrite(**changes: object) -> Rewritten:
+    def rewrite(**changes: object) -> RewrittenGraph:
         graph = trace(PeakOfLogits(), Normalise((128.0,) * 3, (64.0,) * 3), (3, 16, 16), 10)
         return method_from_options(options(**changes)).rewrite(graph, torch.Generator().manual_seed(0))
 

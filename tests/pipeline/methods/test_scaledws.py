@@ -6,25 +6,25 @@ import torch
 from graphs import images, rewritten
 from torch import nn
 
-from export.derived import training_only_parts
+from export.layers import training_only_parts
 from pipeline.config.methods import ScaledwsOptions
-from pipeline.methods import Rewritten
-from pipeline.methods.scaledws import Standardised
+from pipeline.methods import RewrittenGraph
+from pipeline.methods.scaledws import StandardisedWeights
 
 SHAPE = (3, 32, 32)
 GAMMA = 1.71396
 
 
-def scaledws(network: str = "resnet20", **changes: object) -> Rewritten:
+def scaledws(network: str = "resnet20", **changes: object) -> RewrittenGraph:
     shape = SHAPE if ":" not in network else (3, 64, 64)
     return rewritten(network, shape, ScaledwsOptions.model_validate({"name": "scaledws", **changes}))
 
 
-def factors(training: Rewritten) -> dict[str, tuple[float, float]]:
+def factors(training: RewrittenGraph) -> dict[str, tuple[float, float]]:
     """Of each standardised layer what its weight and its bias are multiplied by, gamma and fan-in left out."""
     found: dict[str, tuple[float, float]] = {}
     for name, layer in training.graph.named_modules():
-        if isinstance(layer, Standardised):
+        if isinstance(layer, StandardisedWeights):
             of_weight = layer.factor * np.sqrt(layer.weight[0].numel()) / GAMMA
             found[name.removeprefix("network.").removesuffix(".derivation")] = (float(of_weight), layer.bias_factor)
     return found
@@ -36,7 +36,7 @@ def test_gamma_gives_back_what_a_relu_takes() -> None:
 
 def test_the_weight_is_the_papers_formula() -> None:
     torch.manual_seed(0)
-    layer = Standardised(torch.randn(8, 4, 3, 3) * 0.1 + 0.3, GAMMA * 0.2, 0.2, 1e-6).double()
+    layer = StandardisedWeights(torch.randn(8, 4, 3, 3) * 0.1 + 0.3, GAMMA * 0.2, 0.2, 1e-6).double()
     nn.init.normal_(layer.gain)
     nn.init.normal_(layer.bias)
     v, gain = layer.weight.detach().numpy(), layer.gain.detach().numpy()[:, None, None, None]

@@ -3,22 +3,22 @@ import torch
 from graphs import images, rewritten, step
 from torch import nn
 
-from export.derived import training_only_parts
 from export.errors import UsageError
+from export.layers import training_only_parts
 from pipeline.config.methods import SkipinitOptions
-from pipeline.methods import Rewritten
-from pipeline.methods.branches import BranchScaled
+from pipeline.methods import RewrittenGraph
+from pipeline.methods.branches import BranchScale
 
 SHAPE = (3, 32, 32)
 
 
-def skipinit(network: str = "resnet20", **changes: object) -> Rewritten:
+def skipinit(network: str = "resnet20", **changes: object) -> RewrittenGraph:
     shape = SHAPE if ":" not in network else (3, 64, 64)
     return rewritten(network, shape, SkipinitOptions.model_validate({"name": "skipinit", **changes}))
 
 
-def scales(training: Rewritten) -> list[torch.Tensor]:
-    return [m.scale for m in training.graph.modules() if isinstance(m, BranchScaled)]
+def scales(training: RewrittenGraph) -> list[torch.Tensor]:
+    return [m.scale for m in training.graph.modules() if isinstance(m, BranchScale)]
 
 
 @pytest.mark.parametrize(("network", "num_units"), [("resnet20", 9), ("torchvision:resnet50", 16), ("torchvision:mobilenet_v2", 10)])
@@ -34,7 +34,7 @@ def test_a_network_starts_as_its_shortcuts() -> None:
     batch = images(4, SHAPE)
     before = training.graph(batch)
     for layer in training.graph.modules():
-        if isinstance(layer, BranchScaled):
+        if isinstance(layer, BranchScale):
             nn.init.ones_(layer.weight)
     assert torch.equal(training.graph(batch), before)
     step(training, batch)

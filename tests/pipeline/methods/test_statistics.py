@@ -10,12 +10,12 @@ from graphs import DEFAULTS, PreActivation, images, rewritten, scatter, step, tr
 from torch import nn
 from torch.nn import functional as F
 
-from export.derived import training_only_parts
 from export.fold import fold
+from export.layers import training_only_parts
 from pipeline.config.methods import EquinormOptions
 from pipeline.graph import Dropout, Normalise, trace
-from pipeline.methods import Rewritten, method_from_options
-from pipeline.methods.equinorm import Balanced, BalancedConv2d
+from pipeline.methods import RewrittenGraph, method_from_options
+from pipeline.methods.equinorm import BalancedConv2d, BalancedWeights
 from pipeline.methods.statistics import Moments, Statistics, freeze_statistics, recompute_statistics, statistics_parts
 
 SHAPE = (3, 32, 32)
@@ -36,11 +36,11 @@ def several_batches(shape: tuple[int, int, int] = SHAPE) -> list[torch.Tensor]:
     return [images(size, shape, seed=seed) // (seed + 1) for seed, size in enumerate((6, 5, 4))]
 
 
-def stored(training: Rewritten) -> dict[str, torch.Tensor]:
+def stored(training: RewrittenGraph) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in training.graph.named_buffers()}
 
 
-def frozen_after_training(method: str, network: str, shape: tuple[int, int, int]) -> Rewritten:
+def frozen_after_training(method: str, network: str, shape: tuple[int, int, int]) -> RewrittenGraph:
     training = rewritten(network, shape, DEFAULTS[method])
     step(training, images(8, shape), rate=1e-3)
     scatter(training)
@@ -140,7 +140,7 @@ def test_equinorm_stores_the_means_of_every_image(statistics: str) -> None:
     found = {name: layer for name, layer in training.graph.named_modules() if isinstance(layer, BalancedConv2d)}
     assert found.keys() == inputs.seen.keys()
     for name, layer in found.items():
-        assert isinstance(layer.operation.derivation, Balanced)
+        assert isinstance(layer.operation.derivation, BalancedWeights)
         means = layer.operation.derivation.running_means.numpy()
         assert np.abs(means - inputs.pooled(name).mean(axis=(0, 2, 3))).max() < 1e-12
 

@@ -5,23 +5,23 @@ import torch
 from graphs import images, rewritten, step
 from torch import nn
 
-from export.derived import training_only_parts
 from export.fold import fold
+from export.layers import training_only_parts
 from pipeline.config.methods import WeightnormOptions
-from pipeline.methods import Rewritten
-from pipeline.methods.weightnorm import WeightNormed
+from pipeline.methods import RewrittenGraph
+from pipeline.methods.weightnorm import NormedWeights
 
 SHAPE = (3, 32, 32)
 
 
-def weightnorm(network: str = "resnet20", **changes: object) -> Rewritten:
+def weightnorm(network: str = "resnet20", **changes: object) -> RewrittenGraph:
     shape = SHAPE if ":" not in network else (3, 64, 64)
     return rewritten(network, shape, WeightnormOptions.model_validate({"name": "weightnorm", **changes}))
 
 
 def test_the_weight_is_the_papers_formula() -> None:
     torch.manual_seed(0)
-    derivation = WeightNormed(torch.randn(8, 4, 3, 3)).double()
+    derivation = NormedWeights(torch.randn(8, 4, 3, 3)).double()
     nn.init.normal_(derivation.gain)
     nn.init.normal_(derivation.bias)
     direction, gain = derivation.direction.detach().numpy(), derivation.gain.detach().numpy()
@@ -33,13 +33,13 @@ def test_the_weight_is_the_papers_formula() -> None:
 
 def test_layers_start_as_they_were_drawn() -> None:
     direction = torch.randn(8, 4, 3, 3)
-    weight, _ = WeightNormed(direction)()
+    weight, _ = NormedWeights(direction)()
     assert torch.equal(weight, direction)
 
 
 def test_every_convolution_is_normalised_and_the_classifier_is_not() -> None:
     training = weightnorm("torchvision:resnet18")
-    normalised = [m for m in training.graph.modules() if isinstance(m, WeightNormed)]
+    normalised = [m for m in training.graph.modules() if isinstance(m, NormedWeights)]
     assert len(normalised) == 20  # the first, 16 in branches, 3 on shortcuts
     assert isinstance(training.graph.get_submodule("network.fc"), nn.Linear)
 
@@ -49,7 +49,7 @@ def test_a_step_along_the_direction_changes_nothing() -> None:
     training = weightnorm()
     step(training, images(4, SHAPE), rate=0.0)
     for layer in training.graph.modules():
-        if isinstance(layer, WeightNormed):
+        if isinstance(layer, NormedWeights):
             assert layer.direction.grad is not None
             along = (layer.direction.grad * layer.direction).flatten(1).sum(1)
             lengths = layer.direction.grad.flatten(1).norm(dim=1) * layer.direction.flatten(1).norm(dim=1)

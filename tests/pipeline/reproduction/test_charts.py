@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.papers import Printed
 from pipeline.reproduction.charts import Chart, Series, charts_of, sheet_of
 from pipeline.reproduction.drawing import Area, Dot, Line, Words
-from pipeline.reproduction.figures import Diverged, RunFigures
+from pipeline.reproduction.figures import Divergence, RunFigures
+from pipeline.reproduction.papers import PrintedFigure
 from pipeline.reproduction.result import Group, Result
 
 
@@ -17,7 +17,7 @@ def run(seed: int, accuracies: list[float], diverged: bool = False) -> RunFigure
         {"epoch": epoch, "test_accuracy": value / 100, "train_accuracy": 0.5, "seconds": 60.0, "peak_memory_bytes": 2**20}
         for epoch, value in enumerate(accuracies, start=1)
     )
-    return RunFigures(Path(f"seed-{seed}"), seed, records, Diverged(len(records) + 1, "") if diverged else None, ())
+    return RunFigures(Path(f"seed-{seed}"), seed, records, Divergence(len(records) + 1, "") if diverged else None, ())
 
 
 def group(name: str, *runs: RunFigures, rate: float = 0.1, **more: object) -> Group:
@@ -57,9 +57,9 @@ def test_a_picture_for_each_panel_that_has_something_to_show() -> None:
 
 def test_by_rate_a_curve_joins_its_rows_in_the_order_of_rates() -> None:
     rows = (
-        group("b", run(0, [1, 40, 3]), rate=1.0, curve="x", printed={"accuracy": Printed("39")}),
-        group("a", run(0, [1, 2, 30]), rate=0.01, curve="x", printed={"accuracy": Printed("31.5", "0.1")}),
-        group("c", run(0, [], diverged=True), rate=10.0, curve="x", printed={"accuracy": Printed("1.00")}),
+        group("b", run(0, [1, 40, 3]), rate=1.0, curve="x", printed={"accuracy": PrintedFigure("39")}),
+        group("a", run(0, [1, 2, 30]), rate=0.01, curve="x", printed={"accuracy": PrintedFigure("31.5", "0.1")}),
+        group("c", run(0, [], diverged=True), rate=10.0, curve="x", printed={"accuracy": PrintedFigure("1.00")}),
     )
     (chart,) = charts_of(result(*rows, picture="rates"))
     (curve,) = chart.series

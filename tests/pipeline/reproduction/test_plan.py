@@ -6,14 +6,14 @@ import pytest
 from small_table import CONFIGS, small_table
 
 from export.errors import UsageError
-from pipeline.papers import TABLES
-from pipeline.reproduction.plan import Asked, Plan, chosen_rows, planned
+from pipeline.reproduction.papers import TABLES
+from pipeline.reproduction.plan import Plan, PlanRequest, chosen_rows, planned
 
 OUT = Path("out")
 
 
 def plan(name: str, **asked: object) -> Plan:
-    return planned(TABLES[name], Asked(**asked), CONFIGS, OUT)  # type: ignore[arg-type]
+    return planned(TABLES[name], PlanRequest(**asked), CONFIGS, OUT)  # type: ignore[arg-type]
 
 
 def images(folder: Path, num_classes: int) -> Path:
@@ -127,5 +127,5 @@ def test_wrong_use_is_said_before_anything_runs(asked: dict[str, object], messag
 
 
 def test_a_small_table_is_planned_into_its_folder() -> None:
-    found = planned(small_table(), Asked(), CONFIGS, OUT)
+    found = planned(small_table(), PlanRequest(), CONFIGS, OUT)
     assert found.rows[1].runs[1].folder == OUT / "runs" / "czmig-0.2" / "seed-1"

@@ -6,10 +6,10 @@ On a smaller network of the same kind where the row's has a hundred layers: a me
 import pytest
 from small_table import CONFIGS
 
-from pipeline.assemble import ImageFacts, training_graph
 from pipeline.config import Config, parse_config
-from pipeline.papers import TABLES, Row
+from pipeline.reproduction.papers import TABLES, Row
 from pipeline.reproduction.plan import config_of
+from pipeline.training_graph import ImageFacts, training_graph
 
 SMALLER = {"resnet110": "resnet20", "vgg16": "vgg11", "torchvision:resnet18": "torchvision:resnet18"}
 

@@ -14,11 +14,11 @@ from small_table import CONFIGS, EPOCHS, Watched, small_table
 
 from export.errors import UsageError
 from pipeline.config import load_config
-from pipeline.outcome import Outcome
-from pipeline.papers import Table
+from pipeline.progress import Outcome
 from pipeline.reproduction.commands import reproduce
 from pipeline.reproduction.figures import run_figures
-from pipeline.reproduction.plan import Asked, Plan, planned
+from pipeline.reproduction.papers import Table
+from pipeline.reproduction.plan import Plan, PlanRequest, planned
 from pipeline.reproduction.running import is_finished
 from pipeline.training.finite import NotFiniteError
 
@@ -26,7 +26,7 @@ SECONDS = ("seconds", "images_per_second", "peak_memory_bytes")
 
 
 def plan_in(folder: Path, table: Table | None = None, **asked: Any) -> Plan:
-    return planned(table or small_table(), Asked(**asked), CONFIGS, folder)
+    return planned(table or small_table(), PlanRequest(**asked), CONFIGS, folder)
 
 
 def run_in(folder: Path, console: Watched | None = None, table: Table | None = None, **asked: Any) -> Outcome:

@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.config import Config, parse_config
-from pipeline.reproduction.shortening import shortened
-from pipeline.training.schedules import Moment, momentum, rate_share
+from pipeline.reproduction.plan import shortened
+from pipeline.training.optimiser import Moment, momentum, rate_share
 
 
 def config(epochs: int, schedule: dict[str, object], **training: object) -> Config:

@@ -11,10 +11,10 @@ from pipeline.config.methods import MethodOptions
 from pipeline.config.sections import Training
 from pipeline.graph import Normalise, trace
 from pipeline.methods import method_from_options
-from pipeline.methods.base import Rewritten
+from pipeline.methods.base import RewrittenGraph
 from pipeline.networks import network_by_name
 from pipeline.training import Settings, TrainingData
-from pipeline.training.batches import Batch
+from pipeline.training.protocols import Batch
 
 BATCH_SIZE, NUM_STEPS, IMAGE = 8, 4, (1, 8, 8)
 
@@ -54,8 +54,8 @@ def data() -> TrainingData:
 
 
 @pytest.fixture
-def build() -> Callable[[MethodOptions], Rewritten]:
-    def built(options: MethodOptions) -> Rewritten:
+def build() -> Callable[[MethodOptions], RewrittenGraph]:
+    def built(options: MethodOptions) -> RewrittenGraph:
         torch.manual_seed(0)
         graph = trace(network_by_name("small", 3, 1), Normalise((128.0,), (64.0,)), IMAGE, 3)
         return method_from_options(options).rewrite(graph, torch.Generator().manual_seed(1))

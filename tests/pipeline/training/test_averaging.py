@@ -11,18 +11,17 @@ import torch
 from commands import pipeline
 from torch.fx import GraphModule
 
+from export.bundle import TRAINING_WEIGHTS as WEIGHTS
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, MimicnormOptions, NonormOptions
 from pipeline.config.sections import ModelEma
-from pipeline.layout import TRAINING_WEIGHTS as WEIGHTS
-from pipeline.methods.base import Rewritten
+from pipeline.methods.base import RewrittenGraph
 from pipeline.training import Settings, TrainingData, read_checkpoint, train
-from pipeline.training.averaging import WeightAverage, decay_after
 from pipeline.training.checkpoint import checkpoint_bytes, write_checkpoint
-from pipeline.training.evaluation import evaluate
+from pipeline.training.evaluation import WeightAverage, decay_after, evaluate
 from pipeline.training.metrics import Tally
 from pipeline.training.step import sgd
 
-Build = Callable[[MethodOptions], Rewritten]
+Build = Callable[[MethodOptions], RewrittenGraph]
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 CPU = torch.device("cpu")

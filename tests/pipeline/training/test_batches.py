@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.training.batches import Batch, OneAhead
+from pipeline.training.protocols import Batch, PrefetchedBatches
 
 
 def _numbered(made: list[int], how_many: int) -> Iterator[Batch]:
@@ -15,7 +15,7 @@ def _numbered(made: list[int], how_many: int) -> Iterator[Batch]:
 
 def test_a_batch_is_made_when_it_is_prepared_and_handed_out_once() -> None:
     made: list[int] = []
-    batches = OneAhead(_numbered(made, 3))
+    batches = PrefetchedBatches(_numbered(made, 3))
     batches.prepare()
     batches.prepare()
     assert made == [0]
@@ -24,7 +24,7 @@ def test_a_batch_is_made_when_it_is_prepared_and_handed_out_once() -> None:
 
 def test_the_order_stays_when_each_is_prepared_while_the_last_is_used() -> None:
     made: list[int] = []
-    batches = OneAhead(_numbered(made, 4))
+    batches = PrefetchedBatches(_numbered(made, 4))
     seen = []
     for images, labels in batches:
         batches.prepare()
@@ -33,7 +33,7 @@ def test_the_order_stays_when_each_is_prepared_while_the_last_is_used() -> None:
 
 
 def test_behind_the_last_there_is_none() -> None:
-    batches = OneAhead(_numbered([], 1))
+    batches = PrefetchedBatches(_numbered([], 1))
     assert len(list(batches)) == 1
     batches.prepare()
     assert next(batches, None) is None

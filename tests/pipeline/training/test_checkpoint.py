@@ -9,7 +9,7 @@ import torch
 
 from export.errors import DamagedError, UsageError
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions
-from pipeline.methods.base import Rewritten
+from pipeline.methods.base import RewrittenGraph
 from pipeline.training.checkpoint import (
     checkpoint_bytes,
     first_difference,
@@ -18,11 +18,11 @@ from pipeline.training.checkpoint import (
     write_checkpoint,
 )
 
-Build = Callable[[MethodOptions], Rewritten]
+Build = Callable[[MethodOptions], RewrittenGraph]
 CONFIG = {"network": {"name": "small"}, "training": {"seed": 0, "milestones": (1, 2)}}
 
 
-def _trained(build: Build) -> tuple[Rewritten, torch.optim.SGD]:
+def _trained(build: Build) -> tuple[RewrittenGraph, torch.optim.SGD]:
     network = build(BatchnormOptions(name="batchnorm"))
     network.graph.to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(network.graph.parameters(), lr=0.1, momentum=0.9)

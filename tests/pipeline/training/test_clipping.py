@@ -11,11 +11,11 @@ from torch.fx import GraphModule
 
 from pipeline.config.methods import BatchnormOptions, MethodOptions, NonormOptions, SkipinitOptions
 from pipeline.config.sections import AdaptiveClipping, Clipping, NoClipping, NormClipping, Training
-from pipeline.methods.base import Rewritten
-from pipeline.training.clipping import clipping, threshold
+from pipeline.methods.base import RewrittenGraph
+from pipeline.training.optimiser import clipping, threshold
 from pipeline.training.step import TrainingStep
 
-Build = Callable[[MethodOptions], Rewritten]
+Build = Callable[[MethodOptions], RewrittenGraph]
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 TORCHS_GUARD = 1e-6
 """What torch adds to the norm before it divides."""

@@ -13,14 +13,14 @@ from export.errors import UsageError
 from export.fold import fold
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, EquinormOptions, MethodOptions, MimicnormOptions
 from pipeline.config.sections import FreezeStatistics, ModelEma, Training
-from pipeline.methods.base import Rewritten
+from pipeline.methods.base import RewrittenGraph
 from pipeline.methods.statistics import recompute_statistics, statistics_parts
-from pipeline.training import EpochRecord, Settings, Silent, TrainingData, load_checkpoint, read_checkpoint, train
-from pipeline.training.batches import Batch, TrainingBatches
+from pipeline.training import EpochRecord, Settings, SilentWatcher, TrainingData, load_checkpoint, read_checkpoint, train
 from pipeline.training.evaluation import BATCH_SIZE, evaluate
 from pipeline.training.freezing import require_usable_statistics
+from pipeline.training.protocols import Batch, TrainingBatches
 
-Build = Callable[[MethodOptions], Rewritten]
+Build = Callable[[MethodOptions], RewrittenGraph]
 METHODS: list[MethodOptions] = [BatchnormOptions(name="batchnorm"), MimicnormOptions(name="mimicnorm"), EquinormOptions(name="equinorm")]
 by_method = pytest.mark.parametrize("method", METHODS, ids=lambda options: options.name)
 EPOCHS, FROZEN_EPOCHS, STEPS = 4, 2, 4
@@ -33,11 +33,11 @@ def freezing(settings: Settings) -> Settings:
     return replace(settings, training=training)
 
 
-def state(network: Rewritten) -> dict[str, torch.Tensor]:
+def state(network: RewrittenGraph) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in network.graph.state_dict().items()}
 
 
-def running(network: Rewritten) -> dict[str, torch.Tensor]:
+def running(network: RewrittenGraph) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state(network).items() if "running" in name}
 
 
@@ -56,7 +56,7 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-class AfterStep(Silent):
+class AfterStep(SilentWatcher):
     """Interrupts after a step."""
 
     def __init__(self, epoch: int, step: int) -> None:
@@ -67,7 +67,7 @@ class AfterStep(Silent):
             interrupt()
 
 
-class WhenFrozen(Silent):
+class WhenFrozen(SilentWatcher):
     def statistics_frozen(self, step: int, test_accuracy: float) -> None:
         interrupt()
 
@@ -124,10 +124,10 @@ def test_what_is_trained_at_the_end_is_what_is_deployed(build: Build, data: Trai
     assert not torch.equal(unfrozen.graph.train()(images), fold(unfrozen.graph)(images))
 
 
-class KeepsStatistics(Silent):
+class KeepsStatistics(SilentWatcher):
     """The stored statistics when they are frozen, and after each later step."""
 
-    def __init__(self, network: Rewritten) -> None:
+    def __init__(self, network: RewrittenGraph) -> None:
         self.network, self.kept = network, list[dict[str, torch.Tensor]]()
 
     def statistics_frozen(self, step: int, test_accuracy: float) -> None:
@@ -167,7 +167,7 @@ def test_the_records_tell_since_when_and_what_it_did(build: Build, data: Trainin
 def test_the_watcher_hears_of_it_before_the_first_frozen_epoch(build: Build, data: TrainingData, freezing: Settings) -> None:
     heard: list[object] = []
 
-    class Listening(Silent):
+    class Listening(SilentWatcher):
         def statistics_frozen(self, step: int, test_accuracy: float) -> None:
             heard.append((step, test_accuracy))
 

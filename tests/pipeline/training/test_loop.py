@@ -14,25 +14,24 @@ import torch
 from export.errors import UsageError
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, NonormOptions
 from pipeline.config.sections import AdaptiveClipping, Mixup, ModelEma, NormClipping, Schedule, Training
-from pipeline.graph.mixup import Mixup as MixupPart
-from pipeline.graph.mixup import insert_mixup
-from pipeline.methods.base import Rewritten
+from pipeline.methods.base import RewrittenGraph
 from pipeline.training import (
     Checkpoint,
     EpochRecord,
     NotFiniteError,
     Settings,
-    Silent,
+    SilentWatcher,
     TrainingData,
     load_checkpoint,
     read_checkpoint,
     train,
 )
 from pipeline.training import loop as training_loop
-from pipeline.training.batches import Batch
-from pipeline.training.mixing import draw
+from pipeline.training.mixup import Mixup as MixupPart
+from pipeline.training.mixup import draw, insert_mixup
+from pipeline.training.protocols import Batch
 
-Build = Callable[[MethodOptions], Rewritten]
+Build = Callable[[MethodOptions], RewrittenGraph]
 BATCH_SIZE = 8
 METHODS: list[MethodOptions] = [
     CzmigOptions(name="czmig"),
@@ -42,7 +41,7 @@ METHODS: list[MethodOptions] = [
 by_method = pytest.mark.parametrize("method", METHODS, ids=lambda options: options.name)
 
 
-class _SignalAt(Silent):
+class _SignalAt(SilentWatcher):
     """Sends a signal to this process after a step."""
 
     def __init__(self, epoch: int, step: int, number: signal.Signals = signal.SIGINT) -> None:
@@ -57,7 +56,7 @@ def _with(settings: Settings, **changes: object) -> Settings:
     return replace(settings, training=settings.training.model_copy(update=changes))
 
 
-def _state(network: Rewritten) -> dict[str, torch.Tensor]:
+def _state(network: RewrittenGraph) -> dict[str, torch.Tensor]:
     named = (*network.graph.named_parameters(), *network.graph.named_buffers())
     return {name: value.detach().clone() for name, value in named}
 
@@ -122,7 +121,7 @@ def test_with_whatever_training_adds_an_interrupted_run_ends_with_the_same_bits(
     settings = _with(settings, **EXTRAS[extra])
     whole_settings = replace(settings, folder=tmp_path / "whole")
 
-    def mixed() -> Rewritten:
+    def mixed() -> RewrittenGraph:
         network = build(method)
         insert_mixup(network.graph, settings.training.mixup)
         return network
@@ -380,10 +379,10 @@ def test_it_runs_outside_the_main_thread(build: Build, data: TrainingData, setti
     assert lengths == [2]
 
 
-class _Poison(Silent):
+class _Poison(SilentWatcher):
     """Makes a weight infinite after a step."""
 
-    def __init__(self, network: Rewritten, name: str, epoch: int, step: int, value: float) -> None:
+    def __init__(self, network: RewrittenGraph, name: str, epoch: int, step: int, value: float) -> None:
         self.weight, self.at, self.value = network.graph.get_parameter(name), (epoch, step), value
 
     @torch.no_grad()

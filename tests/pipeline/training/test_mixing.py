@@ -8,9 +8,8 @@ from torch import nn
 
 from pipeline.config.sections import Mixup as MixupOptions
 from pipeline.config.sections import Training
-from pipeline.graph.mixup import Mixing, insert_mixup
-from pipeline.methods.base import Rewritten
-from pipeline.training.mixing import Mixer, draw, mixed_loss, mixed_num_correct
+from pipeline.methods.base import RewrittenGraph
+from pipeline.training.mixup import Mixer, Mixing, draw, insert_mixup, mixed_loss, mixed_num_correct
 from pipeline.training.step import TrainingStep
 
 CPU = torch.device("cpu")
@@ -78,7 +77,7 @@ def test_a_right_answer_counts_as_much_as_its_label_has_in_the_sample() -> None:
     assert mixed_num_correct(logits, labels, None) == 2
 
 
-def network(options: MixupOptions) -> Rewritten:
+def network(options: MixupOptions) -> RewrittenGraph:
     rewrite = rewritten("resnet20", (3, 32, 32), DEFAULTS["nonorm"])
     insert_mixup(rewrite.graph, options)
     return rewrite

@@ -9,7 +9,7 @@ from torch.fx import GraphModule, symbolic_trace
 from torch.nn import functional as F
 
 from pipeline.config.sections import Training
-from pipeline.methods.base import ParameterGroup, Rewritten, TrainingRules
+from pipeline.methods.base import ParameterGroup, RewrittenGraph, TrainingRules
 from pipeline.training.step import TrainingStep, seed_step
 
 
@@ -52,7 +52,7 @@ def _step(options: Training) -> tuple[TrainingStep, _Spy]:
     network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
     graph = symbolic_trace(network).to(memory_format=torch.channels_last)
     rules = _Spy(graph)
-    return TrainingStep(Rewritten(graph, rules), options, torch.device("cpu"), None), rules
+    return TrainingStep(RewrittenGraph(graph, rules), options, torch.device("cpu"), None), rules
 
 
 IMAGES, LABELS = torch.linspace(-1, 1, 5 * 2 * 16).reshape(5, 2, 4, 4), torch.tensor([0, 1, 2, 0, 1])
@@ -126,6 +126,6 @@ def test_bfloat16_is_used_in_the_forward_pass_only_where_asked() -> None:
     step, _ = _step(Training())
     with step.autocast():
         assert step.graph(IMAGES).dtype == torch.float32
-    half = TrainingStep(Rewritten(step.graph, step.rules), Training(), torch.device("cpu"), torch.bfloat16)
+    half = TrainingStep(RewrittenGraph(step.graph, step.rules), Training(), torch.device("cpu"), torch.bfloat16)
     with half.autocast():
         assert half.graph(IMAGES).dtype == torch.bfloat16

@@ -1,0 +1,1 @@
+"""The exactness certificate, computed from an ONNX file alone. Shares no code with what wrote the file, on purpose."""

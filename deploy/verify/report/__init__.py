@@ -1,1 +1,0 @@
-"""report.html: the verdict in words, tables and pictures."""

@@ -1,0 +1,163 @@
+"""The engines of a bundle: built from its ONNX files, and kept beside them with their records and timings.
+
+Takes a folder that is becoming a bundle; what the engines must hold is said in `engine_links`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from deploy.runners.tensorrt import EngineFile, require_tensorrt
+from export.bundle import EXACT_TENSORRT_MODEL, FLOAT16_MODEL, MODEL, Bundle
+from export.errors import DamagedError, NotHereError, UsageError
+from export.files import write_file
+from export.tensorrt.builder import PARTS, Batches, Engine, EngineRequest, engine_from_onnx
+from export.tensorrt.float16 import float16_onnx
+from export.tensorrt.record import FOLDER, EnginePrecision, EngineRecord, Gpus, SecondBuild, engines_among, parsed_record, plan_name, record_name
+from export.tensorrt.runtime import FLAVOURS, Flavour, FlavourName, gpu_here
+from pipeline.config.sections import Batch
+from pipeline.progress import Console
+
+ONNX_FILES: dict[EnginePrecision, str] = {"float32": MODEL, "tf32": MODEL, "float16": FLOAT16_MODEL, "exact": EXACT_TENSORRT_MODEL}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What the user wants of engines."""
+
+    flavour: FlavourName | None = None
+    """None: the full TensorRT where it can build, else TensorRT-RTX."""
+    precisions: tuple[EnginePrecision, ...] = ()
+    """None: float32, and exact where the bundle has an exact file."""
+    gpus: Gpus = "same"
+    version_compatible: bool = False
+    error_on_cache_miss: bool = False
+    twice: bool = True
+    """Whether to build each engine a second time, with timings of its own, to see what that changes."""
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine that was just built, and the second one that it is compared with."""
+
+    name: str
+    engine: Engine
+    second: Engine | None
+
+
+def stored_engines(bundle: Bundle) -> Iterator[tuple[str, EngineFile]]:
+    """Every engine of a bundle, with its record and the hash that its ONNX file has now."""
+    for name in engines_among(list(bundle.manifest.files)):
+        place = f"{bundle.folder / record_name(name)}"
+        record = parsed_record(bundle.read(record_name(name)), place)
+        onnx = ONNX_FILES[record.precision]
+        if record.onnx.name != onnx or not bundle.has(onnx):
+            raise DamagedError(f"{place}: a {record.precision} engine is built from {onnx}, found {record.onnx.name}; build the engine again")
+        yield name, EngineFile(f"{bundle.folder / plan_name(name)}", bundle.read(plan_name(name)), record, bundle.hashes[onnx])
+
+
+def runnable_flavour() -> Flavour:
+    """A TensorRT whose engines can run here; NotHereError with the reason where there is none."""
+    gpu_here()
+    reasons = []
+    for flavour in FLAVOURS.values():
+        try:
+            require_tensorrt(flavour.runtime)
+            return flavour
+        except NotHereError as error:
+            reasons.append(str(error))
+    raise NotHereError("; ".join(reasons))
+
+
+def building_flavour(asked: FlavourName | None) -> Flavour:
+    """The TensorRT that builds: the one asked for, else one that can run here, else one that builds without a GPU."""
+    if asked is not None:
+        FLAVOURS[asked].load()
+        return FLAVOURS[asked]
+    try:
+        return runnable_flavour()
+    except NotHereError as error:
+        without_gpu = next(flavour for flavour in FLAVOURS.values() if not flavour.times_tactics)
+        try:
+            without_gpu.load()
+        except NotHereError:
+            raise error from None
+        return without_gpu
+
+
+def build_engines(folder: Path, options: EngineOptions, batch: Batch, console: Console) -> list[BuiltEngine]:
+    """Build into a folder that holds a bundle's files."""
+    flavour = building_flavour(options.flavour)
+    (folder / FOLDER).mkdir(exist_ok=True)
+    precisions = dict.fromkeys(options.precisions or precisions_of(folder))
+    return [_build(folder, flavour, precision, options, batch, console) for precision in precisions]
+
+
+def precisions_of(folder: Path) -> Sequence[EnginePrecision]:
+    """Of the engines that a bundle gets where nobody says which."""
+    return ("float32", "exact") if (folder / EXACT_TENSORRT_MODEL).is_file() else ("float32",)
+
+
+def _build(folder: Path, flavour: Flavour, precision: EnginePrecision, options: EngineOptions, batch: Batch, console: Console) -> BuiltEngine:
+    onnx = _onnx_of(folder, precision)
+    wanted = EngineRequest(
+        precision=precision,
+        batches=Batches(batch.min, batch.best, batch.max),
+        gpus=options.gpus,
+        version_compatible=options.version_compatible,
+        error_on_cache_miss=options.error_on_cache_miss,
+    )
+    cache = folder / FOLDER / _cache_name(flavour) if flavour.times_tactics else None
+    timings = cache.read_bytes() if cache is not None and cache.is_file() else None
+    console.say(f"building an engine: {precision}, {flavour.runtime}")
+    with console.progress(f"{flavour.runtime} {precision}", PARTS * (1 + options.twice)) as progress:
+        first = engine_from_onnx(flavour, onnx, ONNX_FILES[precision], wanted, progress, timings)
+        second = engine_from_onnx(flavour, onnx, ONNX_FILES[precision], wanted, progress) if _again(options) else None
+    record = first.record.model_copy(update={"second_build": None if second is None else _compared(first, second)})
+    name = _name(record)
+    write_file(folder / plan_name(name), first.plan)
+    write_file(folder / record_name(name), record.to_bytes())
+    if cache is not None and first.cache is not None:
+        write_file(cache, first.cache)
+    return BuiltEngine(name, Engine(first.plan, record, first.cache), second)
+
+
+def _again(options: EngineOptions) -> bool:
+    """A build that may only use known timings cannot be compared with one that knows none."""
+    return options.twice and not options.error_on_cache_miss
+
+
+def _compared(first: Engine, second: Engine) -> SecondBuild:
+    same_place = sum(a == b for a, b in zip(first.plan, second.plan, strict=False))
+    differing = max(len(first.plan), len(second.plan)) - same_place
+    return SecondBuild(plan=second.record.plan, plan_size=second.record.plan_size, bytes_that_differ=differing)
+
+
+def _onnx_of(folder: Path, precision: EnginePrecision) -> bytes:
+    path = folder / ONNX_FILES[precision]
+    if precision == "float16":
+        write_file(path, float16_onnx((folder / MODEL).read_bytes()))
+    if not path.is_file():
+        raise UsageError(f"there is no {path.name} in the bundle, so it has no {precision} engine; train with exact.enabled: true")
+    return path.read_bytes()
+
+
+def _name(record: EngineRecord) -> str:
+    compiled_later = FLAVOURS[record.flavour].compiles_where_it_runs
+    parts = [record.precision, record.flavour, *([] if compiled_later else [_plain(record.built_on.gpu or "")])]
+    return "-".join(parts)
+
+
+def _cache_name(flavour: Flavour) -> str:
+    return f"{flavour.name}-{_plain(gpu_here().name)}.timings"
+
+
+def _plain(gpu: str) -> str:
+    return "_".join("".join(each if each.isalnum() else " " for each in gpu.lower()).split())
+
+
+def facts_of(built: Sequence[BuiltEngine]) -> Mapping[str, JsonValue]:
+    """What was built, by name, without the layers."""
+    return {each.name: each.engine.record.model_dump(mode="json", exclude={"layers"}) for each in built}

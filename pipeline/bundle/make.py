@@ -1,0 +1,239 @@
+"""The files of a bundle, written from a trained graph. What is verified later is what was written here, and nothing else.
+
+Takes the trained graph, the config it came from and the data's facts; knows neither runtimes nor verdicts.
+"""
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+from torch import nn
+from torch.fx import GraphModule
+
+from deploy.report.words import spoken_counts
+from export.bundle import (
+    CARD,
+    CONFIG,
+    DIAGNOSIS,
+    EXACT_METRICS,
+    EXACT_MODEL,
+    EXACT_TENSORRT_MODEL,
+    EXACT_TRAINING_WEIGHTS,
+    EXACT_WEIGHTS,
+    LABELS,
+    METRICS,
+    MODEL,
+    PREPROCESSING,
+    SAMPLES,
+    TRAINING_WEIGHTS,
+    WEIGHTS,
+    Facts,
+    TensorEntry,
+)
+from export.exact.grid import integers_of
+from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
+from export.files import sha256_of, write_file
+from export.fold import fold, tensors_bytes
+from export.layers import not_foldable_parts
+from export.onnx import INPUT, OUTPUT, class_metadata, onnx_from_graph
+from pipeline.config import Config, dump_config
+from pipeline.config.sections import Data
+from pipeline.data import Split
+from pipeline.exact_training import ExactRun
+from pipeline.networks import is_of_the_user
+
+_PACKAGES = ("samegraph", "torch", "torchvision", "onnx", "onnxscript", "numpy")
+_LARGEST_SAMPLES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A trained graph and all that a bundle says of it."""
+
+    config: Config
+    graph: GraphModule
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    test: Split
+    metrics: Mapping[str, JsonValue]
+    metrics_lines: bytes
+    device: str
+    precision: str
+    exact: ExactRun | str
+    """The graph on the grid, or why there is none."""
+    diagnosis_lines: bytes = b""
+    """The figures of layers, a line an epoch; empty where none were kept."""
+
+    @property
+    def facts(self) -> Facts:
+        """The manifest's part about the model."""
+        return Facts(
+            network=self.config.network.name,
+            method=self.config.method.name,
+            input=TensorEntry(name=INPUT, dtype="uint8", shape=[None, *self.image_shape]),
+            output=TensorEntry(name=OUTPUT, dtype="float32", shape=[None, len(self.classes)]),
+            classes=list(self.classes),
+            preprocessing=PREPROCESSING,
+            versions=versions(),
+            device=self.device,
+            training_precision=self.precision,
+            metrics={**self.metrics, "exact": {"not_run": self.exact} if isinstance(self.exact, str) else dict(self.exact.facts)},
+        )
+
+
+def write_bundle_files(folder: Path, trained: TrainedRun) -> None:
+    """Every file of the bundle but the verdict, the report and the manifest."""
+    (folder / "training").mkdir()
+    folded = fold(trained.graph)
+    sources = {
+        WEIGHTS: tensors_bytes(folded.state_dict()),
+        TRAINING_WEIGHTS: tensors_bytes(trained.graph.state_dict()),
+        CONFIG: dump_config(trained.config).encode(),
+    }
+    for name, content in sources.items():
+        write_file(folder / name, content)
+    write_file(folder / MODEL, onnx_from_graph(folded, trained.image_shape, _model_metadata(trained, sources)))
+    if isinstance(trained.exact, ExactRun):
+        _write_exact_files(folder, trained, trained.exact)
+    write_file(folder / SAMPLES, tensors_bytes(_kept_samples(trained)))
+    write_file(folder / METRICS, trained.metrics_lines)
+    if trained.diagnosis_lines:
+        write_file(folder / DIAGNOSIS, trained.diagnosis_lines)
+    write_file(folder / LABELS, "".join(f"{name}\n" for name in trained.classes).encode())
+    write_file(folder / CARD, _model_card(trained).encode())
+
+
+def _write_exact_files(folder: Path, trained: TrainedRun, exact: ExactRun) -> None:
+    sources = {
+        EXACT_WEIGHTS: tensors_bytes(integers_of(exact.grid)),
+        EXACT_TRAINING_WEIGHTS: tensors_bytes(exact.grid.graph.state_dict()),
+        CONFIG: dump_config(trained.config).encode(),
+    }
+    metadata = _model_metadata(trained, sources)
+    write_file(folder / EXACT_WEIGHTS, sources[EXACT_WEIGHTS])
+    write_file(folder / EXACT_TRAINING_WEIGHTS, sources[EXACT_TRAINING_WEIGHTS])
+    write_file(folder / EXACT_METRICS, exact.metrics_lines)
+    for name, write in {EXACT_MODEL: exact_onnx, EXACT_TENSORRT_MODEL: exact_tensorrt_onnx}.items():
+        write_file(folder / name, write(exact.grid, trained.image_shape, len(trained.classes), metadata))
+
+
+def versions() -> dict[str, str]:
+    """What made the files."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"  # samegraph itself, where it is run from its sources
+
+
+def _model_metadata(trained: TrainedRun, sources: Mapping[str, bytes]) -> dict[str, str]:
+    """What a model file that is found by itself says of where it comes from."""
+    facts = trained.facts
+    return {
+        "classes": class_metadata(trained.classes),
+        "preprocessing": facts.preprocessing,
+        "network": facts.network,
+        "method": facts.method,
+        **{f"version.{name}": version for name, version in facts.versions.items()},
+        **{f"sha256.{name}": sha256_of(content) for name, content in sources.items()},
+    }
+
+
+def _kept_samples(trained: TrainedRun) -> dict[str, torch.Tensor]:
+    """As many test images, evenly spread over the set, as fit a small file; with them a bundle can be verified anywhere."""
+    total, size = trained.test.num_samples, math.prod(trained.image_shape)
+    number = min(total, max(1, _LARGEST_SAMPLES // size))
+    chosen = torch.arange(number) * total // number
+    batches = list(trained.test.batches_in_order(chosen, batch_size=256))
+    return {"images": torch.cat([images for images, _ in batches]), "labels": torch.cat([labels for _, labels in batches])}
+
+
+def _model_card(trained: TrainedRun) -> str:
+    facts, accuracy = trained.facts, trained.metrics.get("test_accuracy")
+    channels, height, width = trained.image_shape
+    notes = _kept_as_it_is(trained.graph) + _frozen_since(trained.metrics)
+    measured = f"{accuracy:.2%} of the test set" if isinstance(accuracy, float) else "not measured"
+    origin, moment = _origin(trained)
+    return f"""# {facts.network}, trained {origin}
+
+- Input `{INPUT}`: uint8, batch x {channels} x {height} x {width}, raw pixels 0 to 255. Do not normalise: the graph does.
+- Pixels: {_pixels_to_feed(trained)}
+- Output `{OUTPUT}`: float32, batch x {len(trained.classes)}; the order of classes is in `{LABELS}`.
+{notes}- Data: {trained.config.data.name}. Accuracy {moment}: {measured}.
+{_on_the_grid(trained.exact)}
+`verification.json` and `report.html` say what was compared with what, and how it came out. `manifest.json` has the hash of every file;
+{_how_to_verify(facts.network)}
+
+    import numpy, onnxruntime
+    session = onnxruntime.InferenceSession("{MODEL}")
+    (logits,) = session.run(None, {{"{INPUT}": numpy.zeros((1, {channels}, {height}, {width}), numpy.uint8)}})
+"""
+
+
+def _on_the_grid(exact: ExactRun | str) -> str:
+    """A line on the exact form; none where there is none."""
+    if isinstance(exact, str):
+        return ""
+    measured = f"{exact.facts['test_accuracy']:.2%} of the test set"
+    return f"- `{EXACT_MODEL}`: the same network on the exact grid, for the same bits in every runtime. Accuracy: {measured}.\n"
+
+
+def _origin(trained: TrainedRun) -> tuple[str, str]:
+    """How the network came to be, and when its accuracy was measured."""
+    epoch = trained.metrics.get("epoch")
+    if epoch == 0:
+        return "elsewhere", "as it was given"
+    return f"with {trained.facts.method}", "in training" if epoch is None else f"after {epoch} epoch{'' if epoch == 1 else 's'} of training"
+
+
+def _kept_as_it_is(graph: nn.Module) -> str:
+    """A line on what could not be folded; none where everything was."""
+    counted = spoken_counts(part.summary for part in not_foldable_parts(graph).values())
+    return f"- Not foldable, deployed as it was trained: {counted}.\n" if counted else ""
+
+
+def _frozen_since(metrics: Mapping[str, JsonValue]) -> str:
+    """A line on batch statistics that training did without at its end; none where it had none to freeze, or did not."""
+    since = metrics.get("frozen_at_step")
+    if since is None:
+        return ""
+    return f"- Batch statistics were frozen after step {since} of {metrics.get('step')}: from there on the training graph was the deployed one.\n"
+
+
+def _pixels_to_feed(trained: TrainedRun) -> str:
+    """What was done to an image of this data set before it reached the graph."""
+    data, (channels, height, width) = trained.config.data, trained.image_shape
+    match data.name:
+        case "digits":
+            return "scikit-learn's values v of 0 to 16 as min(16 v, 255)."
+        case "cifar10" | "cifar100" | "svhn":
+            return "those of the files, RGB, unchanged."
+        case "imagefolder":
+            colour = "gray (from colour: ITU-R 601 luma)" if channels == 1 else "RGB"
+            return f"{colour}, upright as the EXIF orientation says; {_part_to_feed(data, height, width)}."
+
+
+def _part_to_feed(data: Data, height: int, width: int) -> str:
+    scaled = "bilinear with antialiasing (Pillow's `BILINEAR`)"
+    if data.image_size is None:
+        return f"{height} x {width}, neither cropped nor scaled; as training did"
+    if data.resize is None:
+        part = f"the centre square of each image, scaled to {height} x {width}, {scaled}"
+    else:
+        part = f"the shorter side of each image scaled to {data.resize}, {scaled}, and of that the {height} x {width} in the centre"
+    return f"{part}; as {'training' if data.augment.resized_crop is None else 'testing'} did"
+
+
+def _how_to_verify(network: str) -> str:
+    if is_of_the_user(network):
+        return f"""`pipeline verify BUNDLE --network {network}`, where that module can be imported, checks hashes and outputs again: the network is
+code of the user's own, which no bundle imports by itself. BUNDLE is this folder."""
+    return "`pipeline verify` on this folder checks hashes and outputs again, from these files alone."

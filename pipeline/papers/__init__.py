@@ -1,8 +1,0 @@
-"""The tables of the papers, by the name they have on the command line. One file a paper; data alone."""
-
-from pipeline.papers import czmig, equinorm, gaur, mimicnorm
-from pipeline.papers.table import Images, Printed, Quantity, Row, Statistic, Table
-
-TABLES: dict[str, Table] = {table.name: table for paper in (czmig, mimicnorm, equinorm, gaur) for table in paper.TABLES}
-
-__all__ = ["TABLES", "Images", "Printed", "Quantity", "Row", "Statistic", "Table"]

@@ -1,0 +1,103 @@
+"""What the loop needs of others: batches to train and test on, and somebody who watches.
+
+Types only, and the one watcher that says nothing.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from pipeline.training.metrics import EpochRecord
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Images, uint8, N x C x H x W, and labels, int64."""
+
+
+class TrainingBatches(Protocol):
+    """Epochs of batches, the same ones for the same epoch and step whenever they are asked for."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches there are."""
+        ...
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (counted from 0), from its `first_step` on."""
+        ...
+
+    def whole_set(self) -> Iterator[Batch]:
+        """Every image once, as evaluation sees it, in batches that are mixed like those of an epoch and no smaller."""
+        ...
+
+
+class PrefetchedBatches:
+    """Batches, each of which can be made before it is wanted: while the device still computes on the one before."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._prepared: list[Batch] = []
+
+    def prepare(self) -> None:
+        """Make the next one, where there is one."""
+        if not self._prepared:
+            self._prepared.extend(itertools.islice(self._batches, 1))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self.prepare()
+        if not self._prepared:
+            raise StopIteration
+        return self._prepared.pop()
+
+
+class TestSplit(Protocol):
+    """All samples, in their own order."""
+
+    def batches(self, batch_size: int) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is trained on, what is tested on, and how wide an image is."""
+
+    training: TrainingBatches
+    test: TestSplit
+    image_width: int
+
+
+class Watcher(Protocol):
+    """Called by the loop; must return quickly. Epochs and steps count from 1."""
+
+    def run_started(self, num_epochs: int, steps_per_epoch: int, steps_done: int) -> None: ...
+
+    def statistics_frozen(self, step: int, test_accuracy: float) -> None: ...
+
+    def epoch_started(self, epoch: int) -> None: ...
+
+    def step_done(self, epoch: int, step_in_epoch: int, loss: float) -> None: ...
+
+    def epoch_done(self, record: EpochRecord) -> None: ...
+
+
+class SilentWatcher:
+    """Watches and says nothing."""
+
+    def run_started(self, num_epochs: int, steps_per_epoch: int, steps_done: int) -> None:
+        return
+
+    def statistics_frozen(self, step: int, test_accuracy: float) -> None:
+        return
+
+    def epoch_started(self, epoch: int) -> None:
+        return
+
+    def step_done(self, epoch: int, step_in_epoch: int, loss: float) -> None:
+        return
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        return

@@ -1,0 +1,58 @@
+"""From a config to its training graph: the network, traced, rewritten by the method, and put onto the integer grid where that is wanted.
+
+Takes names and numbers; touches no data set and no files. Used before training and to rebuild a bundle's graph.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from export.exact.grid import GridBits, GridGraph
+from export.exact.rewrite import grid_graph
+from pipeline.config import Config
+from pipeline.graph import Normalise, trace
+from pipeline.methods import RewrittenGraph, method_from_options
+from pipeline.networks import network_by_name
+from pipeline.training.mixup import insert_mixup
+
+_INITIALISATION = 0x696E6974
+"""Keeps the draws of the initial weights apart from those of the steps, which start from the same seed."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a network must know of the images: their shape, the number of classes, and how raw pixels become its input."""
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
+def training_graph(config: Config, images: ImageFacts, prepare: Callable[[nn.Module], None] = lambda network: None) -> RewrittenGraph:
+    """The training graph of a config, freshly initialised on the CPU from the config's seed; the same on every machine.
+
+    `prepare` may change the network, as it is written, before it is traced.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torchvision says about its own initial weights, which the method replaces
+        torch.manual_seed(config.training.seed)
+        network = network_by_name(config.network.name, images.num_classes, images.shape[0])
+    prepare(network)
+    graph = trace(network, Normalise(images.mean, images.deviation), images.shape, images.num_classes)
+    generator = torch.Generator().manual_seed(config.training.seed ^ _INITIALISATION)
+    rewritten = method_from_options(config.method).rewrite(graph, generator)
+    insert_mixup(rewritten.graph, config.training.mixup)
+    return rewritten
+
+
+def grid_of(config: Config, images: ImageFacts, weights: Mapping[str, torch.Tensor] | None = None) -> tuple[GridGraph, RewrittenGraph]:
+    """The grid graph of a config, with the trained weights where they are given, and the method's rules for it."""
+    network = training_graph(config, images)
+    if weights is not None:
+        network.graph.load_state_dict(weights)
+    grid = grid_graph(network.graph, images.shape, GridBits(**config.exact.bits.model_dump()))
+    return grid, RewrittenGraph(grid.graph, network.rules)

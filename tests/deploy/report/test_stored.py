@@ -1,0 +1,90 @@
+"""A bundle whose models are in order and whose verdict, report or metrics are those of another, or were edited: refused in one line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import relist, rewrite_verdict
+from commands import Done, pipeline
+
+from pipeline import run
+from pipeline.cli.console import Console
+from pipeline.config import load_config
+
+ROOT = Path(__file__).parents[3]
+SHORT = ("training.epochs=3", "training.schedule={name: constant}", "verify.samples=100", "training.seed=7")
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of another training of the same network."""
+    folder = tmp_path_factory.mktemp("another")
+    assert run.train_export(load_config(ROOT / "configs" / "quickstart.yaml", SHORT), folder, None, (), Console()).failure is None
+    return folder / "bundle"
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], bundle: Path) -> Callable[[], Done]:
+    def verified() -> Done:
+        done = pipeline(capfd, "verify", bundle)
+        assert done.code == 5, done.error
+        return done
+
+    return verified
+
+
+def test_a_verdict_of_another_training(bundle: Path, another: Path, refused: Callable[[], Done]) -> None:
+    for name in ("verification.json", "report.html"):
+        shutil.copy(another / name, bundle / name)
+    relist(bundle)
+    assert "verification.json is the verdict on another " in refused().error
+
+
+def test_a_float_model_of_another_training_beside_the_exact_one(bundle: Path, another: Path, refused: Callable[[], Done]) -> None:
+    """Each chain is whole by itself, and they are not of one training."""
+    for name in ("model.onnx", "weights.safetensors", "training/weights.safetensors", "training/metrics.jsonl", "manifest.json"):
+        shutil.copy(another / name, bundle / name)
+    relist(bundle)
+    assert "verification.json is the verdict on another " in refused().error
+
+
+def test_a_stale_report(bundle: Path, another: Path, refused: Callable[[], Done]) -> None:
+    shutil.copy(another / "report.html", bundle / "report.html")
+    relist(bundle)
+    assert "report.html is not the report of verification.json beside it" in refused().error
+
+
+def test_metrics_of_another_training(bundle: Path, another: Path, refused: Callable[[], Done]) -> None:
+    shutil.copy(another / "training" / "metrics.jsonl", bundle / "training" / "metrics.jsonl")
+    relist(bundle)
+    assert "metrics.jsonl ends with " in refused().error
+
+
+def failed(content: dict[str, Any]) -> dict[str, Any]:
+    return {**content, "links": [{**link, "status": "failed"} for link in content["links"]]}
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda content: {**content, "verdict": "fail"}, "it says 'fail' where nothing failed"),
+        (lambda content: {**content, "verdict": "perfect"}, "it says 'perfect' where nothing failed"),
+        (failed, "it says 'pass' where something failed"),
+        (lambda content: {**content, "links": []}, "it has no list of links"),
+        (lambda content: {**content, "invariance": [3]}, "it has no list of invariance"),
+        (lambda _: {}, "it names no files"),
+    ],
+)
+def test_an_edited_verdict(bundle: Path, refused: Callable[[], Done], edit: Callable[[dict[str, Any]], dict[str, Any]], found: str) -> None:
+    rewrite_verdict(bundle, edit(json.loads((bundle / "verification.json").read_bytes())))
+    assert f"verification.json is no verdict on this bundle: {found}; export the bundle again" in refused().error
+
+
+@pytest.mark.parametrize(("text", "found"), [("[]", "it is no JSON object"), ("{", "it is not JSON ("), ("[" * 10**5, "it is not JSON (")])
+def test_a_verdict_that_is_none(bundle: Path, refused: Callable[[], Done], text: str, found: str) -> None:
+    (bundle / "verification.json").write_text(text)
+    relist(bundle)
+    assert found in refused().error

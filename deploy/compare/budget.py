@@ -7,14 +7,13 @@ import heapq
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.compare.bits import Array, Arrays, Failure, FailureKind, Magnitudes, is_comparable, is_float, ulp_distance, unmatched
+from deploy.runners.base import Precision
 
-Precision = Literal["float64", "float32", "tf32", "float16", "bfloat16"]
 UNIT_ROUNDOFF: dict[Precision, float] = {
     "float64": 2.0**-53,
     "float32": 2.0**-24,

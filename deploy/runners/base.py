@@ -5,9 +5,9 @@ Takes arrays by name. Knows no runtime; a runtime is a file next to this one and
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Self, TypeVar, final
+from typing import Any, Literal, Self, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from export.errors import DamagedError, SamegraphError, UsageError
 
 Array = NDArray[Any]
+Precision = Literal["float64", "float32", "tf32", "float16", "bfloat16"]
 Error = TypeVar("Error", bound=SamegraphError)
 _SAMPLES = "number of samples"
 
@@ -45,6 +46,15 @@ class TensorSpec:
             and array.ndim == len(self.shape)
             and all(size == got or not isinstance(size, int) for size, got in zip(self.shape, array.shape, strict=True))
         )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether something can be used here, a line that says so, and the facts behind it."""
+
+    here: bool
+    detail: str
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Runner(ABC):

@@ -147,3 +147,12 @@ def _layer(node: onnx.NodeProto) -> str:
     except (ValueError, SyntaxError):
         return ""
     return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
+
+
+def squaring_model() -> bytes:
+    """y = x x for 2 x 2 matrices: small enough to try a runtime with, and it has to compute."""
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "square", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()

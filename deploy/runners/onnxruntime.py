@@ -18,8 +18,8 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from deploy.runners.base import Array, Runner, TensorSpec
-from deploy.runners.onnx_file import checked_bytes
+from deploy.runners.base import Array, Finding, Runner, TensorSpec
+from deploy.runners.onnx_file import checked_bytes, squaring_model
 from export.errors import DamagedError, NotHereError, UsageError
 
 ProviderName = Literal["onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt"]
@@ -231,3 +231,19 @@ def _spec(node: Any, path: Path) -> TensorSpec:
     if node.type not in _DTYPES:
         raise UsageError(f"{path}: {node.name} is a {node.type}, expected one of {', '.join(_DTYPES)}")
     return TensorSpec(node.name, _DTYPES[node.type], tuple(d if isinstance(d, int | str) else None for d in node.shape))
+
+
+def probe(provider: ProviderName) -> Finding:
+    """A session on a tiny model says which provider it got, and has to compute with it."""
+    runtime, name = _onnxruntime(), _PROVIDERS[provider].name
+    if name not in runtime.get_available_providers():
+        return Finding(False, "not part of this ONNX Runtime")
+    if _PROVIDERS[provider].device == "cuda":
+        runtime.preload_dlls()
+    session = runtime.InferenceSession(squaring_model(), providers=[name])
+    got = session.get_providers()
+    (square,) = session.run(None, {"x": np.full((2, 2), 3, np.float32)})
+    right = bool((square == 18).all())
+    here = got[0] == name and right
+    detail = "loads and computes" if here else "listed, but does not load" if right else "computes wrongly"
+    return Finding(here, detail, {"session_providers": got})

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from deploy.runners.base import Array, Runner
-from deploy.runners.onnx_file import checked_bytes, shapes_of
+from deploy.runners.base import Array, Finding, Runner
+from deploy.runners.onnx_file import checked_bytes, shapes_of, squaring_model
 from export.errors import DamagedError, NotHereError
 
 NAME = "openvino-cpu"
@@ -89,3 +89,13 @@ def _compiled(runtime: Any, path: Path, content: bytes, hints: Mapping[str, obje
         return core.compile_model(core.read_model(content), _DEVICE, dict(hints))
     except RuntimeError as error:
         raise DamagedError(f"{path} is no model for OpenVINO {runtime.__version__}: {' '.join(str(error).split())}") from error
+
+
+def probe() -> Finding:
+    """It compiles a tiny model for the CPU, and has to compute with it."""
+    runtime = _openvino()
+    core = runtime.Core()
+    model = core.compile_model(core.read_model(squaring_model()), _DEVICE, {"INFERENCE_PRECISION_HINT": "f32"})
+    right = bool((model({"x": np.full((2, 2), 3, np.float32)})[0] == 18).all())
+    detail = f"{runtime.__version__}, " + ("loads and computes" if right else "computes wrongly")
+    return Finding(right, detail, {"version": runtime.__version__, "devices": core.available_devices})

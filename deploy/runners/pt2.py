@@ -6,8 +6,8 @@ Takes a path. The file is looked through before torch loads it (`pt2_file`); its
 import copy
 import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.node import map_aggregate
 
-from deploy.runners.base import Point, TensorSpec
+from deploy.runners.base import Array, Point, Runner, TensorSpec
+from deploy.runners.forms import Form
 from deploy.runners.pt2_file import require_harmless
+from deploy.runners.table import RUNTIMES, TORCH, Choice
+from deploy.runners.torch import TorchRunner
 from export.errors import DamagedError, UsageError
 
 _NUMPY_NAMES = {
@@ -179,3 +182,36 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
     for leaf in torch.utils._pytree.tree_leaves(value):
         if isinstance(leaf, torch.Tensor):
             yield leaf
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramForm(Form):
+    """A torch.export program, on the CPU."""
+
+    runtime: str = TORCH
+    choices: tuple[Choice, ...] = RUNTIMES[TORCH].choices
+    program: Program
+
+    def open(self) -> Runner:
+        return self._runner(self.program)
+
+    def float64(self) -> Form:
+        return replace(self, precision="float64", program=in_float64(self.program))
+
+    @property
+    def points(self) -> Sequence[Point]:
+        return self.program.points
+
+    def until(self, point: str, batch: Mapping[str, Array]) -> Runner:
+        return self._runner(cut_at(self.program, point))
+
+    def _runner(self, program: Program) -> TorchRunner:
+        return TorchRunner(
+            program.module,
+            program.inputs,
+            program.outputs,
+            name="torch.export program",
+            precision="float64" if self.precision == "float64" else "float32",
+            threads=self.options.threads,
+            channels_last=self.options.channels_last,
+        )

@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
-from deploy.runners.base import Array, Runner, TensorSpec
+from deploy.runners.base import Array, Finding, Runner, TensorSpec
 from deploy.runners.cuda import Bytes, CudaDriver, Driver, Graph
 from export.errors import DamagedError, NotHereError, UsageError
 from export.tensorrt import api
@@ -313,3 +313,27 @@ def require_tensorrt(runtime: str) -> None:
     gpu = CudaDriver().gpu()
     if flavour.capabilities is not None and gpu.capability not in flavour.capabilities:
         raise NotHereError(f"{runtime} was asked for, it does not run on {gpu.name} (compute capability {gpu.capability}); use the full TensorRT")
+
+
+def probe(flavour: Flavour) -> Finding:
+    """It builds an engine of one layer, and can or cannot make it ready to run."""
+    trt: Any = flavour.load()
+    logger = trt.Logger(trt.Logger.WARNING)
+    plan = _tiny_plan(trt, logger)
+    runs = plan is not None and _runs(trt, logger, plan)
+    detail = f"{trt.__version__}, " + ("builds and runs engines" if runs else "builds engines, cannot run them" if plan else "cannot build engines")
+    return Finding(runs, detail, {"version": trt.__version__, "builds": plan is not None, "runs": runs})
+
+
+def _tiny_plan(trt: Any, logger: Any) -> Any:
+    builder = trt.Builder(logger)
+    network = builder.create_network()
+    relu = network.add_activation(network.add_input("x", trt.float32, (1, 4)), trt.ActivationType.RELU)
+    network.mark_output(relu.get_output(0))
+    return builder.build_serialized_network(network, builder.create_builder_config())
+
+
+def _runs(trt: Any, logger: Any, plan: Any) -> bool:
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    return engine is not None and engine.create_execution_context() is not None

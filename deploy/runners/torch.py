@@ -4,9 +4,9 @@ Takes a module and the names of its inputs and outputs. Computes in true float32
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ml_dtypes
@@ -15,6 +15,8 @@ import torch
 from torch import fx, nn
 
 from deploy.runners.base import Array, Point, Runner, TensorSpec
+from deploy.runners.forms import Form, torch_choices
+from deploy.runners.table import TORCH
 from export.errors import NotHereError
 
 TorchPrecision = Literal["float32", "float64"]
@@ -93,6 +95,61 @@ class TorchRunner(Runner):
 
     def _gradient_mode(self) -> AbstractContextManager[object]:
         return torch.enable_grad() if self._gradients else torch.inference_mode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphForm(Form):
+    """A traced graph as PyTorch runs it, in true float32 or in float64."""
+
+    runtime: str = TORCH
+    name: str
+    module: fx.GraphModule
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    gradients: bool = False
+    plain_sums: bool = False
+    """Whether PyTorch is kept from algorithms that do not add up the products as they are; see `TorchRunner`."""
+    exported: Callable[[fx.GraphModule], Form] | None = None
+    """Makes the program that the exporter makes of the graph, whose inner tensors have the names that the file has."""
+
+    def open(self) -> Runner:
+        return self.runner(self.module, self.outputs, self.name)
+
+    def runner(self, module: nn.Module, outputs: tuple[TensorSpec, ...], name: str) -> TorchRunner:
+        """A module that takes what the graph takes, run as the graph is."""
+        return TorchRunner(
+            module,
+            self.inputs,
+            outputs,
+            name=name,
+            device=self.device,
+            precision="float64" if self.precision == "float64" else "float32",
+            gradients=self.gradients,
+            threads=self.options.threads,
+            channels_last=self.options.channels_last,
+            plain_sums=self.plain_sums,
+        )
+
+    def float64(self) -> Form:
+        return replace(self, device="cpu", precision="float64", gradients=False, plain_sums=False, choices=())
+
+    @property
+    def points(self) -> Sequence[Point]:
+        return points_of(self.module)
+
+    def until(self, point: str, batch: Mapping[str, Array]) -> Runner:
+        return _opened_until(self, point, batch)
+
+    def named_like(self, other: Form) -> Form:
+        if isinstance(other, GraphForm) or self.exported is None:
+            return self
+        program = self.exported(self.module)
+        return program.float64() or program if self.precision == "float64" else program
+
+
+def graph_form(name: str, module: fx.GraphModule, ends: tuple[TensorSpec, TensorSpec], device: str, *, gradients: bool = False) -> GraphForm:
+    """A graph of one input and one output on a device."""
+    return GraphForm(name=name, module=module, inputs=ends[:1], outputs=ends[1:], device=device, gradients=gradients, choices=torch_choices(device))
 
 
 def available_device(name: str) -> torch.device:
@@ -207,25 +264,16 @@ def points_of(module: fx.GraphModule) -> tuple[Point, ...]:
     return tuple(_points(module))
 
 
-def open_until(
-    module: fx.GraphModule,
-    name: str,
-    inputs: Sequence[TensorSpec],
-    batch: Mapping[str, Array],
-    *,
-    device: str,
-    gradients: bool,
-    plain_sums: bool = False,
-) -> TorchRunner:
-    """The module up to a node, whose result becomes the only output; a ValueError where that is no tensor."""
-    prefix = _prefix(module, name)
-    arguments = [torch.tensor(batch[spec.name]).to(device) for spec in inputs]
+def _opened_until(form: "GraphForm", name: str, batch: Mapping[str, Array]) -> TorchRunner:
+    """A graph up to a node, whose result becomes the only output; a ValueError where that is no tensor."""
+    prefix = _prefix(form.module, name)
+    arguments = [torch.tensor(batch[spec.name]).to(form.device) for spec in form.inputs]
     with torch.inference_mode():
         (found,) = prefix(*arguments)
     if not isinstance(found, torch.Tensor):
         raise ValueError(f"{name} is no tensor")
     output = TensorSpec(name, str(found.dtype).removeprefix("torch."), (None, *found.shape[1:]) if found.ndim else ())
-    return TorchRunner(prefix, inputs, (output,), name=f"{name} of the graph", device=device, gradients=gradients, plain_sums=plain_sums)
+    return form.runner(prefix, (output,), f"{name} of the graph")
 
 
 def _prefix(module: fx.GraphModule, name: str) -> fx.GraphModule:

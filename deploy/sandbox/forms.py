@@ -4,16 +4,15 @@ Plain data for the owner's side. Importing this imports no runtime.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from deploy.runners.onnxruntime import Optimisation
+from deploy.runners.table import AS_IT_IS, RunOptions
 from export.errors import DamagedError, NotHereError, UsageError
 
 Kind = Literal["onnx", "pt2", "engine"]
 SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".pt2": "pt2", ".plan": "engine", ".engine": "engine"}
 RECORD = ".json"
 """What the record of an engine ends in, which lies beside it."""
-TORCH = "torch"
 OUT_OF_MEMORY = 77
 """How a host process ends that could not even take in what it was sent."""
 OF_OURS = {error.__name__: error for error in (DamagedError, NotHereError, UsageError)}
@@ -22,7 +21,7 @@ OF_OURS = {error.__name__: error for error in (DamagedError, NotHereError, Usage
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """How to open a file."""
+    """How to open a file; this is what crosses to the host process."""
 
     kind: Kind
     path: str
@@ -32,9 +31,12 @@ class Opening:
     """The evaluation in float64, which no runtime takes part in."""
     until: str | None = None
     """The inner tensor that becomes the only output."""
-    threads: int = 0
-    optimisation: Optimisation = "all"
-    channels_last: bool = False
+    options: RunOptions = AS_IT_IS
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Opening":
+        """What `to_json` gave."""
+        return cls(**{**content, "options": RunOptions(**content["options"])})

@@ -62,7 +62,7 @@ def _done(message: Message, opened: dict[int, Runner]) -> Message:
         case "look":
             return Message({"contents": contents_of(head["kind"], Path(head["path"]))})
         case "open":
-            runner = open_form(Opening(**head["opening"]))
+            runner = open_form(Opening.from_json(head["opening"]))
             opened[head["number"]] = runner
             return Message({"inputs": _specs(runner.inputs), "outputs": _specs(runner.outputs), "facts": dict(runner.facts), "name": runner.name})
         case "run":

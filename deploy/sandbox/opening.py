@@ -3,7 +3,6 @@
 Takes openings; returns runners, and what a file contains.
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 import onnx
 
 from deploy.runners.base import Point, Runner
+from deploy.runners.forms import Form, OnnxForm, engine_form
 from deploy.runners.onnx_file import checked_bytes, points_of, shapes_of
-from deploy.runners.onnx_file import cut_at as onnx_up_to
-from deploy.runners.table import RunOptions, open_file
-from deploy.runners.tensorrt import EngineFile, open_engine, specs_of
+from deploy.runners.tensorrt import EngineFile, specs_of
 from deploy.sandbox.forms import RECORD, Kind, Opening
-from export.errors import DamagedError
+from export.errors import DamagedError, UsageError
 from export.tensorrt.record import parsed_record, require_the_engine_of
 
 _FLOATS = {
@@ -29,14 +27,25 @@ _FLOATS = {
 
 
 def open_form(opening: Opening) -> Runner:
-    """Open a file as it was asked for."""
+    """Open a file as it was requested."""
+    form = _form_of(opening)
+    wide = form.float64() if opening.float64 else form
+    if wide is None:
+        raise UsageError(f"{opening.path} has no evaluation in float64")
+    return wide.open() if opening.until is None else wide.until(opening.until, {})
+
+
+def _form_of(opening: Opening) -> Form:
+    path = Path(opening.path)
     match opening.kind:
         case "onnx":
-            return _open_onnx(opening)
+            return OnnxForm(runtime=opening.runtime, options=opening.options, path=path)
         case "pt2":
-            return _open_program(opening)
+            from deploy.runners.pt2 import ProgramForm, load_program
+
+            return ProgramForm(program=load_program(path), options=opening.options)
         case "engine":
-            return open_engine(_engine(Path(opening.path)))
+            return engine_form(_engine(path))
 
 
 def contents_of(kind: Kind, path: Path) -> dict[str, object]:
@@ -70,46 +79,9 @@ def _valid(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _open_onnx(opening: Opening) -> Runner:
-    path = Path(opening.path)
-    options = RunOptions(optimisation=opening.optimisation, threads=opening.threads)
-    if opening.until is None and not opening.float64:
-        return open_file(opening.runtime, path, options)
-    model = onnx.load_model_from_string(checked_bytes(path))
-    if opening.until is not None:
-        model = onnx_up_to(model, opening.until)
-    if opening.float64:
-        from deploy.runners.onnx_float64 import OnnxFloat64Runner
-
-        return OnnxFloat64Runner(model)
-    with tempfile.NamedTemporaryFile(suffix=".onnx", dir=".") as prefix:
-        Path(prefix.name).write_bytes(model.SerializeToString())
-        return open_file(opening.runtime, Path(prefix.name), options)
-
-
 def _engine(path: Path) -> EngineFile:
     beside = path.with_suffix(RECORD)
     return EngineFile(str(path), path.read_bytes(), parsed_record(beside.read_bytes(), str(beside)))
-
-
-def _open_program(opening: Opening) -> Runner:
-    from deploy.runners.pt2 import cut_at, in_float64, load_program
-    from deploy.runners.torch import TorchRunner
-
-    program = load_program(Path(opening.path))
-    if opening.until is not None:
-        program = cut_at(program, opening.until)
-    if opening.float64:
-        program = in_float64(program)
-    return TorchRunner(
-        program.module,
-        program.inputs,
-        program.outputs,
-        name="torch.export program",
-        precision="float64" if opening.float64 else "float32",
-        threads=opening.threads,
-        channels_last=opening.channels_last,
-    )
 
 
 def _float_types(model: onnx.ModelProto) -> list[str]:

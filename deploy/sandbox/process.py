@@ -7,14 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from deploy.runners.base import Array, Point, Runner, TensorSpec
+from deploy.runners.forms import Form
+from deploy.runners.table import AS_IT_IS, TORCH
 from deploy.sandbox.forms import OF_OURS, OUT_OF_MEMORY, Kind, Opening
 from deploy.sandbox.wire import ClosedError, LateError, Message, receive, send
 from export.errors import DamagedError, SamegraphError, UsageError
@@ -175,6 +177,35 @@ class HostedRunner(Runner):
     def close(self) -> None:
         with suppress(HostError, OSError):
             self._host.ask(Message({"do": "close", "number": self._number}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxedForm(Form):
+    """A form in a file that nobody vouches for: whatever is done with it is done in its host process."""
+
+    host: HostProcess = field(repr=False)
+    opening: Opening
+    contents: Contents = field(repr=False)
+
+    def open(self) -> Runner:
+        return self.host.open(self._opening)
+
+    def float64(self) -> Form | None:
+        if self.precision == "float64" or self.opening.kind == "engine":
+            return None  # in float64 it is its own evaluation: there is no error of its own to derive a budget from
+        opening = replace(self.opening, float64=True, runtime=TORCH)
+        return replace(self, precision="float64", opening=opening, choices=(), options=AS_IT_IS)
+
+    @property
+    def points(self) -> Sequence[Point]:
+        return self.contents.points
+
+    def until(self, point: str, batch: Mapping[str, Array]) -> Runner:
+        return self.host.open(replace(self._opening, until=point))
+
+    @property
+    def _opening(self) -> Opening:
+        return replace(self.opening, options=self.options)
 
 
 def contents_from(found: Any) -> Contents:

@@ -1,76 +1,98 @@
-"""A link at one of its inner tensors: the same chain in small, on one batch.
+"""A link at one of its inner tensors: the same chain in small, on one batch. The one place where forms are cut.
 
-Takes ways to open both stages up to a tensor. Knows no kind of graph.
+Takes a chain and a link of it. Knows no kind of form.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from deploy.compare.bits import Arrays
-from deploy.compare.budget import Precision
-from deploy.compare.tolerance import Tolerance
-from deploy.runners.base import RenamedRunner, Runner
+from deploy.runners.base import Runner
+from deploy.runners.forms import Form, RenamedForm
+from deploy.verify.course import one_pass
 from deploy.verify.links import Chain, Link, Record, Stage
-from deploy.verify.place import CutResult, Pairing, Places
-from deploy.verify.run import run_chain
-from deploy.verify.verdict import Requirement
+from deploy.verify.place import CutResult, Pairing, Places, paired
 from export.errors import SamegraphError
 
 BEFORE, AFTER, SOURCE, FLOAT64 = "before", "after", "source of the budget", "float64"
 
 
+def cut_link(chain: Chain, link: Link, batch: Arrays) -> "CutLink":
+    """How a link of a chain is cut, to be looked into on a batch."""
+    before, after = (chain.form(end) for end in (link.from_, link.to))
+    before, after = before.named_like(after), after.named_like(before)
+    budget = link.required == "budget"
+    source = chain.source.named_like(after) if budget and chain.source is not None else None
+    float64 = chain.reference.form.named_like(after) if budget and chain.reference is not None else None
+    assert link.pairs is not None
+    found = link.pairs(before.points, after.points)
+    names = {each.point.name: each.before for each in (paired(source.points, after.points) if source is not None else found)}
+    return CutLink(
+        chain=chain,
+        link=link,
+        batch=batch,
+        before=before,
+        after=after,
+        source=source,
+        float64=float64,
+        found=[each for each in found if each.point.name in names],
+        names=names,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
-class Cut:
-    """A stage that can be opened up to a tensor."""
+class CutLink(Places):
+    """Both forms of a link, and where it has a budget what that rests on."""
 
-    open: Callable[[Pairing], Runner]
-    precision: Precision = "float32"
-    output: Callable[[Pairing], str]
-    """What the stage calls the tensor."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CutPlaces(Places):
-    """Both stages of a link, and where it has a budget what that rests on."""
-
-    found: Sequence[Pairing]
+    chain: Chain
+    link: Link
     batch: Arrays
-    before: Cut
-    after: Cut
-    source: Cut | None = None
-    """The stage whose error sets the budget; None where that is `before`."""
-    float64: Cut | None = None
-    required: Requirement
-    tolerance: Tolerance | None = None
-    doubtful: bool = False
+    before: Form
+    after: Form
+    source: Form | None
+    """The form whose error sets the budget; None where that is `before`."""
+    float64: Form | None
+    found: Sequence[Pairing]
+    names: Mapping[str, str]
+    """What the source of the budget and its float64 evaluation call the second form's tensors."""
 
     def pairings(self) -> Sequence[Pairing]:
         return self.found
 
     def at(self, pairing: Pairing) -> CutResult | None:
-        stages = [_stage(BEFORE, self.before, pairing), _stage(AFTER, self.after, pairing)]
+        point = pairing.point.name
+        stages = [self._stage(BEFORE, self.before, point, pairing.before), self._stage(AFTER, self.after, point, point)]
         if self.source is not None:
-            stages.append(_stage(SOURCE, self.source, pairing))
+            stages.append(self._stage(SOURCE, self.source, point, self.names[point]))
         chain = Chain(
             stages=tuple(stages),
-            links=(Link(BEFORE, AFTER, self.required, self.tolerance),),
-            reference=_stage(FLOAT64, self.float64, pairing) if self.float64 else None,
-            training=SOURCE if self.source else BEFORE,
-            doubtful=self.doubtful,
+            links=(Link(BEFORE, AFTER, self.link.required, self.link.tolerance),),
+            reference=self._stage(FLOAT64, self.float64, point, self.names[point]) if self.float64 is not None else None,
+            training=SOURCE if self.source is not None else BEFORE,
+            doubtful=self.chain.doubtful,
             infinity_allowed=True,
         )
         try:
-            verdict = run_chain(chain, lambda: [self.batch], Record())
+            verdict = one_pass(chain, lambda: [self.batch], Record())
         except SamegraphError:  # a graph that cannot be cut there
             return None
         errors = {each.stage: each for each in verdict.errors}
         return CutResult(verdict.links[0], errors.get(BEFORE), errors.get(AFTER))
 
+    def _stage(self, name: str, form: Form, point: str, theirs: str) -> Stage:
+        cut = CutForm(runtime="cut", precision=form.precision, whole=form, theirs=theirs, batch=self.batch)
+        renamed = cut if theirs == point else RenamedForm.of(cut, {point: theirs}, ())
+        return Stage(name=name, form=renamed, invariance_required=None)
 
-def _stage(name: str, cut: Cut, pairing: Pairing) -> Stage:
-    def opened() -> Runner:
-        theirs = cut.output(pairing)
-        names = {} if theirs == pairing.point.name else {pairing.point.name: theirs}
-        return RenamedRunner(cut.open(pairing), names)
 
-    return Stage(name=name, runtime="cut", device="cpu", precision=cut.precision, open=opened, invariance_required=None)
+@dataclass(frozen=True, kw_only=True)
+class CutForm(Form):
+    """A form up to one of its inner tensors."""
+
+    whole: Form
+    theirs: str
+    """What the form calls it."""
+    batch: Arrays = field(repr=False)
+
+    def open(self) -> Runner:
+        return self.whole.until(self.theirs, self.batch)

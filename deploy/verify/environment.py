@@ -8,7 +8,10 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("samegraph", "torch", "onnxruntime", "onnxruntime-gpu", "onnx", "openvino", "numpy", "tensorrt")
+from deploy.runners.table import RUNTIMES
+
+_PACKAGES = tuple(dict.fromkeys(["samegraph", "numpy", "onnx", *(name for row in RUNTIMES.values() for name in row.packages)]))
+"""What may change a result, the runtimes' own distributions included."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 

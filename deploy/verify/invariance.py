@@ -12,6 +12,7 @@ from deploy.compare.bits import Arrays, Comparator
 from deploy.compare.budget import Budgets, ErrorMeter
 from deploy.compare.tolerance import Tolerance, ToleranceMeter
 from deploy.runners.base import Runner
+from deploy.runners.forms import Variant
 from deploy.verify.verdict import InvarianceVerdict, Observed, Requirement, Status, figures, one_line
 from export.errors import NotHereError, UsageError
 
@@ -29,17 +30,6 @@ NUM_DUPLICATED = 2
 NUM_IN_BATCHES = 31
 BATCH_SIZES = (3, 7)
 """Neither divides the number of samples that are cut into them, so each has a smaller last batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """The same stage under another setting of its runtime, which must not matter."""
-
-    check: str
-    """What the setting is of: "threads", "layout", "optimisation"."""
-    setting: str
-    """In words: "1 thread"."""
-    open: Callable[[], Runner]
 
 
 @dataclass

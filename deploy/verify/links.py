@@ -6,16 +6,12 @@ Plain data. Runs nothing.
 import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Protocol
 
 from deploy.compare.bits import Arrays
-from deploy.compare.budget import Precision
 from deploy.compare.tolerance import Tolerance
-from deploy.runners.base import Runner
-from deploy.runners.table import THREADS, RunOptions, other_runs, threads_in_words
-from deploy.verify.invariance import LAYOUT, Variant
-from deploy.verify.place import Places
+from deploy.runners.base import Point
+from deploy.runners.forms import Form
+from deploy.verify.place import Pairing, paired
 from deploy.verify.request import VerifyRequest
 from deploy.verify.verdict import (
     FrozenStatistics,
@@ -30,14 +26,10 @@ Batches = Callable[[], Iterable[Arrays]]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One form of the model."""
+    """A form of the model under its name in the verdict, and what it must hold by itself."""
 
     name: str
-    runtime: str
-    device: str
-    precision: Precision
-    """What was asked for; the budget follows from it."""
-    open: Callable[[], Runner]
+    form: Form
     invariance_required: Requirement | None = "budget"
     """What must hold when it runs again, in other batches, or as one of its variants; None where that is not checked."""
     invariance_tolerance: Tolerance | None = None
@@ -45,9 +37,10 @@ class Stage:
     batched: bool = True
     """Whether the first axis of everything counts samples, so that other batches must give the same."""
     profile: tuple[int, ...] = ()
-    """Sizes of batches that it was made for and that are tried beside those of every stage."""
-    variants: tuple[Variant, ...] = ()
-    """The same stage under the other settings that its runtime has: threads, memory layout, optimisation."""
+    """Sizes of batches that it was made for and that are tried as well as those of every stage."""
+
+
+Pairs = Callable[[Sequence[Point], Sequence[Point]], list[Pairing]]
 
 
 @dataclass(frozen=True)
@@ -59,8 +52,8 @@ class Link:
     required: Requirement
     tolerance: Tolerance | None = None
     """Stated exactly where a tolerance is required."""
-    places: Callable[[Arrays], Places] | None = None
-    """How the two are cut, so that a failure's place can be found on a batch; None where they cannot be."""
+    pairs: Pairs | None = paired
+    """Which inner tensors of the two are the same, so that a failure's place can be found; None where it is not looked for."""
 
     def __post_init__(self) -> None:
         if (self.required == "tolerance") != (self.tolerance is not None):
@@ -77,6 +70,8 @@ class Chain:
     """The float64 evaluation of the function; None where there is none, and then no link can be within a budget."""
     training: str
     """The stage whose error sets the budgets."""
+    source: Form | None = None
+    """The same function by inner tensors, where the place of a failure is looked for; None where that stage itself shows them."""
     doubtful: bool = False
     """Whether the float64 evaluation is other code than that stage's; see `budget`."""
     infinity_allowed: bool = False
@@ -98,6 +93,10 @@ class Chain:
         """The stages, and the float64 evaluation where there is one."""
         return (*self.stages, *([self.reference] if self.reference else []))
 
+    def form(self, name: str) -> Form:
+        """Of the stage of that name."""
+        return next(stage.form for stage in self.stages if stage.name == name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -111,30 +110,6 @@ class Record:
     frozen_statistics: FrozenStatistics | None = None
 
 
-class OpensFile(Protocol):
-    """Opens a file with these options."""
-
-    def __call__(self, options: RunOptions) -> Runner: ...
-
-
-class OpensModule(Protocol):
-    """Opens a PyTorch module; see `TorchRunner` for the settings."""
-
-    def __call__(self, *, threads: int = 0, channels_last: bool = False) -> Runner: ...
-
-
-def file_variants(runtime: str, options: RunOptions, open_: OpensFile) -> tuple[Variant, ...]:
-    """The other ways in which a runtime may run a file."""
-    return tuple(Variant(check=other.choice, setting=other.setting, open=partial(open_, other.options)) for other in other_runs(runtime, options))
-
-
-def torch_variants(device: str, open_: OpensModule) -> tuple[Variant, ...]:
-    """The other ways in which PyTorch may run a module on a kind of device."""
-    layout = Variant(check=LAYOUT, setting="channels last", open=partial(open_, channels_last=True))
-    numbers = THREADS if device == "cpu" else ()
-    return (layout, *(Variant(check="threads", setting=threads_in_words(number), open=partial(open_, threads=number)) for number in numbers))
-
-
 def selected(chains: Sequence[Chain], request: VerifyRequest) -> list[Chain]:
     """What is left of chains when the user has said what they want.
 
@@ -146,7 +121,7 @@ def selected(chains: Sequence[Chain], request: VerifyRequest) -> list[Chain]:
 
 def required_runtimes(chain: Chain, request: VerifyRequest, always: Collection[str] = ()) -> set[str]:
     """The runtimes that must be here, `always` included; where one link is looked at, those of others are nobody's business."""
-    present = {stage.runtime for stage in chain.stages}
+    present = {stage.form.runtime for stage in chain.stages}
     return {name for name in (*request.require, *always) if request.only is None or name in present}
 
 

@@ -12,16 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from deploy.compare.bits import Arrays
-from deploy.compare.budget import Precision
 from deploy.compare.inputs import SampleSource, samples_for
-from deploy.runners.base import RenamedRunner, Runner, TensorSpec
-from deploy.runners.table import FILE_RUNTIMES
+from deploy.runners.base import TensorSpec
+from deploy.runners.forms import Form, OpenedForm, RenamedForm
+from deploy.runners.table import RUNTIMES
 from deploy.sandbox.process import HostError, Limits
-from deploy.verify.cuts import Cut, CutPlaces
-from deploy.verify.forms import Engine, Form, Model, Recording, form_of
-from deploy.verify.invariance import Variant
+from deploy.verify.forms import PairSide, RecordingSide, side_of
 from deploy.verify.links import Chain, Link, Record, Stage, selected
-from deploy.verify.place import Pairing, Places, paired
 from deploy.verify.request import PairRequest
 from deploy.verify.run import run_chain
 from deploy.verify.verdict import Requirement, Verdict
@@ -55,8 +52,8 @@ def compare_pair(pair: PairRequest, shown: Shown | None = None) -> PairResult:
         raise UsageError("--precision is what the derived budget is scaled by, and something else was asked for than that budget; drop one of them")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        reference = form_of(pair.reference, True, folder, pair.limits, stack)
-        candidate = form_of(pair.candidate, False, folder, _limits(pair), stack)
+        reference = side_of(pair.reference, True, folder, pair.limits, stack)
+        candidate = side_of(pair.candidate, False, folder, _limits(pair), stack)
         matched = _MatchedForms(pair, reference, candidate)
         given = matched.samples()
         (chain,) = selected([matched.chain(_budget_source(pair, reference, given))], pair)
@@ -74,24 +71,27 @@ def compare_pair(pair: PairRequest, shown: Shown | None = None) -> PairResult:
         return PairResult(verdict, rows_of(given.batches(), worst_samples(verdict)))
 
 
-def _budget_source(pair: PairRequest, reference: Form, given: SampleSource) -> Stage | None:
+def _budget_source(pair: PairRequest, reference: PairSide, given: SampleSource) -> Stage | None:
     """The float64 evaluation, tried on one batch; without one the user must say what is allowed."""
     if pair.tolerance or pair.bitwise:
         return None
+    (form,) = reference.forms(("onnxruntime-cpu",), ()).values()
+    wide = form.float64()
+    if wide is None:
+        raise UsageError(f"{reference.name} has no evaluation in float64 to derive a budget from; {_STATE}, or --require bitwise")
     try:
-        runner = reference.open_float64()
-        if runner is None:
-            raise UsageError(f"{reference.name} has no evaluation in float64 to derive a budget from; {_STATE}, or --require bitwise")
+        runner = wide.open()
         runner.run(next(given.batches()))
     except HostError as error:
         raise UsageError(f"the float64 evaluation of {reference.name} failed ({error}), so there is no budget; {_STATE}") from error
-    return Stage(name=FLOAT64, runtime=str(runner.facts["runtime"]), device="cpu", precision="float64", open=lambda: runner, invariance_required=None)
+    opened = OpenedForm(runtime=str(runner.facts["runtime"]), precision="float64", form=wide, runner=runner)
+    return Stage(name=FLOAT64, form=opened, invariance_required=None)
 
 
 class _MatchedForms:
     """Two forms whose inputs and outputs were brought together."""
 
-    def __init__(self, pair: PairRequest, reference: Form, candidate: Form) -> None:
+    def __init__(self, pair: PairRequest, reference: PairSide, candidate: PairSide) -> None:
         self._pair, self._reference, self._candidate = pair, reference, candidate
         self._refuse_unknown_names()
         self._inputs = self._common_inputs()
@@ -99,23 +99,24 @@ class _MatchedForms:
 
     def samples(self) -> SampleSource:
         """What both are run on."""
-        if isinstance(self._reference, Recording) and isinstance(self._candidate, Recording):
+        if isinstance(self._reference, RecordingSide) and isinstance(self._candidate, RecordingSide):
             return _numbers_of_rows(self._reference, self._candidate, self._pair.batch_size)
         if self._pair.samples is None:
             raise UsageError("nothing says what to compare on; add --samples with a file of inputs, a folder of such files, or a number")
         given = samples_for(self._inputs, self._pair.samples, self._batch_size, self._pair.sizes, self._pair.seed)
         for form in (self._reference, self._candidate):
-            if isinstance(form, Recording) and form.num_rows != given.num_samples:
+            if isinstance(form, RecordingSide) and form.num_rows != given.num_samples:
                 raise UsageError(f"{form.name} holds outputs of {form.num_rows} samples, not of {given.num_samples}; give those it was recorded on")
         return given
 
     def chain(self, float64: Stage | None) -> Chain:
         """The reference, and a link from it to the candidate in each runtime."""
-        first = self._stage(REFERENCE, self._reference, self._reference.runtimes(())[0])
-        names = self._candidate.runtimes(self._pair.runtimes)
-        others = [self._stage(CANDIDATE if len(names) == 1 else f"{CANDIDATE}, {name}", self._candidate, name) for name in names]
-        places = {stage.name: self._places(stage.runtime, with_budget=float64 is not None) for stage in others}
-        links = tuple(Link(REFERENCE, stage.name, self._required, self._pair.tolerance, places[stage.name]) for stage in others)
+        (form,) = self._reference.forms(("onnxruntime-cpu",), self._inputs).values()
+        first = self._stage(REFERENCE, self._reference, form)
+        candidates = self._candidate.forms(self._pair.runtimes, self._inputs)
+        names = {name: CANDIDATE if len(candidates) == 1 else f"{CANDIDATE}, {name}" for name in candidates}
+        others = [self._stage(names[name], self._candidate, self._of_candidate(form)) for name, form in candidates.items()]
+        links = tuple(Link(REFERENCE, stage.name, self._required, self._pair.tolerance) for stage in others)
         return Chain(stages=(first, *others), links=links, reference=float64, training=REFERENCE, doubtful=True, infinity_allowed=True)
 
     @property
@@ -128,44 +129,20 @@ class _MatchedForms:
     def _required(self) -> Requirement:
         return "tolerance" if self._pair.tolerance else "bitwise" if self._pair.bitwise else "budget"
 
-    def _stage(self, name: str, form: Form, runtime: str) -> Stage:
-        names = self._pair.names if form is self._candidate else {}
-        variants = form.variants(runtime)
+    def _stage(self, name: str, side: PairSide, form: Form) -> Stage:
+        is_checked = not isinstance(side, RecordingSide)  # a recording cannot be run again
         return Stage(
             name=name,
-            runtime=runtime,
-            device=_device(form, runtime),
-            precision=self._asked(form),
-            open=lambda: RenamedRunner(form.open(runtime, self._inputs), names),
+            form=form,
             batched=self._pair.batched,
-            invariance_required=None if variants is None else self._required,
-            invariance_tolerance=None if variants is None else self._pair.tolerance,
-            variants=tuple(_renamed(variant, names) for variant in variants or ()),
+            invariance_required=self._required if is_checked else None,
+            invariance_tolerance=self._pair.tolerance if is_checked else None,
         )
 
-    def _asked(self, form: Form) -> Precision:
-        """A file that computes in less than was asked for must not widen its own budget by that."""
-        return self._pair.precision or self._reference.precision if form is self._candidate else form.precision
-
-    def _places(self, runtime: str, *, with_budget: bool) -> Callable[[Arrays], Places] | None:
-        """How both are cut at tensors that are the same by name, layer or order; recordings have none."""
-        ours, theirs = self._reference, self._candidate
-        if not isinstance(ours, Model) or not isinstance(theirs, Model):
-            return None
-
-        def places(batch: Arrays) -> Places:
-            return CutPlaces(
-                found=paired(ours.contents.points, theirs.contents.points),
-                batch=batch,
-                before=_cut_of_reference(ours, float64=False),
-                after=_cut_of_candidate(theirs, runtime, self._pair.names, self._asked(theirs)),
-                float64=_cut_of_reference(ours, float64=True) if with_budget else None,
-                required=self._required,
-                tolerance=self._pair.tolerance,
-                doubtful=True,
-            )
-
-        return places
+    def _of_candidate(self, form: Form) -> Form:
+        """Under the reference's names, and with the precision that was asked of it: a file that computes in less must not widen its own budget."""
+        form = replace(form, precision=self._pair.precision or self._reference.precision)
+        return RenamedForm.of(form, self._pair.names, self._candidate.inputs or ()) if self._pair.names else form
 
     def _refuse_unknown_names(self) -> None:
         for ours, theirs in self._pair.names.items():
@@ -217,30 +194,8 @@ def _of_one_side(ours: Sequence[TensorSpec], theirs: Sequence[TensorSpec]) -> tu
 
 def _limits(pair: PairRequest) -> Limits:
     """CUDA reserves more memory than any file may have."""
-    on_gpu = any(FILE_RUNTIMES[name].device == "cuda" for name in pair.runtimes if name in FILE_RUNTIMES)
+    on_gpu = any(RUNTIMES[name].device == "cuda" for name in pair.runtimes if name in RUNTIMES)
     return replace(pair.limits, gibibytes=0) if on_gpu else pair.limits
-
-
-def _device(form: Form, runtime: str) -> str:
-    if isinstance(form, Engine):
-        return "cuda"
-    return FILE_RUNTIMES[runtime].device if runtime in FILE_RUNTIMES else "cpu"
-
-
-def _cut_of_reference(form: Model, *, float64: bool) -> Cut:
-    def opened(pairing: Pairing) -> Runner:
-        return form.open_until(pairing.before, form.runtimes(())[0], float64=float64)
-
-    return Cut(open=opened, precision="float64" if float64 else form.precision, output=lambda pairing: pairing.before)
-
-
-def _cut_of_candidate(form: Model, runtime: str, names: Mapping[str, str], precision: Precision) -> Cut:
-    inputs = {own: theirs for own, theirs in names.items() if any(spec.name == theirs for spec in form.inputs or ())}
-
-    def opened(pairing: Pairing) -> Runner:
-        return RenamedRunner(form.open_until(pairing.point.name, runtime, float64=False), inputs)
-
-    return Cut(open=opened, precision=precision, output=lambda pairing: pairing.point.name)
 
 
 def _common(one: TensorSpec, other: TensorSpec, name: str, other_name: str) -> TensorSpec:
@@ -251,15 +206,7 @@ def _common(one: TensorSpec, other: TensorSpec, name: str, other_name: str) -> T
     return TensorSpec(one.name, one.dtype, tuple(sizes))
 
 
-def _renamed(variant: Variant, names: Mapping[str, str]) -> Variant:
-    return replace(variant, open=lambda: _opened_renamed(variant, names))
-
-
-def _opened_renamed(variant: Variant, names: Mapping[str, str]) -> Runner:
-    return RenamedRunner(variant.open(), names)
-
-
-def _numbers_of_rows(one: Recording, other: Recording, batch_size: int) -> SampleSource:
+def _numbers_of_rows(one: RecordingSide, other: RecordingSide, batch_size: int) -> SampleSource:
     """Two recordings are compared row by row; their samples are not there."""
     if one.num_rows != other.num_rows:
         raise UsageError(f"{one.name} holds outputs of {one.num_rows} samples, {other.name} of {other.num_rows}; record both on the same samples")

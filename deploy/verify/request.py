@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.compare.budget import Precision
 from deploy.compare.tolerance import Tolerance
+from deploy.runners.base import Precision
 from deploy.sandbox.process import Limits
 
 BITWISE = "bitwise"

@@ -1,50 +1,30 @@
-"""Runs a model's forms side by side on the same batches and gives a verdict, link by link.
+"""Runs a chain, and looks into what failed: the verdict, with the place where each failed link begins to fail.
 
-Takes a chain (anything that opens as a `Runner`) and batches. Knows no particular runtime.
+Takes a chain and batches. Knows no particular runtime.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from deploy.compare.bits import Arrays, Comparator
-from deploy.compare.budget import Budget, Budgets, ErrorMeter, Errors, TopOneMeter, budgets, factor_of, first_class_changes, is_covered
-from deploy.compare.samples import SampleHash, num_samples
-from deploy.compare.tolerance import ToleranceMeter
-from deploy.runners.base import Runner
-from deploy.verify.environment import environment
-from deploy.verify.interruption import noted_interruption
-from deploy.verify.invariance import PARTIAL, InvarianceMeter, not_run
-from deploy.verify.judging import Evidence, Side, judged
-from deploy.verify.links import Batches, Chain, Link, Record, Stage
+from deploy.compare.bits import Arrays
+from deploy.compare.samples import num_samples
+from deploy.verify.course import one_pass
+from deploy.verify.cuts import cut_link
+from deploy.verify.invariance import PARTIAL
+from deploy.verify.links import Batches, Chain, Link, Record
 from deploy.verify.place import find_place, growth
-from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Samples, StageErrors, Verdict, failed_outputs, one_line
-from deploy.verify.worst import WorstMeter
-from export.errors import NotHereError, SamegraphError
+from deploy.verify.verdict import LinkVerdict, Verdict, failed_outputs
 
 NUM_SAMPLES_INSIDE = 8
-NUM_IN_FLOAT64 = 500
-"""So many samples are evaluated in float64 in any case."""
 
 
 def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collection[str] = (), inside: bool = False) -> Verdict:
-    """Run every stage once per batch and judge every link. What is in `require` and not here raises NotHereError.
+    """The verdict on a chain; see `one_pass`.
 
     `inside`: also measure the errors at inner tensors, of the last link that has a budget.
-
-    Ctrl-C ends the pass: the verdict is on what was compared until then, says so, and is no pass.
     """
-    _refuse_unknown(require, chain)
-    with ExitStack() as stack:
-        running = {stage.name: _RunningStage(stage, stack, require) for stage in chain.everything}
-        course = _Course(chain, running)
-        with noted_interruption() as interruption:
-            for batch in batches():
-                course.step(batch)
-                if interruption.asked:
-                    break
-        verdict = course.verdict(record, interrupted=interruption.asked)
-    return verdict if interruption.asked else _looked_into(verdict, chain, batches, inside=inside)
+    verdict = one_pass(chain, batches, record, require)
+    return verdict if verdict.interrupted else _looked_into(verdict, chain, batches, inside=inside)
 
 
 def _looked_into(verdict: Verdict, chain: Chain, batches: Batches, *, inside: bool) -> Verdict:
@@ -60,18 +40,18 @@ def _placed(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
     """The verdict, with the place where each failed link begins to fail."""
     links = []
     for found, link in zip(verdict.links, chain.links, strict=True):
-        links.append(_with_place(found, link, batches, failed_outputs(verdict, found), few=_takes_fewer(verdict, found)))
+        links.append(_with_place(found, link, chain, batches, failed_outputs(verdict, found), few=_takes_fewer(verdict, found)))
     return replace(verdict, links=tuple(links))
 
 
-def _with_place(found: LinkVerdict, link: Link, batches: Batches, outputs: Collection[str], *, few: bool) -> LinkVerdict:
-    if found.status != "failed" or link.places is None or not found.worst:
+def _with_place(found: LinkVerdict, link: Link, chain: Chain, batches: Batches, outputs: Collection[str], *, few: bool) -> LinkVerdict:
+    if found.status != "failed" or link.pairs is None or not found.worst:
         return found
     sample = next((each.sample for each in found.worst if each.output in outputs), found.worst[0].sample)
     batch, row = batch_with(batches(), sample)
     place = None
     for given in (_few_of(batch, row), batch) if few else (batch,):
-        place = find_place(link.places(given), sample, outputs)
+        place = find_place(cut_link(chain, link, given), sample, outputs)
         if place is not None and not place.behind:
             break
     return replace(found, place=place)
@@ -92,15 +72,21 @@ def _few_of(batch: Arrays, row: int) -> Arrays:
 def _with_growth(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
     """On a few samples: float64 takes its time, and errors are of one kind on all of them."""
     links = list(verdict.links)
-    able = [place for place, link in enumerate(chain.links) if link.required == "budget" and link.places and links[place].status != "not run"]
+    able = [
+        place
+        for place, link in enumerate(chain.links)
+        if link.required == "budget" and _shows_tensors(chain, link) and links[place].status != "not run"
+    ]
     if not able:
         return verdict
     first = next(iter(batches()))
-    places = chain.links[able[-1]].places
-    assert places is not None
-    found = growth(places({name: rows[:NUM_SAMPLES_INSIDE] if rows.ndim else rows for name, rows in first.items()}))
+    found = growth(cut_link(chain, chain.links[able[-1]], {name: rows[:NUM_SAMPLES_INSIDE] if rows.ndim else rows for name, rows in first.items()}))
     links[able[-1]] = replace(links[able[-1]], growth=found)
     return replace(verdict, links=tuple(links))
+
+
+def _shows_tensors(chain: Chain, link: Link) -> bool:
+    return link.pairs is not None and all(chain.form(end).points for end in (link.from_, link.to))
 
 
 def batch_with(batches: Iterable[Arrays], sample: int) -> tuple[Arrays, int]:
@@ -111,226 +97,3 @@ def batch_with(batches: Iterable[Arrays], sample: int) -> tuple[Arrays, int]:
             return batch, sample
         sample -= number
     raise ValueError(f"there is no sample {sample} more")
-
-
-class _RunningStage:
-    """A stage under way: open, absent (not on this machine) or broken (it raised)."""
-
-    def __init__(self, stage: Stage, stack: ExitStack, require: Collection[str]) -> None:
-        self.stage = stage
-        self.absent: str | None = None
-        self.broken: str | None = None
-        self.facts: Mapping[str, object] = {}
-        self.errors = ErrorMeter()
-        self.invariance: InvarianceMeter | None = None
-        self._runner: Runner | None = None
-        try:
-            self._runner = stack.enter_context(stage.open())
-            self.facts = self._runner.facts
-        except NotHereError as error:
-            if stage.runtime in require:
-                raise
-            self.absent = str(error)
-        except SamegraphError:
-            raise  # a damaged file or a wrong option ends the command with its own exit code
-        except Exception as error:
-            self.broken = f"{stage.name} could not be opened: {one_line(error)}"
-
-    def run(self, batch: Arrays) -> Arrays | None:
-        """The outputs; None from the moment on that the stage raised."""
-        if self._runner is None or self.broken is not None:
-            return None
-        try:
-            return self._runner.run(batch)
-        except Exception as error:  # whatever a runtime raises, it is a finding about its links
-            self.broken = f"{self.stage.name} raised {one_line(error)}"
-            return None
-
-    def measure(self, batch: Arrays, outputs: Arrays, reference: Arrays | None) -> None:
-        """Measure against float64; the first batch also serves to check that samples do not depend on their batch."""
-        if reference is not None:
-            self.errors.update(reference, outputs)
-        if self.invariance is None and self._runner is not None and self.stage.invariance_required is not None:
-            self.invariance = InvarianceMeter(
-                self.stage.variants, self.stage.invariance_tolerance, batched=self.stage.batched, profile=self.stage.profile
-            )
-            self.invariance.update(self._runner, batch, outputs, reference)
-
-
-class _RunningLink:
-    """A link under way."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self.comparator = Comparator()
-        self.top_one = TopOneMeter()
-        self.beyond = ToleranceMeter(link.tolerance) if link.tolerance else None
-        self.worst = WorstMeter()
-
-    def update(self, outputs: Mapping[str, Arrays | None], scores: Arrays | None) -> None:
-        """`scores` say how far apart two classes are: those in float64, or the link's own first stage's; None where no first class changes."""
-        a, b = outputs[self.link.from_], outputs[self.link.to]
-        if a is None or b is None:
-            return
-        self.comparator.update(a, b)
-        self.worst.update(a, b)
-        if scores is None:
-            self.top_one.skip(a)
-        else:
-            self.top_one.update(scores, a, b)
-        if self.beyond is not None:
-            self.beyond.update(a, b)
-
-
-class _Course:
-    """One pass over the samples."""
-
-    def __init__(self, chain: Chain, running: dict[str, _RunningStage]) -> None:
-        self._chain = chain
-        self._running = running
-        self._reference = running[chain.reference.name] if chain.reference else None
-        self._training = running[chain.training]
-        self._links = [_RunningLink(link) for link in chain.links]
-        self._samples = SampleHash()
-
-    def step(self, batch: Arrays) -> None:
-        self._samples.update(batch)
-        outputs = {stage.name: self._running[stage.name].run(batch) for stage in self._chain.stages}
-        reference = self._reference.run(batch) if self._reference and self._needs_float64(outputs) else None
-        for stage in self._chain.stages:
-            found = outputs[stage.name]
-            if found is not None:
-                self._running[stage.name].measure(batch, found, reference)
-        for link in self._links:
-            link.update(outputs, reference if self._reference else outputs[link.link.from_])
-
-    def _needs_float64(self, outputs: Mapping[str, Arrays | None]) -> bool:
-        """The first samples do, and those whose errors these do not bound."""
-        training = outputs[self._training.stage.name]
-        known = self._training.errors.measured
-        if training is None or self._samples.num_samples <= NUM_IN_FLOAT64 or not known.whole.valid:
-            return True
-        for stage in self._chain.stages:
-            found = outputs[stage.name]
-            if found is not None and not is_covered(training, found, known, factor_of(self._training.stage.precision, stage.precision)):
-                return True
-        pairs = ((outputs[link.link.from_], outputs[link.link.to]) for link in self._links)
-        return any(a is not None and b is not None and first_class_changes(a, b) for a, b in pairs)
-
-    def verdict(self, record: Record, *, interrupted: bool) -> Verdict:
-        stages = [self._running[stage.name] for stage in self._chain.stages]
-        return Verdict(
-            links=tuple(self._link_verdict(link) for link in self._links),
-            errors=tuple(errors for stage in stages for errors in self._stage_errors(stage)),
-            invariance=tuple(check for stage in stages for check in self._invariance(stage)),
-            environment=environment(),
-            stages={name: stage.facts for name, stage in self._running.items()},
-            files=dict(record.files),
-            samples=Samples(sha256=self._samples.hexdigest, count=self._samples.num_samples, how=record.samples_made),
-            training_only=record.training_only,
-            interrupted=interrupted,
-            not_foldable=record.not_foldable,
-            frozen_statistics=record.frozen_statistics,
-        )
-
-    def _budgets(self, stage: Stage) -> Budgets | None:
-        if self._reference is None or self._training.broken or self._reference.broken:
-            return None
-        return budgets(self._training.errors.measured, self._training.stage.precision, stage.precision, doubtful=self._chain.doubtful)
-
-    def _stage_errors(self, running: _RunningStage) -> Iterator[StageErrors]:
-        allowed = self._budgets(running.stage)
-        for name, errors in running.errors.measured.outputs.items():
-            if errors.num_values:
-                own = allowed.outputs.get(name) if allowed else None
-                yield StageErrors(stage=running.stage.name, output=name, samples=errors.num_samples, max=errors.max, rms=errors.rms, budget=own)
-
-    def _invariance(self, running: _RunningStage) -> tuple[InvarianceVerdict, ...]:
-        required = running.stage.invariance_required
-        if required is None:
-            return ()
-        if running.invariance is None:
-            reason = running.absent or running.broken or "there was no batch"
-            return not_run(running.stage.name, running.stage.variants, required, reason, running.stage.profile)
-        allowed = self._budgets(running.stage)
-        astray = allowed is not None and not allowed.covers(running.errors.measured)
-        return running.invariance.verdicts(running.stage.name, required, allowed, astray=astray)
-
-    def _link_verdict(self, running: _RunningLink) -> LinkVerdict:
-        link, target = running.link, self._running[running.link.to]
-        evidence = self._evidence(running)
-        status, observed, reason = judged(evidence)
-        comparison, top_one = evidence.comparison, evidence.top_one
-        return LinkVerdict(
-            from_=link.from_,
-            to=link.to,
-            runtime=target.stage.runtime,
-            device=target.stage.device,
-            required=link.required,
-            observed=observed,
-            status=status,
-            reason=reason,
-            samples=comparison.num_samples,
-            outputs=comparison.outputs,
-            max_ulp=comparison.max_ulp if comparison.outputs else None,
-            max_abs=comparison.max_abs if comparison.outputs else None,
-            budget=_tightest(evidence.target),
-            tolerance=link.tolerance,
-            top1_changes=top_one.num_changes,
-            ties=top_one.num_ties,
-            changes=top_one.changes,
-            first_difference=comparison.first_difference,
-            worst=running.worst.result,
-            place=None,
-            growth=(),
-        )
-
-    def _evidence(self, running: _RunningLink) -> Evidence:
-        link = running.link
-        comparison = running.comparator.result
-        excused = self._excused(link) if self._reference else {output.name: output.max_abs for output in comparison.outputs}
-        return Evidence(
-            required=link.required,
-            sides=(self._side(self._running[link.from_]), self._side(self._running[link.to])),
-            source=(self._side(self._training), self._side(self._reference)) if self._reference else None,
-            comparison=comparison,
-            top_one=running.top_one.result(excused),
-            tolerance=link.tolerance,
-            beyond=running.beyond.result if running.beyond else None,
-            infinity_allowed=self._chain.infinity_allowed,
-        )
-
-    def _side(self, running: _RunningStage) -> Side:
-        return Side(
-            name=running.stage.name,
-            absent=running.absent,
-            broken=running.broken,
-            errors=running.errors.measured,
-            budgets=self._budgets(running.stage),
-        )
-
-    def _excused(self, link: Link) -> dict[str, float]:
-        """For each output the larger error of the two, as far as budgets allow it: a stage outside its budget excuses no change."""
-        found: dict[str, float] = {}
-        for name in (link.from_, link.to):
-            allowed = self._budgets(self._running[name].stage)
-            for output, errors in self._running[name].errors.measured.outputs.items():
-                found[output] = max(found.get(output, 0.0), _excused(errors, allowed.outputs.get(output) if allowed else None))
-        return found
-
-
-def _excused(errors: Errors, allowed: Budget | None) -> float:
-    return min(errors.max, allowed.max) if allowed else 0.0
-
-
-def _tightest(side: Side) -> Budget | None:
-    name = side.budgets.tightest(side.errors) if side.budgets else None
-    return side.budgets.outputs.get(name) if side.budgets and name is not None else None
-
-
-def _refuse_unknown(require: Collection[str], chain: Chain) -> None:
-    missing = sorted(set(require) - {stage.runtime for stage in chain.stages})
-    if missing:
-        present = ", ".join(sorted({stage.runtime for stage in chain.stages}))
-        advice = "of two files, add it with --runtime; of a bundle, export it again with it in verify.runtimes, or build an engine for it"
-        raise NotHereError(f"{', '.join(missing)} must run, but the chain has only {present}; {advice}")

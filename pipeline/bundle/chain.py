@@ -13,7 +13,7 @@ import onnx
 from torch import nn
 from torch.fx import GraphModule
 
-from deploy.compare.budget import Precision
+from deploy.runners.base import Precision
 from deploy.runners.base import Runner, TensorSpec
 from deploy.runners.onnx_file import checked_bytes
 from deploy.runners.table import FILE_RUNTIMES, RunOptions, open_file

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import onnx
 from benchmarks.corpus import images, network, trained_weights
 from benchmarks.environment import write_result
 from deploy.runners.base import Array, Runner, TensorSpec
+from deploy.runners.forms import Form
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
 from deploy.runners.torch import TorchRunner
 from deploy.verify.links import Chain, Link, Record, Stage
@@ -63,9 +65,19 @@ def stages(folder: Path) -> Open:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenedBy(Form):
+    """A form that a function opens."""
+
+    opener: Callable[[], Runner]
+
+    def open(self) -> Runner:
+        return self.opener()
+
+
 def chain_of(opens: Open) -> Chain:
     first, second, third, last = (
-        Stage(name=name, runtime=name, device="cpu", precision="float64" if name.startswith("float64") else "float32", open=open_)
+        Stage(name=name, form=OpenedBy(runtime=name, precision="float64" if name.startswith("float64") else "float32", opener=open_))
         for name, open_ in opens.items()
     )
     links = (Link(first.name, second.name, "bitwise"), Link(second.name, third.name, "budget"))

@@ -24,6 +24,9 @@ FLOAT16_MODEL = "model.float16.onnx"
 CERTIFICATE = "certificate.json"
 VERIFICATION, REPORT = "verification.json", "report.html"
 EXACT_TRAINING_WEIGHTS, EXACT_METRICS = "training/exact.safetensors", "training/exact.metrics.jsonl"
+EXACT_FILES = (EXACT_MODEL, EXACT_TENSORRT_MODEL, EXACT_WEIGHTS, EXACT_TRAINING_WEIGHTS)
+"""Those of the exact form, which go together."""
+MODELS = (MODEL, FLOAT16_MODEL, EXACT_MODEL, EXACT_TENSORRT_MODEL)
 PREPROCESSING = "none: raw pixels, uint8, N x C x H x W; normalisation is the first part of the graph"
 MANIFEST = "manifest.json"
 FORMAT_VERSION: Literal[1] = 1
@@ -199,3 +202,8 @@ def _checked(folder: Path, name: str, entry: FileEntry) -> bytes:
     if (found := sha256_of(data)) != entry.sha256:
         raise DamagedError(f"{path} has sha256 {found[:16]}..., the manifest says {entry.sha256[:16]}...; export the bundle again")
     return data
+
+
+def class_metadata(classes: tuple[str, ...]) -> str:
+    """Class names as one metadata value of a model file."""
+    return json.dumps(list(classes), ensure_ascii=False)

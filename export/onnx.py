@@ -7,7 +7,6 @@ import ast
 import contextlib
 import copy
 import io
-import json
 import logging
 import signal
 import threading
@@ -81,11 +80,6 @@ def _written_out(folded: GraphModule) -> GraphModule:
     for name, part in not_foldable_parts(copied).items():
         copied.set_submodule(name, part.written_out())
     return copied
-
-
-def class_metadata(classes: tuple[str, ...]) -> str:
-    """Class names as one metadata value."""
-    return json.dumps(list(classes), ensure_ascii=False)
 
 
 def program_of(folded: GraphModule, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:

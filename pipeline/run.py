@@ -23,10 +23,10 @@ from export.bundle import MANIFEST, REPORT, VERIFICATION, Bundle, Facts, Manifes
 from export.errors import DamagedError, NotHereError, UsageError
 from export.files import folder_in_work, publish_folder, sole_use, write_file
 from export.tensorrt.record import plan_name
+from pipeline.bundle.contents import bundle_config, stored_samples
 from pipeline.bundle.engines import BuiltEngine, EngineOptions, build_engines, facts_of, precisions_of, runnable_flavour
-from pipeline.bundle.make import TrainedRun, write_bundle_files
-from pipeline.bundle.rebuild import bundle_config, stored_samples
-from pipeline.bundle.verify import test_set, verify_bundle
+from pipeline.bundle.make import TrainedRun, test_set, write_bundle_files
+from pipeline.bundle.verify import verify_bundle
 from pipeline.config import Config, dump_config, load_config
 from pipeline.data import DataSet, TrainingBatches, open_data
 from pipeline.exact_training import FOLDER as EXACT_FOLDER

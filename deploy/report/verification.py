@@ -30,6 +30,8 @@ class Verification:
     """Of the worst samples, as PNG files."""
     certificate: Certificate | None = None
     """Of the exact file, where there is one; recomputed from that file alone."""
+    notes: tuple[str, ...] = ()
+    """What the reader must know of how it was made."""
 
     @property
     def passed(self) -> bool:
@@ -68,7 +70,7 @@ class Verification:
         lines = [_link_line(link, tightest(self.verdict.errors, link.to)) for link in self.verdict.links]
         lines += [f"{check.check} of {check.stage}: FAILED: {check.reason}" for check in self.verdict.invariance if check.status == "failed"]
         lines += [] if self.certificate is None else [_certificate_line(self.certificate)]
-        lines += _notes(self.verdict)
+        lines += [*_notes(self.verdict), *(f"note: {note}" for note in self.notes)]
         verdict = {"pass": "the outputs are the same", "fail": "the outputs are NOT the same", "incomplete": "INCOMPLETE"}[self.word]
         return [*lines, f"{verdict}, on {counted.count:,} samples: {', '.join(how.partition(':')[0] for how in counted.how)}"]
 

@@ -1,36 +1,106 @@
-"""One look at one runtime, in a process of its own: a runtime that crashes or chatters stays in there.
+"""One look at what a runtime needs, in a process of its own: a runtime that crashes or chatters stays in there.
 
-`python -m deploy.runners.probe NAME` prints {"here": ..., "detail": ..., "facts": ...} as JSON.
+`python -m deploy.runners.probe NAME` prints {finding: {here, detail, facts}} as JSON. Imports nothing heavy before a look begins.
 """
 
 import json
 import os
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from deploy.runners.base import Finding
-from deploy.runners.table import RUNTIMES
+from deploy.runners.table import RUNTIMES, TORCH
 from export.errors import NotHereError
 
+Findings = dict[str, Finding]
+CUDA, ONNXRUNTIME = "cuda", "onnxruntime"
 
-def look_at(name: str) -> Finding:
-    """Try the runtime; what it raises is a finding too."""
-    probe = RUNTIMES[name].probe
-    if probe is None:
-        return Finding(False, "nothing here tries it")
+
+def look_at_torch() -> Findings:
+    """PyTorch, and the GPUs that it really computes on."""
+    import torch
+
+    built_for = torch.version.cuda
+    facts = {"version": torch.__version__, "cuda": built_for}
+    line = f"{torch.__version__}, built for {f'CUDA {built_for}' if built_for else 'the CPU only'}"
+    return {TORCH: Finding(True, line, facts), CUDA: _cuda(torch)}
+
+
+def _cuda(torch: Any) -> Finding:
+    if not torch.cuda.is_available():
+        return Finding(False, "PyTorch finds no NVIDIA GPU", {"gpus": []})
+    driver = _driver()
+    gpus = [_gpu(torch, index) for index in range(torch.cuda.device_count())]
+    lines = [f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, capability {gpu['capability']}" for gpu in gpus]
+    return Finding(bool(gpus), "; ".join(lines) + f"; driver {driver}", {"gpus": gpus, "driver": driver})
+
+
+def _gpu(torch: Any, index: int) -> dict[str, Any]:
+    (torch.ones(2, device=f"cuda:{index}") + 1).cpu()  # raises where this PyTorch has no code for the device
+    properties = torch.cuda.get_device_properties(index)
+    return {
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
+        "capability": f"{properties.major}.{properties.minor}",
+    }
+
+
+def _driver() -> str | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.split()
+    return lines[0] if lines else None
+
+
+def look_at_onnxruntime() -> Findings:
+    """ONNX Runtime, and what it claims to offer."""
+    import onnxruntime
+
+    listed = onnxruntime.get_available_providers()
+    detail = f"{onnxruntime.__version__}, lists {', '.join(name.removesuffix('ExecutionProvider') for name in listed)}"
+    return {ONNXRUNTIME: Finding(True, detail, {"version": onnxruntime.__version__, "listed_providers": listed})}
+
+
+LOOKS: dict[str, tuple[str, ...]] = {
+    TORCH: (TORCH, CUDA),
+    ONNXRUNTIME: (ONNXRUNTIME,),
+    **{name: (name,) for name, runtime in RUNTIMES.items() if runtime.probe is not None},
+}
+"""Each look, and the findings that it answers for: every runtime of the table, and what several of them rest on."""
+_SHARED: dict[str, Callable[[], Findings]] = {TORCH: look_at_torch, ONNXRUNTIME: look_at_onnxruntime}
+
+
+def look_at(name: str) -> Findings:
+    """Try it; what it raises is a finding too."""
+    probe = RUNTIMES[name].probe if name in RUNTIMES else None
     try:
-        return probe()
+        return {name: probe()} if probe is not None else _SHARED[name]()
+    except ModuleNotFoundError as error:
+        return {name: Finding(False, f"no module {error.name}")}
     except NotHereError as error:
-        return Finding(False, str(error).partition(";")[0])
+        return {name: Finding(False, _why(error))}
     except Exception as error:  # a runtime that is broken is what this looks for
-        return Finding(False, f"{type(error).__name__}: {error}")
+        return {name: Finding(False, f"{type(error).__name__}: {error}")}
+
+
+def _why(error: NotHereError) -> str:
+    """What is missing, without the advice, which is the table's."""
+    cause = error.__cause__
+    return f"no module {cause.name}" if isinstance(cause, ModuleNotFoundError) else str(error).partition(";")[0]
 
 
 def main(name: str) -> None:
     """Answer on standard output, which belongs to the answer alone."""
     answers_to = os.dup(1)
     os.dup2(2, 1)  # whatever a runtime prints is noise, not the answer
-    os.write(answers_to, json.dumps(asdict(look_at(name))).encode())
+    answer = {found: asdict(finding) for found, finding in look_at(name).items()}
+    os.write(answers_to, json.dumps(answer).encode())
 
 
 if __name__ == "__main__":

@@ -39,4 +39,4 @@ class Opening:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Opening":
         """What `to_json` gave."""
-        return cls(**{**content, "options": RunOptions(**content["options"])})
+        return cls(**{**content, "options": RunOptions(**content.get("options", {}))})

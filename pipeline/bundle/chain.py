@@ -1,299 +1,238 @@
 """The chains of a bundle: which forms of the model there are, which of them must be the same function, and in what sense.
 
-Takes graphs, files and engines that were rebuilt or checked; how a link is compared is decided in `deploy.verify`.
+Takes forms that were rebuilt or checked; how a link is compared is decided in `deploy.verify`. Needs no torch.
 """
 
-import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-import onnx
-from torch import nn
-from torch.fx import GraphModule
-
-from deploy.runners.base import Precision
-from deploy.runners.base import Runner, TensorSpec
-from deploy.runners.onnx_file import checked_bytes
-from deploy.runners.table import FILE_RUNTIMES, RunOptions, open_file
-from deploy.runners.tensorrt import EngineFile, open_engine
-from deploy.runners.torch import TorchRunner
-from deploy.verify.invariance import Variant
-from deploy.verify.links import Chain, Link, Stage, file_variants, torch_variants
+from deploy.runners.base import Point
+from deploy.runners.forms import EngineForm, Form, MissingForm, OnnxFloat64Form, OnnxForm, engine_form, onnx_form
+from deploy.runners.table import RUNTIMES, TORCH
+from deploy.runners.tensorrt import EngineFile
+from deploy.verify.links import Chain, Link, Pairs, Stage
+from deploy.verify.place import Pairing, paired, pairings_of
 from deploy.verify.verdict import Requirement
 from export.errors import NotHereError
-from export.exact.grid import GridGraph
-from export.fold import fold
-from export.layers import training_only_parts
-from export.onnx import operations_beyond_plain, require_folded_form
 from export.tensorrt.record import EnginePrecision, EngineRecord
-from export.tensorrt.runtime import FLAVOURS
-from pipeline.bundle.cut import ExportedProgramCut, File, Graph, between_files, between_graphs, exact_graph_to_file, file_to_runtime, graph_to_file
 from pipeline.bundle.engines import runnable_flavour
-from pipeline.methods.statistics import is_frozen
 
 TRAINING, EVALUATION, FOLDED, FILE = "training graph", "evaluation graph", "folded graph", "ONNX file"
+SIGNED_FILE, FLOAT16_FILE = "ONNX file for TensorRT", "float16 ONNX file"
 REFERENCE = "float64 evaluation"
 EXACT = "exact"
-_PLAIN, _ALL = RunOptions(optimisation="none"), RunOptions()
-TENSORRT_FILE = "exact ONNX file for TensorRT"
-
-
-@dataclass(frozen=True)
-class ChainSetting:
-    """Where PyTorch's stages run, what goes in and out of every stage, and which runtimes are asked for."""
-
-    device: str
-    input: TensorSpec
-    output: TensorSpec
-    runtimes: tuple[str, ...]
-    plain_sums: bool = False
-    """Whether PyTorch is kept from algorithms that do not add up the products as they are; see `TorchRunner`."""
-
-    def torch_stage(self, name: str, module: nn.Module, required: Requirement, *, gradients: bool = False) -> Stage:
-        """A module on the device, in true float32."""
-
-        def opened(*, threads: int = 0, channels_last: bool = False) -> Runner:
-            return TorchRunner(
-                module,
-                (self.input,),
-                (self.output,),
-                name=name,
-                device=self.device,
-                gradients=gradients,
-                threads=threads,
-                channels_last=channels_last,
-                plain_sums=self.plain_sums,
-            )
-
-        return Stage(
-            name=name,
-            runtime="torch",
-            device=self.device,
-            precision="float32",
-            open=opened,
-            invariance_required=required,
-            variants=torch_variants(self.device, opened),
-        )
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Of one image."""
-        channels, height, width = (int(size or 0) for size in self.input.shape[1:])
-        return channels, height, width
-
-    def cuttable(self, module: GraphModule, *, gradients: bool = False) -> Graph:
-        """A graph on the device that can be run up to one of its nodes."""
-        return Graph(module, self.device, self.input, gradients, self.plain_sums)
-
-    def reference(self, name: str, module: nn.Module) -> Stage:
-        """A folded module in float64, on the CPU."""
-
-        def opened() -> Runner:
-            return TorchRunner(module, (self.input,), (self.output,), name=name, precision="float64")
-
-        return Stage(name=name, runtime="torch", device="cpu", precision="float64", open=opened)
-
-
-@dataclass(frozen=True)
-class FileForm:
-    """A model file that was checked against its hash."""
-
-    path: Path
-    beyond_plain: Counter[str] | None
-    """What it may hold besides plain layers; None where it has not the form of a folded graph."""
-
-    def cuttable(self, runtime: str, options: RunOptions = _ALL) -> File:
-        """The file in a runtime, to be run up to one of its tensors."""
-        return File(self.path, runtime, options)
-
-    def stage(self, name: str, runtime: str, options: RunOptions, required: Requirement) -> Stage:
-        def opened(options: RunOptions) -> Runner:
-            if self.beyond_plain is not None:
-                require_folded_form(onnx.load_model_from_string(checked_bytes(self.path)), self.beyond_plain)
-            return open_file(runtime, self.path, options)
-
-        return Stage(
-            name=name,
-            runtime=runtime,
-            device=FILE_RUNTIMES[runtime].device,
-            precision="float32",
-            open=lambda: opened(options),
-            invariance_required=required,
-            variants=file_variants(runtime, options, opened),
-        )
-
-
-def float_chain(place: ChainSetting, graph: GraphModule, folded: GraphModule, model: Path, *, folded_here: bool) -> Chain:
-    """Bits in PyTorch, a derived budget from there on. `folded` has the stored weights, `graph` those of training."""
-    training, evaluation = copy.deepcopy(graph).train(), copy.deepcopy(graph).eval()
-    for part in training_only_parts(training).values():
-        part.active = is_frozen(part)  # what training froze is left as training leaves it: it must make no difference
-    file = FileForm(model, operations_beyond_plain(graph))
-    to_folded = between_graphs(place.cuttable(evaluation), place.cuttable(folded))
-    trained, plain = ExportedProgramCut(fold(graph), place.image_shape), file.cuttable("onnxruntime-cpu", _PLAIN)
-    runtimes = [file.stage(f"{runtime}, all optimisations", runtime, RunOptions(), "budget") for runtime in place.runtimes]
-    return Chain(
-        stages=(
-            place.torch_stage(TRAINING, training, "budget", gradients=True),
-            place.torch_stage(EVALUATION, evaluation, "budget"),
-            place.torch_stage(FOLDED, folded, "budget"),
-            file.stage(FILE, "onnxruntime-cpu", RunOptions(optimisation="none"), "budget"),
-            *runtimes,
-        ),
-        links=(
-            Link(TRAINING, EVALUATION, "bitwise", places=between_graphs(place.cuttable(training, gradients=True), place.cuttable(evaluation))),
-            Link(EVALUATION, FOLDED, "bitwise", places=to_folded) if folded_here else Link(EVALUATION, FOLDED, "budget"),
-            Link(FOLDED, FILE, "budget", places=graph_to_file(trained, ExportedProgramCut(folded, place.image_shape), plain)),
-            *(Link(FILE, stage.name, "budget", places=file_to_runtime(trained, plain, file.cuttable(stage.runtime))) for stage in runtimes),
-        ),
-        # The function is that of the training weights: a stored fold that strays from them must not move the mark.
-        reference=place.reference(REFERENCE, fold(graph)),
-        training=TRAINING,
-    )
-
-
-@dataclass(frozen=True)
-class ExactForms:
-    """The exact forms of a model: the training graph, the plain graph of the stored integers, and the two files."""
-
-    grid: GridGraph
-    folded: GraphModule
-    model: Path
-    tensorrt_model: Path
-    rounded_on: str | None
-    """The device on which the integers were rounded, where that is not of the kind that is here."""
-
-
-def exact_chain(place: ChainSetting, forms: ExactForms) -> Chain:
-    """The same bits from the training graph to every runtime; there is no budget in it."""
-    place = replace(place, plain_sums=True)
-    training, evaluation = copy.deepcopy(forms.grid.graph).train(), copy.deepcopy(forms.grid.graph).eval()
-    file, other_file = FileForm(forms.model, None), FileForm(forms.tensorrt_model, None)
-    plain = file.cuttable("onnxruntime-cpu", _PLAIN)
-    names = [f"{EXACT} {name}" for name in (TRAINING, EVALUATION, FOLDED, FILE)]
-    read_by = {runtime: (other_file, TENSORRT_FILE) if _has_no_bytes(runtime) else (file, names[-1]) for runtime in place.runtimes}
-    runtimes = {
-        runtime: read.stage(f"{EXACT} {runtime}, all optimisations", runtime, RunOptions(), "bitwise") for runtime, (read, _) in read_by.items()
-    }
-    to_runtimes = [
-        Link(name, runtimes[runtime].name, "bitwise", places=between_files(read.cuttable("onnxruntime-cpu", _PLAIN), read.cuttable(runtime)))
-        for runtime, (read, name) in read_by.items()
-    ]
-    first, second, third, fourth = names
-    graphs = [place.torch_stage(first, training, "bitwise", gradients=True), place.torch_stage(second, evaluation, "bitwise")]
-    if forms.rounded_on is not None:
-        graphs = [_not_here(stage, forms.rounded_on) for stage in graphs]
-    return Chain(
-        stages=(
-            *graphs,
-            place.torch_stage(third, forms.folded, "bitwise"),
-            file.stage(fourth, "onnxruntime-cpu", RunOptions(optimisation="none"), "bitwise"),
-            *runtimes.values(),
-            _unoptimised(other_file.stage(TENSORRT_FILE, "onnxruntime-cpu", RunOptions(optimisation="none"), "bitwise")),
-        ),
-        links=(
-            Link(first, second, "bitwise", places=between_graphs(place.cuttable(training, gradients=True), place.cuttable(evaluation))),
-            Link(second, third, "bitwise", places=between_graphs(place.cuttable(evaluation), place.cuttable(forms.folded))),
-            Link(third, fourth, "bitwise", places=exact_graph_to_file(place.cuttable(forms.folded), plain)),
-            *to_runtimes,
-            Link(fourth, TENSORRT_FILE, "bitwise", places=between_files(plain, other_file.cuttable("onnxruntime-cpu", _PLAIN))),
-        ),
-        reference=place.reference(f"{EXACT} {REFERENCE}", forms.folded),
-        training=third,
-    )
-
-
-def _has_no_bytes(runtime: str) -> bool:
-    """ONNX Runtime's kernels for NVIDIA's GPUs take no padded bytes and no int32 bias, TensorRT no unsigned bytes: they read the signed file,
-    whose layers compute in float32.
-    """
-    return FILE_RUNTIMES[runtime].device == "cuda"
-
-
-def _unoptimised(stage: Stage) -> Stage:
-    """Without the variants in which ONNX Runtime fuses its nodes: on CPUs without VNNI its kernels for signed bytes add pairs of products in
-    saturating 16 bits, for which the signed file is not made. Its function is what is compared.
-    """
-    return replace(stage, variants=tuple(variant for variant in stage.variants if variant.check != "optimisation"))
-
-
-def _not_here(stage: Stage, device: str) -> Stage:
-    """Weights such as e^g have other bits on another kind of device, and the nearest integer may then be another."""
-
-    def opened() -> Runner:
-        raise NotHereError(f"its integers were rounded on {device}, and another kind of device may round to others; verify it there")
-
-    return replace(stage, open=opened)
-
-
-FLOAT16_FILE = "float16 ONNX file"
-BUILDS = "builds"
-_PRECISIONS: Mapping[EnginePrecision, Precision] = {"float32": "float32", "tf32": "tf32", "float16": "float16", "exact": "float32"}
+NO_TORCH = f"PyTorch is not installed, {RUNTIMES[TORCH].remedy}"
 _BUILD = "pipeline export BUNDLE --tensorrt"
+_DEQUANTISED = "_float"
+"""What the exact writer appends to the name of a node whose bytes it turns back into numbers."""
+
+Arithmetic = Literal["float", "grid"]
 
 
 @dataclass(frozen=True)
+class EachRuntime:
+    """Each runtime that was requested, reading the file that is for it."""
+
+
+@dataclass(frozen=True)
+class EachEngine:
+    """Each engine of these precisions."""
+
+    precisions: tuple[EnginePrecision, ...]
+
+
+@dataclass(frozen=True)
+class LinkRow:
+    """A link of every chain, and what it must hold; None where an arithmetic has no such link."""
+
+    from_: str
+    to: str | EachRuntime | EachEngine
+    in_float: Requirement | None
+    on_grid: Requirement | None
+
+
+LINKS = (
+    LinkRow(TRAINING, EVALUATION, "bitwise", "bitwise"),
+    LinkRow(EVALUATION, FOLDED, "bitwise", "bitwise"),
+    LinkRow(FOLDED, FILE, "budget", "bitwise"),
+    LinkRow(FILE, EachRuntime(), "budget", "bitwise"),
+    LinkRow(FILE, SIGNED_FILE, None, "bitwise"),
+    LinkRow(FILE, EachEngine(("float32", "tf32")), "budget", None),
+    LinkRow(FILE, FLOAT16_FILE, "budget", None),
+    LinkRow(FLOAT16_FILE, EachEngine(("float16",)), "budget", None),
+    LinkRow(SIGNED_FILE, EachEngine(("exact",)), None, "bitwise"),
+)
+"""From the training graph to every runtime. On the grid, a runtime that reads the signed file is linked to that file instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graphs:
+    """The forms that PyTorch runs, and what budgets rest on."""
+
+    training: Form
+    evaluation: Form
+    folded: Form
+    reference: Form | None
+    """The float64 evaluation of the function; None where there is none."""
+    source: Form | None = None
+    """The function of the training weights by inner tensors: a stored fold that strays from them must not move the mark."""
+    budget_from: str
+    """The form whose error sets the budgets."""
+    doubtful: bool = False
+    """Whether the float64 evaluation is other code than that form's."""
+    folded_here: bool = True
+    """Whether the stored fold was made on a device of this kind; on another, e^g has other bits."""
+
+
+def missing_graphs(model: Path | None) -> Graphs:
+    """Where PyTorch is not installed. In float the file stands for the function, as a foreign one does; on the grid no budget is needed."""
+    missing = MissingForm(runtime=TORCH, reason=NO_TORCH)
+    reference = None if model is None else OnnxFloat64Form(runtime="onnx.reference", precision="float64", path=model)
+    return Graphs(training=missing, evaluation=missing, folded=missing, reference=reference, budget_from=FILE, doubtful=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Engines:
-    """The engines of a bundle by name, second builds of some of them, and the ONNX file of those in float16."""
+    """The engines of a bundle by name, and second builds of some of them."""
 
     files: Mapping[str, EngineFile]
     second_builds: Mapping[str, EngineFile]
-    float16_model: Path | None
     wanted: bool
     """Whether a verdict says so where there are none."""
-    beyond_plain: Counter[str]
-    """What the file in float16 may hold besides plain layers."""
 
-    def of(self, *precisions: EnginePrecision) -> dict[str, EngineFile]:
-        return {name: file for name, file in self.files.items() if file.record.precision in precisions}
-
-
-def with_float_engines(chain: Chain, engines: Engines) -> Chain:
-    """The chain of the float forms, with links to the engines in float32, TF32 and float16."""
-    stages, links = _stages(engines, engines.of("float32", "tf32"), FILE, "budget")
-    if not engines.of("float32") and engines.wanted:
-        stages, links = _with_absent(stages, links, "tensorrt float32", FILE, "budget")
-    if engines.float16_model is not None:
-        file = FileForm(engines.float16_model, engines.beyond_plain).stage(FLOAT16_FILE, "onnxruntime-cpu", RunOptions(optimisation="none"), "budget")
-        halves, half_links = _stages(engines, engines.of("float16"), FLOAT16_FILE, "budget")
-        stages, links = [*stages, replace(file, precision="float16"), *halves], [*links, Link(FILE, FLOAT16_FILE, "budget"), *half_links]
-    return _longer(chain, stages, links)
+    def forms(self, precisions: Sequence[EnginePrecision]) -> dict[str, EngineForm]:
+        """Of these precisions, by name."""
+        return {name: engine_form(file, self.second_builds.get(name)) for name, file in self.files.items() if file.record.precision in precisions}
 
 
-def with_exact_engines(chain: Chain, engines: Engines) -> Chain:
-    """The chain of the exact forms, with links to the exact engines."""
-    stages, links = _stages(engines, engines.of("exact"), TENSORRT_FILE, "bitwise")
-    if not stages and engines.wanted:
-        stages, links = _with_absent(stages, links, f"{EXACT} tensorrt", TENSORRT_FILE, "bitwise")
-    return _longer(chain, stages, links)
+@dataclass(frozen=True, kw_only=True)
+class BundleForms:
+    """The forms of a bundle in one arithmetic, and the hops between them that the table of links makes of them."""
+
+    arithmetic: Arithmetic
+    graphs: Graphs
+    model: Path
+    signed_model: Path | None = None
+    float16_model: Path | None = None
+    runtimes: tuple[str, ...]
+    engines: Engines
+    beyond_plain: Counter[str] | None = None
+    """What the files may hold besides plain layers; None where that is not checked."""
+
+    @cached_property
+    def fixed(self) -> dict[str, Form]:
+        """The forms that have a name of their own in the table."""
+        found: dict[str, Form] = {
+            TRAINING: self.graphs.training,
+            EVALUATION: self.graphs.evaluation,
+            FOLDED: self.graphs.folded,
+            FILE: self.in_runtime(self.model, "onnxruntime-cpu", optimisation=False),
+        }
+        if self.signed_model is not None:
+            signed = self.in_runtime(self.signed_model, "onnxruntime-cpu", optimisation=False)
+            # On CPUs without VNNI its fused kernels for signed bytes add pairs of products in saturating 16 bits, for which this file is not
+            # made. Its function is what is compared.
+            found[SIGNED_FILE] = replace(signed, choices=tuple(choice for choice in signed.choices if choice != "optimisation"))
+        if self.float16_model is not None:
+            found[FLOAT16_FILE] = replace(self.in_runtime(self.float16_model, "onnxruntime-cpu", optimisation=False), precision="float16")
+        return found
+
+    def in_runtime(self, path: Path, runtime: str, *, optimisation: bool) -> OnnxForm:
+        """A file in a runtime; whether it has the form of a folded graph is checked when it is opened."""
+        beyond = self.beyond_plain
+        if beyond is None:
+            return onnx_form(path, runtime, optimisation=optimisation)
+        from export.onnx import require_folded_form  # brings torch, which rebuilt the graph that says what is beyond plain
+
+        return onnx_form(path, runtime, optimisation=optimisation, require=lambda model: require_folded_form(model, beyond))
+
+    def hops(self) -> "Iterator[Hop]":
+        """The rows of the table, one hop for each form that a row leads to."""
+        for row in LINKS:
+            required = row.in_float if self.arithmetic == "float" else row.on_grid
+            if required is None:
+                continue
+            match row.to:
+                case EachRuntime():
+                    yield from self._to_runtimes(required)
+                case EachEngine(precisions):
+                    yield from self._to_engines(row.from_, precisions, required)
+                case name if name in self.fixed:
+                    yield Hop(row.from_, self.named(name), self.fixed[name], required)
+
+    def named(self, name: str) -> str:
+        """What a form is called in the verdict."""
+        return name if self.arithmetic == "float" else f"{EXACT} {name}"
+
+    def _to_runtimes(self, required: Requirement) -> "Iterator[Hop]":
+        for runtime in self.runtimes:
+            signed = self.signed_model if self.arithmetic == "grid" and RUNTIMES[runtime].reads == "signed file" else None
+            form = self.in_runtime(signed or self.model, runtime, optimisation=True)
+            yield Hop(SIGNED_FILE if signed else FILE, self.named(f"{runtime}, all optimisations"), form, required)
+
+    def _to_engines(self, source: str, precisions: tuple[EnginePrecision, ...], required: Requirement) -> "Iterator[Hop]":
+        forms = self.engines.forms(precisions)
+        for name, form in forms.items():
+            yield Hop(source, f"engine {name}", form, required, profile=_sizes_over(form.file.record))
+        expected: EnginePrecision = "float32" if self.arithmetic == "float" else "exact"
+        if self.engines.wanted and expected in precisions and not self.engines.forms((expected,)):
+            absent = MissingForm(runtime="tensorrt", device="cuda", reason=_why_no_engine())
+            yield Hop(source, "tensorrt float32" if expected == "float32" else f"{EXACT} tensorrt", absent, required)
 
 
-def _longer(chain: Chain, stages: Sequence[Stage], links: Sequence[Link]) -> Chain:
-    return replace(chain, stages=(*chain.stages, *stages), links=(*chain.links, *links))
+@dataclass(frozen=True)
+class Hop:
+    """From a form of the table to another, under the name that the verdict gives it."""
+
+    from_: str
+    to: str
+    form: Form
+    required: Requirement
+    profile: tuple[int, ...] = ()
 
 
-def _stages(engines: Engines, files: Mapping[str, EngineFile], source: str, required: Requirement) -> tuple[list[Stage], list[Link]]:
-    stages = [_stage(name, file, engines.second_builds.get(name), required) for name, file in files.items()]
-    return stages, [Link(source, stage.name, required) for stage in stages]
-
-
-def _stage(name: str, file: EngineFile, second: EngineFile | None, required: Requirement) -> Stage:
-    def opened(file: EngineFile = file) -> Runner:
-        return open_engine(file)
-
-    variants = () if second is None else (Variant(check=BUILDS, setting="a second build", open=lambda: opened(second)),)
-    return Stage(
-        name=f"engine {name}",
-        runtime=FLAVOURS[file.record.flavour].runtime,
-        device="cuda",
-        precision=_PRECISIONS[file.record.precision],
-        open=opened,
-        invariance_required=required,
-        profile=_sizes_over(file.record),
-        variants=variants,
+def chain_of(forms: BundleForms) -> Chain:
+    """Stages in the order in which links reach them, and the links between them."""
+    of_a_stage: Requirement = "budget" if forms.arithmetic == "float" else "bitwise"
+    stages: dict[str, Stage] = {}
+    links = []
+    for hop in forms.hops():
+        source, checked = forms.named(hop.from_), not isinstance(hop.form, MissingForm) or hop.form.runtime == TORCH
+        stages.setdefault(source, Stage(name=source, form=forms.fixed[hop.from_], invariance_required=of_a_stage))
+        stages.setdefault(hop.to, Stage(name=hop.to, form=hop.form, invariance_required=of_a_stage if checked else None, profile=hop.profile))
+        links.append(_link(forms, source, hop))
+    graphs = forms.graphs
+    return Chain(
+        stages=tuple(stages.values()),
+        links=tuple(links),
+        reference=None if graphs.reference is None else Stage(name=forms.named(REFERENCE), form=graphs.reference),
+        training=forms.named(graphs.budget_from),
+        source=graphs.source,
+        doubtful=graphs.doubtful,
     )
+
+
+def _link(forms: BundleForms, source: str, hop: Hop) -> Link:
+    """A fold that was made on another kind of device has other bits; then its error is what can be judged, as a whole."""
+    if hop.to == FOLDED and not forms.graphs.folded_here:
+        return Link(source, hop.to, "budget", pairs=None)
+    pairs: Pairs | None = paired
+    if hop.to == FLOAT16_FILE or isinstance(hop.form, EngineForm | MissingForm):
+        pairs = None
+    elif hop.to == f"{EXACT} {FILE}":
+        pairs = _paired_by_numbers
+    return Link(source, hop.to, hop.required, pairs=pairs)
+
+
+def _paired_by_numbers(nodes: Sequence[Point], tensors: Sequence[Point]) -> list[Pairing]:
+    """A graph on the grid and its file, wherever the file holds numbers: of bytes and their numbers the latter, which come later."""
+    known = {point.name for point in nodes}
+    numbers = {point.name.removesuffix(_DEQUANTISED): point.name for point in tensors}
+    return pairings_of(tensors, {name: node for node, name in numbers.items() if node in known})
 
 
 def _sizes_over(record: EngineRecord) -> tuple[int, ...]:
@@ -304,15 +243,9 @@ def _sizes_over(record: EngineRecord) -> tuple[int, ...]:
     return tuple(sorted({least, shapes.best[0], most, max(least, most - 1), *(size for size in powers if size in record.batches)}))
 
 
-def _with_absent(stages: list[Stage], links: list[Link], name: str, source: str, required: Requirement) -> tuple[list[Stage], list[Link]]:
-    stage = Stage(name=name, runtime="tensorrt", device="cuda", precision="float32", open=_no_engine, invariance_required=None)
-    return [*stages, stage], [*links, Link(source, name, required)]
-
-
-def _no_engine() -> Runner:
+def _why_no_engine() -> str:
     """What is missing: a GPU, TensorRT, or only the engine."""
     try:
-        runtime = runnable_flavour().runtime
+        return f"there is no tensorrt engine; {runnable_flavour().runtime} is here, so build one: {_BUILD}"
     except NotHereError as error:
-        raise NotHereError(f"there is no tensorrt engine: {error}") from error
-    raise NotHereError(f"there is no tensorrt engine; {runtime} is here, so build one: {_BUILD}")
+        return f"there is no tensorrt engine: {error}"

@@ -5,16 +5,19 @@ Takes the trained graph, the config it came from and the data's facts; knows nei
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import JsonValue
 from torch import nn
 from torch.fx import GraphModule
 
+from deploy.compare.inputs import SampleSource
 from deploy.report.words import spoken_counts
 from export.bundle import (
     CARD,
@@ -34,13 +37,14 @@ from export.bundle import (
     WEIGHTS,
     Facts,
     TensorEntry,
+    class_metadata,
 )
 from export.exact.grid import integers_of
 from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
 from export.files import sha256_of, write_file
 from export.fold import fold, tensors_bytes
 from export.layers import not_foldable_parts
-from export.onnx import INPUT, OUTPUT, class_metadata, onnx_from_graph
+from export.onnx import INPUT, OUTPUT, onnx_from_graph
 from pipeline.config import Config, dump_config
 from pipeline.config.sections import Data
 from pipeline.data import Split
@@ -237,3 +241,17 @@ def _how_to_verify(network: str) -> str:
         return f"""`pipeline verify BUNDLE --network {network}`, where that module can be imported, checks hashes and outputs again: the network is
 code of the user's own, which no bundle imports by itself. BUNDLE is this folder."""
     return "`pipeline verify` on this folder checks hashes and outputs again, from these files alone."
+
+
+def test_set(trained: TrainedRun) -> SampleSource:
+    """The test set, or as much of it as the config asks for."""
+    wanted, size = trained.config.verify.samples, trained.config.verify.batch_size
+    number = trained.test.num_samples if wanted == "test" else min(wanted, trained.test.num_samples)
+    order = torch.arange(number)
+
+    def batches() -> Iterator[dict[str, NDArray[np.uint8]]]:
+        for images, _ in trained.test.batches_in_order(order, size):
+            yield {INPUT: images.cpu().numpy()}
+
+    whole = f"{number} test images" if number == trained.test.num_samples else f"the first {number} test images"
+    return SampleSource(batches, -(-number // size), number, f"{whole} of {trained.config.data.name}")

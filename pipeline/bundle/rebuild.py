@@ -1,81 +1,140 @@
-"""A bundle's graphs, rebuilt from its config and stored weights: the training graph, the grid, the integers; and what its records say.
+"""A bundle's graphs, rebuilt from its config and stored weights: the training graph, its fold, the grid and the stored integers.
 
 Takes an opened bundle. What is at odds with itself is DamagedError.
 """
 
-import json
+import copy
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
-from pydantic import JsonValue
 from torch import nn
 from torch.fx import GraphModule
 
 from deploy.runners.base import TensorSpec
-from deploy.verify.verdict import FrozenStatistics, TrainingOnlyPart
-from export.bundle import (
-    CONFIG,
-    DIAGNOSIS,
-    EXACT_MODEL,
-    EXACT_TENSORRT_MODEL,
-    EXACT_TRAINING_WEIGHTS,
-    EXACT_WEIGHTS,
-    SAMPLES,
-    TRAINING_WEIGHTS,
-    Bundle,
-    TensorEntry,
-)
+from deploy.runners.forms import Form, MissingForm
+from deploy.runners.pt2 import ProgramForm, from_exported
+from deploy.runners.table import TORCH
+from deploy.runners.torch import GraphForm, graph_form
+from deploy.verify.verdict import FrozenStatistics, NotFoldablePart, TrainingOnlyPart
+from export.bundle import CONFIG, EXACT_TRAINING_WEIGHTS, EXACT_WEIGHTS, TRAINING_WEIGHTS, WEIGHTS, Bundle
 from export.errors import DamagedError, UsageError
-from export.exact.grid import GridGraph, integers_of
-from export.layers import TrainingPart, training_only_parts
-from pipeline.config import Config, parse_config
-from pipeline.config.sections import Training
-from pipeline.methods.statistics import is_frozen
+from export.exact.grid import GridGraph, folded_from_integers, integers_of
+from export.fold import fold
+from export.layers import TrainingPart, not_foldable_parts, training_only_parts
+from export.onnx import operations_beyond_plain, program_of
+from pipeline.bundle.chain import EVALUATION, FOLDED, REFERENCE, TRAINING, Graphs
+from pipeline.bundle.contents import bundle_config, image_shape_of, spec_of
+from pipeline.config import Config
+from pipeline.graph.parts import trained_layers
+from pipeline.methods.statistics import freeze_statistics, is_frozen
 from pipeline.networks import is_of_the_user
-from pipeline.training.freezing import first_frozen_epoch
+from pipeline.training.diagnosis import layer_figures
 from pipeline.training_graph import ImageFacts, grid_of, training_graph
 
-EXACT_FILES = (EXACT_MODEL, EXACT_TENSORRT_MODEL, EXACT_WEIGHTS, EXACT_TRAINING_WEIGHTS)
+
+@dataclass(frozen=True, kw_only=True)
+class RebuiltModel:
+    """What a bundle's files make, and what is known of it."""
+
+    graphs: Graphs
+    exact_graphs: Graphs | None
+    beyond_plain: Counter[str]
+    training_only: tuple[TrainingOnlyPart, ...]
+    not_foldable: tuple[NotFoldablePart, ...]
+    filters: tuple[Mapping[str, object], ...]
+    num_parameters: int
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Images to compare on, as often as they are asked for, and how they were made."""
-
-    batches: Callable[[], Iterator[NDArray[np.uint8]]]
-    num_batches: int
-    description: str
-
-
-def stored_samples(bundle: Bundle) -> Samples:
-    """The test images that the bundle carries."""
-    images = _tensors(bundle, SAMPLES).get("images", torch.empty(0)).numpy()
-    if images.dtype != np.uint8 or images.shape[1:] != image_shape_of(bundle) or not len(images):
-        found = f"{images.dtype.name}, {' x '.join(map(str, images.shape))}"
-        wanted = f"uint8, N x {' x '.join(map(str, image_shape_of(bundle)))}, N at least 1"
-        raise DamagedError(f"{bundle.folder / SAMPLES}: images are {found}; expected {wanted}; export the bundle again")
-    size = bundle_config(bundle).verify.batch_size
-
-    def batches() -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, len(images), size):
-            yield images[start : start + size]
-
-    return Samples(batches, -(-len(images) // size), f"{len(images)} test images stored in the bundle")
+def rebuilt_model(bundle: Bundle, network: str | None, frozen: FrozenStatistics | None) -> RebuiltModel:
+    """Everything that needs PyTorch, from the bundle's config and weights alone; `network`: code that the user trusts to build the network."""
+    graph, config, device = rebuilt_training_graph(bundle, network), bundle_config(bundle), _device_of(bundle)
+    if frozen is not None:
+        freeze_statistics(graph)
+    folded = fold(graph)
+    load_weights(folded, bundle, WEIGHTS)
+    here = _folded_here(bundle, device)
+    return RebuiltModel(
+        graphs=_float_graphs(graph, folded, _ends(bundle), device, folded_here=here),
+        exact_graphs=_exact_graphs(bundle, config, device, None if here else bundle.manifest.device),
+        beyond_plain=operations_beyond_plain(graph),
+        training_only=_training_only(graph, bundle.manifest.training_precision, frozen),
+        not_foldable=tuple(NotFoldablePart(name=name, what=part.summary) for name, part in not_foldable_parts(graph).items()),
+        filters=tuple(layer_figures(trained_layers(graph), config.training.deflated_below)),
+        num_parameters=sum(parameter.numel() for parameter in graph.parameters()),
+    )
 
 
-def rebuilt_grid(bundle: Bundle, config: Config) -> GridGraph | None:
-    """The exact training graph, from the bundle's config, its training weights, and those of the exact stage."""
-    present = [name for name in EXACT_FILES if bundle.has(name)]
-    if not present:
+def _ends(bundle: Bundle) -> tuple[TensorSpec, TensorSpec]:
+    return spec_of(bundle.manifest.input), spec_of(bundle.manifest.output)
+
+
+def _float_graphs(graph: GraphModule, folded: GraphModule, ends: tuple[TensorSpec, TensorSpec], device: str, *, folded_here: bool) -> Graphs:
+    """Bits in PyTorch. `folded` has the stored weights, `graph` those of training; the function is that of the latter."""
+    training, evaluation = copy.deepcopy(graph).train(), copy.deepcopy(graph).eval()
+    for part in training_only_parts(training).values():
+        part.active = is_frozen(part)  # what training froze is left as training leaves it: it must make no difference
+    exported = _exporter(ends[0])
+    of_training = replace(graph_form(REFERENCE, fold(graph), ends, "cpu"), exported=exported)
+    return Graphs(
+        training=graph_form(TRAINING, training, ends, device, gradients=True),
+        evaluation=graph_form(EVALUATION, evaluation, ends, device),
+        folded=replace(graph_form(FOLDED, folded, ends, device), exported=exported),
+        reference=of_training.float64(),
+        source=of_training,
+        budget_from=TRAINING,
+        folded_here=folded_here,
+    )
+
+
+def _exact_graphs(bundle: Bundle, config: Config, device: str, rounded_on: str | None) -> Graphs | None:
+    """The same bits from the training graph on. `rounded_on`: the device that rounded the integers, where it is of another kind than this one."""
+    grid = _rebuilt_grid(bundle, config)
+    if grid is None:
         return None
-    if len(present) < len(EXACT_FILES):
-        missing = next(name for name in EXACT_FILES if not bundle.has(name))
-        raise DamagedError(f"{bundle.folder} has {present[0]} and lacks {missing}, which goes with it; export the bundle again")
+    ends, exact = _ends(bundle), folded_from_integers(grid, _stored_integers(bundle, grid))
+    training, evaluation = copy.deepcopy(grid.graph).train(), copy.deepcopy(grid.graph).eval()
+    of_graphs: list[Form] = [
+        _plainly_summed(graph_form(f"exact {TRAINING}", training, ends, device, gradients=True)),
+        _plainly_summed(graph_form(f"exact {EVALUATION}", evaluation, ends, device)),
+    ]
+    if rounded_on is not None:
+        # Weights such as e^g have other bits on another kind of device, and the nearest integer may then be another.
+        reason = f"its integers were rounded on {rounded_on}, and another kind of device may round to others; verify it there"
+        of_graphs = [MissingForm(runtime=TORCH, device=form.device, reason=reason) for form in of_graphs]
+    folded = _plainly_summed(graph_form(f"exact {FOLDED}", exact, ends, device))
+    return Graphs(
+        training=of_graphs[0],
+        evaluation=of_graphs[1],
+        folded=folded,
+        reference=graph_form(f"exact {REFERENCE}", exact, ends, "cpu").float64(),
+        budget_from=FOLDED,
+    )
+
+
+def _plainly_summed(form: GraphForm) -> GraphForm:
+    return replace(form, plain_sums=True)
+
+
+def _exporter(image: TensorSpec) -> "functools._lru_cache_wrapper[Form]":
+    """Exports each graph once, however many links are looked into."""
+    channels, height, width = (int(size or 0) for size in image.shape[1:])
+
+    @functools.cache
+    def exported(module: GraphModule) -> Form:
+        return ProgramForm(program=from_exported(program_of(copy.deepcopy(module).cpu(), (channels, height, width))))
+
+    return exported
+
+
+def _rebuilt_grid(bundle: Bundle, config: Config) -> GridGraph | None:
+    """The exact training graph, from the bundle's config, its training weights, and those of the exact stage."""
+    if not bundle.has(EXACT_WEIGHTS):
+        return None
     grid, _ = grid_of(config, _image_facts(bundle), _tensors(bundle, TRAINING_WEIGHTS))
     load_weights(grid.graph, bundle, EXACT_TRAINING_WEIGHTS)
     for step in (quantiser.step.item() for members in grid.groups.values() for quantiser in members):
@@ -84,7 +143,7 @@ def rebuilt_grid(bundle: Bundle, config: Config) -> GridGraph | None:
     return grid
 
 
-def stored_integers(bundle: Bundle, grid: GridGraph) -> dict[str, torch.Tensor]:
+def _stored_integers(bundle: Bundle, grid: GridGraph) -> dict[str, torch.Tensor]:
     """The stored integers and their steps, each of the type and shape that the network has."""
     found, expected = _tensors(bundle, EXACT_WEIGHTS), integers_of(grid)
     for name in sorted(found.keys() | expected.keys()):
@@ -122,25 +181,17 @@ def _image_facts(bundle: Bundle) -> ImageFacts:
     return ImageFacts(shape, len(bundle.manifest.classes), (0.0,) * shape[0], (1.0,) * shape[0])
 
 
-def bundle_config(bundle: Bundle) -> Config:
-    """The config that the bundle was made from."""
-    try:
-        return parse_config(bundle.read(CONFIG).decode(), f"{bundle.folder / CONFIG}")
-    except UnicodeDecodeError as error:
-        raise DamagedError(f"{bundle.folder / CONFIG} is not text; export the bundle again") from error
-
-
-def device_of(bundle: Bundle) -> str:
+def _device_of(bundle: Bundle) -> str:
     """Where the graph was trained and folded, if this machine has it."""
     return bundle.manifest.device if torch.cuda.is_available() and bundle.manifest.device.startswith("cuda") else "cpu"
 
 
-def folded_here(bundle: Bundle, device: str) -> bool:
+def _folded_here(bundle: Bundle, device: str) -> bool:
     """A fold has the bits of the device it ran on: e^g rounds differently on another kind."""
     return torch.device(bundle.manifest.device).type == torch.device(device).type
 
 
-def training_only_in(graph: GraphModule, precision: str, frozen: FrozenStatistics | None) -> tuple[TrainingOnlyPart, ...]:
+def _training_only(graph: GraphModule, precision: str, frozen: FrozenStatistics | None) -> tuple[TrainingOnlyPart, ...]:
     def off_since(part: TrainingPart) -> int | None:
         return frozen.since_step if frozen is not None and is_frozen(part) else None
 
@@ -149,40 +200,6 @@ def training_only_in(graph: GraphModule, precision: str, frozen: FrozenStatistic
     if precision != "float32":
         parts.append(TrainingOnlyPart(name="precision", what=f"the training steps computed in {precision}"))
     return tuple(parts)
-
-
-def records_in(bundle: Bundle, name: str) -> tuple[dict[str, JsonValue], ...]:
-    try:
-        records = [json.loads(line) for line in bundle.read(name).splitlines()]
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{bundle.folder / name} does not hold a JSON object a line: {error}; export the bundle again") from error
-    if not all(isinstance(record, dict) for record in records):
-        raise DamagedError(f"{bundle.folder / name} does not hold a JSON object a line; export the bundle again")
-    return tuple(records)
-
-
-def diagnosis_of(bundle: Bundle) -> tuple[dict[str, JsonValue], ...]:
-    """The figures of all layers after each epoch, where the bundle has any."""
-    records = records_in(bundle, DIAGNOSIS) if bundle.has(DIAGNOSIS) else ()
-    for record in records:
-        layers = record.get("layers")
-        if not isinstance(record.get("epoch"), int) or not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
-            raise DamagedError(f"{bundle.folder / DIAGNOSIS} holds a line without an epoch and its layers; export the bundle again")
-    return records
-
-
-def image_shape_of(bundle: Bundle) -> tuple[int, int, int]:
-    sizes = bundle.manifest.input.shape[1:]
-    if len(sizes) != 3 or None in sizes:
-        raise DamagedError(
-            f"{bundle.folder}: the manifest's input is {bundle.manifest.input.shape}, expected batch x C x H x W; export the bundle again"
-        )
-    channels, height, width = (size or 0 for size in sizes)
-    return channels, height, width
-
-
-def spec_of(entry: TensorEntry) -> TensorSpec:
-    return TensorSpec(entry.name, entry.dtype, tuple(entry.shape))
 
 
 def _tensors(bundle: Bundle, name: str) -> dict[str, torch.Tensor]:
@@ -199,32 +216,3 @@ def load_weights(graph: nn.Module, bundle: Bundle, name: str) -> None:
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
         raise DamagedError(f"{bundle.folder / name} does not fit the network of {CONFIG}: {first}; export the bundle again") from error
-
-
-Record = Mapping[str, JsonValue]
-
-
-def frozen_statistics(records: Sequence[Record], options: Training, source: str) -> FrozenStatistics | None:
-    """None where the run never came to freezing them."""
-    first = first_frozen_epoch(options)
-    before = len(records) if first is None else min(first, len(records))
-    frozen = records[before:]
-    step = records[before - 1].get("step") if frozen and before else None
-    if [record.get("frozen_at_step") for record in records] != [None] * before + [step] * len(frozen):
-        raise DamagedError(f"{source}: frozen_at_step is not what training.freeze_statistics of the config makes it; export the bundle again")
-    if not frozen:
-        return None
-    return FrozenStatistics(
-        since_step=int(_number(records[before - 1], "step", source)),
-        last_step=int(_number(frozen[-1], "step", source)),
-        accuracy_before=_number(records[before - 1], "test_accuracy", source),
-        accuracy_recomputed=_number(frozen[0], "test_accuracy_at_freezing", source),
-        accuracy_at_end=_number(frozen[-1], "test_accuracy", source),
-    )
-
-
-def _number(record: Record, key: str, source: str) -> float:
-    value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DamagedError(f"{source}: {key} of epoch {record.get('epoch')} is {value!r}, expected a number; export the bundle again")
-    return value

@@ -1,10 +1,11 @@
 """Everything a config may say, section by section, with its default and its range."""
 
 import json
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from deploy.runners.table import FILE_RUNTIMES
 from pipeline.config.base import Section
 from pipeline.config.methods import MethodOptions, NonNegative, Positive, ScaledwsOptions, Share
 
@@ -268,6 +269,11 @@ class Training(Section):
     schedule: Schedule = Schedule()
     freeze_statistics: FreezeStatistics = FreezeStatistics()
 
+    @property
+    def first_frozen_epoch(self) -> int | None:
+        """The epoch, counted from 0, at whose start the statistics are frozen; None where they never are."""
+        return self.epochs - self.freeze_statistics.epochs if self.freeze_statistics.epochs else None
+
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> "Training":
         if self.nesterov and self.momentum == 0:
@@ -365,10 +371,16 @@ class Export(Section):
     batch: Batch = Batch()
 
 
+if TYPE_CHECKING:
+    RuntimeName = str
+else:
+    RuntimeName = Literal[FILE_RUNTIMES]  # from the table of runtimes, so that a new one is known here too
+
+
 class Verify(Section):
     """What the exported model is checked on, and where."""
 
-    runtimes: tuple[Literal["onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino-cpu"], ...] = ("onnxruntime-cpu",)
+    runtimes: tuple[RuntimeName, ...] = ("onnxruntime-cpu",)
     samples: Literal["test"] | Count = "test"
     """test: the whole test set. A number: that many of its first samples. Hostile inputs are always added."""
     batch_size: Count = 64

@@ -17,11 +17,6 @@ class FreezingMoment:
     test_accuracy: float
 
 
-def first_frozen_epoch(options: Training) -> int | None:
-    """The epoch, counted from 0, at whose start the statistics are frozen; None where they never are."""
-    return options.epochs - options.freeze_statistics.epochs if options.freeze_statistics.epochs else None
-
-
 def require_usable_statistics(graph: nn.Module, options: Training, batch_size: int) -> None:
     """Refuse, before training, batches that have no statistics of their own, and freezing where there is nothing to freeze."""
     parts = statistics_parts(graph).values()

@@ -26,7 +26,7 @@ from pipeline.training.device import arithmetic, autocast_type, cpu_threads, dev
 from pipeline.training.diagnosis import Figures, GradientNorms, layer_figures, with_gradient_norms
 from pipeline.training.evaluation import Evaluation, WeightAverage, evaluate, evaluation_batch_size
 from pipeline.training.finite import NotFiniteError, all_finite, first_bad_activation, first_bad_weights
-from pipeline.training.freezing import FreezingMoment, first_frozen_epoch
+from pipeline.training.freezing import FreezingMoment
 from pipeline.training.interruption import Interruption
 from pipeline.training.metrics import EpochRecord, MetricsLog, Tally
 from pipeline.training.optimiser import Moment, momentum, rate_share
@@ -136,7 +136,7 @@ class _Loop:
     def run(self) -> None:
         self.watcher.run_started(self.options.epochs, self.steps_per_epoch, self.num_steps_done)
         while self.epoch < self.options.epochs:
-            if self.epoch == first_frozen_epoch(self.options) and self.frozen is None:
+            if self.epoch == self.options.first_frozen_epoch and self.frozen is None:
                 self._freeze_statistics()
             self.watcher.epoch_started(self.epoch + 1)
             self._train_to_the_end_of_the_epoch()
@@ -267,7 +267,7 @@ class _Loop:
             peak_memory_bytes=peak_memory_bytes(self.device),
             penalty=self.tally.penalty,
             frozen_at_step=None if self.frozen is None else self.frozen.step,
-            test_accuracy_at_freezing=None if self.frozen is None or self.epoch != first_frozen_epoch(self.options) else self.frozen.test_accuracy,
+            test_accuracy_at_freezing=None if self.frozen is None or self.epoch != self.options.first_frozen_epoch else self.frozen.test_accuracy,
         )
 
     def _stop_if_asked(self) -> None:

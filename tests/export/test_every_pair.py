@@ -15,6 +15,7 @@ import pytest
 import torch
 from graphs import DEFAULTS, NUM_CLASSES, REFUSED, STARTS_AT_ZERO, images, rewrite, scatter, step, traced
 from onnx import numpy_helper
+from opened import OpenedBy
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -172,12 +173,12 @@ def link_to_file(training: RewrittenGraph, folded: GraphModule, file: Path, shap
         def opened() -> Runner:
             return TorchRunner(module, *specs, name=name, gradients=gradients, precision=precision)
 
-        return Stage(name=name, runtime="torch", device="cpu", precision=precision, open=opened, invariance_required=None)
+        return Stage(name=name, form=OpenedBy(runtime="torch", precision=precision, opener=opened), invariance_required=None)
 
     def opened() -> Runner:
         return open_file("onnxruntime-cpu", file, RunOptions(threads=1))
 
-    of_file = Stage(name="file", runtime="onnxruntime-cpu", device="cpu", precision="float32", open=opened, invariance_required=None)
+    of_file = Stage(name="file", form=OpenedBy(runtime="onnxruntime-cpu", precision="float32", opener=opened), invariance_required=None)
     return Chain(
         stages=(stage("training", InTraining(training.graph), gradients=True), stage("folded", folded), of_file),
         links=(Link("folded", "file", "budget"),),

@@ -10,8 +10,9 @@ import pytest
 import torch
 from graphs import DEFAULTS, NOT_FOLDABLE, images, rewritten, step
 
+from export.bundle import class_metadata
 from export.fold import fold
-from export.onnx import PLAIN_OPERATIONS, NotFoldedError, class_metadata, interruptible, onnx_from_graph, operations_beyond_plain, require_folded_form
+from export.onnx import PLAIN_OPERATIONS, NotFoldedError, interruptible, onnx_from_graph, operations_beyond_plain, require_folded_form
 from pipeline.methods import METHODS
 
 SMALL = (1, 8, 8)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from onnx_files import IMAGE, LOGITS, Perceptron, pixels, random_weights
+from opened import OpenedBy
 
 from deploy.runners.base import Array, Runner
 from deploy.runners.torch import TorchRunner
@@ -44,7 +45,7 @@ def verdict_of(alter: Alter = lambda outputs: outputs) -> Verdict:
     """On a link to the altered network, and one to a runtime that is not here."""
 
     def stage(name: str, open_: Callable[[], Runner], precision: str = "float32") -> Stage:
-        return Stage(name=name, runtime=name, device="cpu", precision=precision, open=open_)  # type: ignore[arg-type]
+        return Stage(name=name, form=OpenedBy(runtime=name, precision=precision, opener=open_))  # type: ignore[arg-type]
 
     chain = Chain(
         stages=(

@@ -4,20 +4,16 @@ from dataclasses import asdict
 
 import click
 
+from deploy.runners.probe import Findings
+from deploy.runners.table import RUNTIMES
 from export.errors import NotHereError
 from pipeline.cli import options
 from pipeline.cli.console import Console
-from pipeline.cli.doctor.probes import Findings
 from pipeline.cli.doctor.survey import installed_onnxruntimes, problems, survey
 
 REMEDIES = {
     "cuda": "take a machine with an NVIDIA GPU and its driver, and a PyTorch built for CUDA",
-    "tensorrt": "pip install 'samegraph[tensorrt]', on a machine with an NVIDIA GPU",
-    "tensorrt-rtx": "pip install tensorrt-rtx, on an NVIDIA GPU of compute capability 7.5, 8.x or 12.x",
-    "onnxruntime-cpu": "pip install onnxruntime-gpu, which serves CPUs too",
-    "onnxruntime-cuda": "pip install onnxruntime-gpu and nothing else of ONNX Runtime, on a machine with an NVIDIA GPU",
-    "openvino-cpu": "pip install 'samegraph[openvino]'",
-    "onnxruntime-tensorrt": "the same as for onnxruntime-cuda, and libraries of the TensorRT that it was built for on LD_LIBRARY_PATH",
+    **{name: runtime.remedy for name, runtime in RUNTIMES.items()},
 }
 """What `--require` takes -> how to get it."""
 

@@ -15,11 +15,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.doctor import probes
-from pipeline.cli.doctor.probes import Finding, Findings
-
-RUNTIMES: dict[str, tuple[str, ...]] = {name: (name,) for name in probes.LOOKS} | {"torch": ("torch", "cuda")}
-"""Each probe, and the findings that it answers for."""
+from deploy.runners.base import Finding
+from deploy.runners.probe import LOOKS, Findings
 
 _ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-rocm")
 _REASONS = (re.compile(r"with error: (.+)"), re.compile(r"cudaError \d+: ([^)]+)"))
@@ -28,16 +25,18 @@ _REASONS = (re.compile(r"with error: (.+)"), re.compile(r"cudaError \d+: ([^)]+)
 def survey() -> Findings:
     """Everything `doctor` shows, in its order."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        runtimes = list(pool.map(run_probe, RUNTIMES))
+        runtimes = list(pool.map(run_probe, LOOKS))
     found = {name: finding for findings in runtimes for name, finding in findings.items()}
     return {"python": _python(), "cpu": _cpu(), "memory": _memory(), "disk": _disk(), **found}
 
 
-def run_probe(name: str, script: Path = Path(probes.__file__), seconds: float = 180) -> Findings:
+def run_probe(name: str, script: Path | None = None, seconds: float = 180) -> Findings:
     """Run one probe; a crash, a hang and an answer that is none are findings too."""
-    command = [sys.executable, "-P", str(script), name]
+    command = [sys.executable, *(["-m", "deploy.runners.probe"] if script is None else ["-P", str(script)]), name]
+    root = str(Path(__file__).parents[3])  # the child finds this project, not the folder that it is started in
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])), "PYTHONSAFEPATH": "1"}
     try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL, env=environment)
     except subprocess.TimeoutExpired:
         return _not_here(name, f"gave no answer in {seconds:g} s")
     noise = click.unstyle(done.stderr.decode(errors="replace"))
@@ -93,7 +92,7 @@ def _ended(code: int) -> str:
 
 
 def _not_here(probe: str, detail: str) -> Findings:
-    return {name: Finding(False, detail) for name in RUNTIMES[probe]}
+    return {name: Finding(False, detail) for name in LOOKS[probe]}
 
 
 def _python() -> Finding:

@@ -8,6 +8,7 @@ import pytest
 
 from deploy.compare import budget as budget_module
 from deploy.compare.budget import Budget, Budgets, ErrorMeter, Errors, OutputErrors, TopOneMeter, budget, budgets, ulp
+from deploy.runners.base import Precision
 
 
 def errors(reference: object, outputs: object, dtype: object = np.float32) -> Errors:
@@ -93,7 +94,7 @@ def test_four_times_the_training_error() -> None:
 
 
 @pytest.mark.parametrize(("precision", "factor"), [("tf32", 2**13), ("float16", 2**13), ("bfloat16", 2**16)])
-def test_scaled_by_the_precision_that_was_asked_for(precision: budget_module.Precision, factor: int) -> None:
+def test_scaled_by_the_precision_that_was_asked_for(precision: Precision, factor: int) -> None:
     training = errors([1.0], [1.0 + 2**-10])
     assert budget(training, "float32", precision) == Budget(4 * factor * 2**-10, 4 * factor * 2**-10)
 

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_files import IMAGE, LOGITS, Perceptron, pixels, random_weights
+from opened import OpenedBy
 from verdicts import Altered
 
 from deploy.compare.budget import Budgets, ErrorMeter, OutputErrors, budgets, first_class_changes, is_covered
 from deploy.runners.base import Array, Runner
 from deploy.runners.torch import TorchRunner
-from deploy.verify import run as run_module
+from deploy.verify import course
 from deploy.verify.links import Chain, Link, Record, Stage
 from deploy.verify.run import run_chain
 from deploy.verify.verdict import Verdict
@@ -90,7 +91,7 @@ class TestInAChain:
 
     @pytest.fixture(autouse=True)
     def few_in_any_case(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(run_module, "NUM_IN_FLOAT64", 16)
+        monkeypatch.setattr(course, "NUM_IN_FLOAT64", 16)
 
     def verdict(self, alter: Callable[[dict[str, Array]], dict[str, Array]]) -> tuple[Verdict, list[int]]:
         evaluated: list[int] = []
@@ -103,7 +104,7 @@ class TestInAChain:
 
         def stage(name: str, open_: Callable[[], Runner]) -> Stage:
             precision = "float64" if name == "float64" else "float32"
-            return Stage(name=name, runtime="torch", device="cpu", precision=precision, open=open_, invariance_required=None)  # type: ignore[arg-type]
+            return Stage(name=name, form=OpenedBy(runtime="torch", precision=precision, opener=open_), invariance_required=None)  # type: ignore[arg-type]
 
         chain = Chain(
             stages=(stage("training", lambda: TorchRunner(Perceptron(self.WEIGHTS), [IMAGE], [LOGITS])), stage("runtime", lambda: Altered(alter))),

@@ -19,7 +19,7 @@ from torch import nn
 
 from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
-from deploy.runners.table import FILE_RUNTIMES, RunOptions, open_file, other_runs
+from deploy.runners.table import FILE_RUNTIMES, RUNTIMES, RunOptions, open_file, other_runs
 from deploy.runners.torch import TorchRunner
 from export.errors import DamagedError, NotHereError, UsageError
 
@@ -311,12 +311,15 @@ class TestOnnxRuntime:
 
 
 def test_other_runs_differ_in_one_choice_that_the_runtime_has() -> None:
-    found = [(each.choice, each.setting, each.options) for each in other_runs("onnxruntime-cpu", RunOptions(optimisation="none", threads=1))]
+    found = [
+        (each.choice, each.setting, each.options)
+        for each in other_runs(RUNTIMES["onnxruntime-cpu"].choices, RunOptions(optimisation="none", threads=1))
+    ]
     assert found == [
         ("threads", "3 threads", RunOptions(optimisation="none", threads=3)),
         *(("optimisation", f"optimisation: {level}", RunOptions(optimisation=level, threads=1)) for level in ("basic", "extended", "all")),
     ]
-    assert {each.choice for each in other_runs("onnxruntime-cuda", RunOptions())} == {"optimisation"}
+    assert {each.choice for each in other_runs(RUNTIMES["onnxruntime-cuda"].choices, RunOptions())} == {"optimisation"}
 
 
 def test_unknown_runtime(tmp_path: Path) -> None:

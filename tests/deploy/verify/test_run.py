@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from onnx_files import IMAGE, LOGITS, Perceptron, Weights, pixels, random_weights, write_onnx
+from opened import OpenedBy
 
 from deploy.runners.base import Array, Runner, TensorSpec
+from deploy.runners.forms import Variant
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
 from deploy.runners.torch import TorchRunner
-from deploy.verify.invariance import OF_EVERY_STAGE, Variant
+from deploy.verify.invariance import OF_EVERY_STAGE
 from deploy.verify.links import Chain, Link, Record, Stage
 from deploy.verify.place import Pairing, Places
 from deploy.verify.run import run_chain
@@ -51,11 +53,11 @@ def torch_stage(name: str, weights: Weights = WEIGHTS, *, precision: str = "floa
             gradients=gradients,
         )
 
-    return Stage(name=name, runtime="torch", device="cpu", precision=precision, open=opened)  # type: ignore[arg-type]
+    return Stage(name=name, form=OpenedBy(runtime="torch", precision=precision, opener=opened))  # type: ignore[arg-type]
 
 
 def stage(open_: Callable[[], Runner], name: str = "onnx", runtime: str = "onnxruntime-cpu") -> Stage:
-    return Stage(name=name, runtime=runtime, device="cpu", precision="float32", open=open_)
+    return Stage(name=name, form=OpenedBy(runtime=runtime, precision="float32", opener=open_))
 
 
 class Altered(Runner):
@@ -89,6 +91,11 @@ def chain(*last: Stage, required: Requirement = "budget") -> Chain:
         reference=torch_stage("float64", precision="float64"),
         training="training",
     )
+
+
+def _with_variant(stage: Stage, variant: Variant) -> Stage:
+    assert isinstance(stage.form, OpenedBy)
+    return replace(stage, form=replace(stage.form, others=(variant,)))
 
 
 def onnx_stage(path: Path, weights: Weights = REORDERED) -> Stage:
@@ -297,7 +304,10 @@ def test_without_a_reference_nothing_is_inside_a_budget(tmp_path: Path) -> None:
 
     whole = chain(onnx_stage(tmp_path / "model.onnx"))
     assert whole.reference is not None
-    broken = replace(whole.reference, open=lambda: TorchRunner(Breaks(), [IMAGE], [LOGITS], precision="float64"))
+    broken = replace(
+        whole.reference,
+        form=OpenedBy(runtime="torch", precision="float64", opener=lambda: TorchRunner(Breaks(), [IMAGE], [LOGITS], precision="float64")),
+    )
     link = last_link(run_chain(replace(whole, reference=broken), batches, RECORD))
     assert (link.status, link.observed, link.reason) == ("failed", "outside", "float64 raised ValueError: none")
 
@@ -311,7 +321,10 @@ def test_a_reference_that_breaks_late_leaves_no_budget(tmp_path: Path) -> None:
 
     whole = chain(onnx_stage(tmp_path / "model.onnx"))
     assert whole.reference is not None
-    late = replace(whole.reference, open=lambda: TorchRunner(BreaksLate(WEIGHTS), [IMAGE], [LOGITS], precision="float64"))
+    late = replace(
+        whole.reference,
+        form=OpenedBy(runtime="torch", precision="float64", opener=lambda: TorchRunner(BreaksLate(WEIGHTS), [IMAGE], [LOGITS], precision="float64")),
+    )
     link = last_link(run_chain(replace(whole, reference=late), batches, RECORD))
     assert (link.status, link.observed, link.budget) == ("failed", "outside", None)
 
@@ -374,10 +387,10 @@ class TestInvariance:
 
     def test_a_variant_of_a_stage_is_checked_and_an_absent_stage_has_none(self) -> None:
         other = altered(lambda outputs: {"logits": outputs["logits"] + np.float32(0.01)})
-        variant = Variant(check="threads", setting="3 threads", open=other.open)
-        same = replace(altered(lambda outputs: outputs), variants=(variant,))
+        variant = Variant(check="threads", setting="3 threads", open=other.form.open)
+        same = _with_variant(altered(lambda outputs: outputs), variant)
         assert failure_sentence(run_chain(chain(same), batches, RECORD)).startswith("threads of onnx failed: the error against float64 is max 0.01,")
-        absent = replace(TestAbsent().missing(), variants=(variant,))
+        absent = _with_variant(TestAbsent().missing(), variant)
         checks = run_chain(chain(absent), batches, RECORD).invariance
         assert [(each.check, each.status) for each in checks if each.stage == "cuda"][-1] == ("threads", "not run")
 
@@ -470,13 +483,12 @@ class TestInterrupted:
         with pytest.raises(KeyboardInterrupt):
             run_chain(chain(), twice, RECORD)
 
-    def test_while_the_place_is_looked_for_the_verdict_stands_without_it(self, tmp_path: Path) -> None:
-        def interrupt(batch: Mapping[str, Array]) -> Places:
+    def test_while_the_place_is_looked_for_the_verdict_stands_without_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(chain: Chain, link: Link, batch: Mapping[str, Array]) -> Places:
             raise KeyboardInterrupt
 
-        wrong = chain(onnx_stage(tmp_path / "model.onnx", fault(bias=moved(WEIGHTS.bias))))
-        links = tuple(replace(link, places=interrupt) for link in wrong.links)
-        verdict = run_chain(replace(wrong, links=links), batches, RECORD)
+        monkeypatch.setattr("deploy.verify.run.cut_link", interrupt)
+        verdict = run_chain(chain(onnx_stage(tmp_path / "model.onnx", fault(bias=moved(WEIGHTS.bias)))), batches, RECORD)
         assert (verdict.word, verdict.interrupted, verdict.samples.count) == ("fail", True, 40)
         assert last_link(verdict).place is None
 
@@ -491,24 +503,28 @@ class TestWhereTheSearchRuns:
         def at(self, pairing: Pairing) -> None:
             return None
 
-    def batches_tried(self, path: Path, *, checked: bool) -> list[Mapping[str, Array]]:
+    @pytest.fixture
+    def tried(self, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Array]]:
         tried: list[Mapping[str, Array]] = []
 
-        def places(batch: Mapping[str, Array]) -> Places:
+        def places(chain: Chain, link: Link, batch: Mapping[str, Array]) -> Places:
             tried.append(batch)
             return self.Nowhere()
 
+        monkeypatch.setattr("deploy.verify.run.cut_link", places)
+        return tried
+
+    def batches_tried(self, path: Path, tried: list[Mapping[str, Array]], *, checked: bool) -> list[Mapping[str, Array]]:
         wrong = chain(onnx_stage(path, fault(bias=moved(WEIGHTS.bias))))
-        links = (*wrong.links[:1], replace(wrong.links[1], places=places))
         stages = wrong.stages if checked else tuple(replace(stage, invariance_required=None) for stage in wrong.stages)
-        verdict = run_chain(replace(wrong, links=links, stages=stages), batches, RECORD)
+        verdict = run_chain(replace(wrong, stages=stages), batches, RECORD)
         worst = last_link(verdict).worst[0].sample
         assert all(any(np.array_equal(IMAGES[worst], row) for row in batch["image"]) for batch in tried)
         return tried
 
-    def test_few_and_then_all(self, tmp_path: Path) -> None:
-        assert [len(batch["image"]) for batch in self.batches_tried(tmp_path / "model.onnx", checked=True)] in ([8, 16], [8, 8])
+    def test_few_and_then_all(self, tmp_path: Path, tried: list[Mapping[str, Array]]) -> None:
+        assert [len(batch["image"]) for batch in self.batches_tried(tmp_path / "model.onnx", tried, checked=True)] in ([8, 16], [8, 8])
 
-    def test_all_where_nothing_smaller_was_seen_to_run(self, tmp_path: Path) -> None:
-        (batch,) = self.batches_tried(tmp_path / "model.onnx", checked=False)
+    def test_all_where_nothing_smaller_was_seen_to_run(self, tmp_path: Path, tried: list[Mapping[str, Array]]) -> None:
+        (batch,) = self.batches_tried(tmp_path / "model.onnx", tried, checked=False)
         assert len(batch["image"]) in (8, 16)

@@ -359,5 +359,4 @@ def test_a_config_whose_profile_excludes_what_is_verified_is_refused(values: dic
 
 def test_no_engine_where_a_gpu_and_tensorrt_are_here_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain, "runnable_flavour", lambda: FLAVOURS["tensorrt"])
-    with pytest.raises(NotHereError, match="there is no tensorrt engine; tensorrt is here, so build one: pipeline export BUNDLE --tensorrt"):
-        chain._no_engine()
+    assert chain._why_no_engine() == "there is no tensorrt engine; tensorrt is here, so build one: pipeline export BUNDLE --tensorrt"

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from deploy.verify.request import BundleRequest
 from export.bundle import open_bundle
 from export.errors import DamagedError
-from pipeline.bundle.rebuild import stored_samples
+from pipeline.bundle.contents import stored_samples
 from pipeline.bundle.verify import verify_bundle
 from pipeline.cli.console import Console
 

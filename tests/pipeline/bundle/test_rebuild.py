@@ -13,7 +13,7 @@ from deploy.verify.verdict import FrozenStatistics
 from export.bundle import Facts, Manifest, write_manifest
 from export.errors import DamagedError
 from pipeline import run
-from pipeline.bundle.rebuild import frozen_statistics
+from pipeline.bundle.contents import frozen_statistics
 from pipeline.cli.console import Console
 from pipeline.config import load_config
 from pipeline.config.sections import FreezeStatistics, Training

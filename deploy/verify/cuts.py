@@ -11,7 +11,7 @@ from deploy.runners.base import Runner
 from deploy.runners.forms import Form, RenamedForm
 from deploy.verify.course import one_pass
 from deploy.verify.links import Chain, Link, Record, Stage
-from deploy.verify.place import CutResult, Pairing, Places, paired
+from deploy.verify.place import CutResult, Pairing, Places, paired, pairings_of
 from export.errors import SamegraphError
 
 BEFORE, AFTER, SOURCE, FLOAT64 = "before", "after", "source of the budget", "float64"
@@ -35,7 +35,7 @@ def cut_link(chain: Chain, link: Link, batch: Arrays) -> "CutLink":
         after=after,
         source=source,
         float64=float64,
-        found=[each for each in found if each.point.name in names],
+        found=pairings_of(after.points, {each.point.name: each.before for each in found if each.point.name in names}),
         names=names,
     )
 

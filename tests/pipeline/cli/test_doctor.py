@@ -53,7 +53,7 @@ def test_a_provider_that_is_listed_is_not_believed(findings: dict[str, Any]) -> 
 
 
 def test_every_requirement_is_a_finding_with_a_remedy(findings: dict[str, Any]) -> None:
-    assert set(doctor.REMEDIES) < set(findings)
+    assert set(doctor.remedies()) < set(findings)
     assert {name for names in LOOKS.values() for name in names} < set(findings)
 
 
@@ -115,12 +115,12 @@ def test_two_onnxruntimes_at_once_are_a_problem_with_its_remedy() -> None:
 
 def test_what_is_required_and_missing_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = {"cuda": Finding(True, "a GPU"), "tensorrt": Finding(False, "no module tensorrt")}
-    monkeypatch.setattr(doctor, "survey", lambda: found)
-    monkeypatch.setattr(doctor, "installed_onnxruntimes", lambda: ["onnxruntime", "onnxruntime-gpu"])
+    monkeypatch.setattr("pipeline.cli.doctor.survey.survey", lambda: found)
+    monkeypatch.setattr("pipeline.cli.doctor.survey.installed_onnxruntimes", lambda: ["onnxruntime", "onnxruntime-gpu"])
     arguments = ["--require", "cuda", "--require", "tensorrt"]
     with pytest.raises(NotHereError) as caught:
         doctor.doctor.main(arguments, standalone_mode=False, obj=Console())
-    assert str(caught.value) == f"tensorrt: no module tensorrt; {doctor.REMEDIES['tensorrt']}"
+    assert str(caught.value) == f"tensorrt: no module tensorrt; {doctor.remedies()['tensorrt']}"
     cuda, tensorrt, problem = capsys.readouterr().out.splitlines()
     assert cuda == "cuda      yes  a GPU"
     assert tensorrt == "tensorrt  no   no module tensorrt"

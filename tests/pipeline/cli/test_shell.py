@@ -92,8 +92,8 @@ finally:
         ),
         (
             ["doctor", "--require", "cudo"],
-            "Invalid value for '--require': 'cudo' is not one of 'cuda', 'tensorrt', 'tensorrt-rtx', "
-            "'onnxruntime-cpu', 'onnxruntime-cuda', 'openvino-cpu', 'onnxruntime-tensorrt'. (see pipeline doctor --help)",
+            "Invalid value for '--require': 'cudo' is not one of 'cuda', 'torch', 'onnxruntime-cpu', "
+            "'onnxruntime-cuda', 'onnxruntime-tensorrt', 'openvino-cpu', 'tensorrt', 'tensorrt-rtx'. (see pipeline doctor --help)",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from export.fold import fold
-from export.layers import Derivation, DerivedConv2d, DerivedLinear, WeightAndBias
+from export.layers import Derivation, DerivedConv2d, DerivedLinear, LayerKind, WeightAndBias
 
 SIGNED = (-128, 127)
 UNSIGNED = (0, 127)
@@ -254,7 +254,7 @@ def is_power_of_two(count: int) -> bool:
     return count & (count - 1) == 0
 
 
-Kind = Literal["first", "spatial", "pointwise", "depthwise", "linear", "mean", "classifier"]
+Kind = LayerKind | Literal["mean"]
 DerivedLayer = DerivedConv2d | DerivedLinear
 
 

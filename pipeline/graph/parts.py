@@ -3,10 +3,10 @@
 Takes a traced graph. Knows neither methods nor particular networks.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import nn
@@ -14,10 +14,9 @@ from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
 from export.fold import fold
-from export.layers import Derivation
-from export.operations import CONVOLUTIONS_AND_LINEAR, is_addition
-
-Kind = Literal["first", "spatial", "pointwise", "depthwise", "linear", "classifier"]
+from export.graphs import image_size_of
+from export.layers import Derivation, LayerKind, filter_kind
+from export.operations import step_at, walk
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Convolution:
 
     node: Node
     module: nn.Conv2d | nn.Linear
-    kind: Kind
+    kind: LayerKind
     norm: Norm | None
 
     @property
@@ -96,28 +95,24 @@ def find_parts(graph: GraphModule) -> Parts:
 
 def _norms(graph: GraphModule) -> tuple[Norm, ...]:
     found: list[Norm] = []
-    for node, module in _modules(graph):
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            found.append(Norm(node, module, _layer_before(graph, node)))
+    for step in walk(graph):
+        if step.kind == "norm":
+            assert isinstance(step.layer, (nn.BatchNorm1d, nn.BatchNorm2d))
+            found.append(Norm(step.node, step.layer, _layer_before(graph, step.node)))
     _refuse_second_use(norm.node for norm in found)
     return tuple(found)
 
 
 def _layers(graph: GraphModule) -> list[tuple[Node, nn.Conv2d | nn.Linear]]:
     found: list[tuple[Node, nn.Conv2d | nn.Linear]] = []
-    for node, module in _modules(graph):
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            found.append((node, module))
+    for step in walk(graph):
+        if step.kind == "layer":
+            assert isinstance(step.layer, (nn.Conv2d, nn.Linear))
+            found.append((step.node, step.layer))
     _refuse_second_use(node for node, _ in found)
     if not found:
         raise UsageError("the network has no convolution and no linear layer; there is nothing to train")
     return found
-
-
-def _modules(graph: GraphModule) -> Iterator[tuple[Node, nn.Module]]:
-    for node in graph.graph.nodes:
-        if node.op == "call_module":
-            yield node, graph.get_submodule(node.target)
 
 
 def _refuse_second_use(nodes: Iterable[Node]) -> None:
@@ -130,9 +125,7 @@ def _refuse_second_use(nodes: Iterable[Node]) -> None:
 
 def _layer_before(graph: GraphModule, norm: Node) -> Node | None:
     (before,) = norm.all_input_nodes
-    if before.op != "call_module" or len(before.users) != 1:
-        return None
-    return before if isinstance(graph.get_submodule(str(before.target)), CONVOLUTIONS_AND_LINEAR) else None
+    return before if len(before.users) == 1 and step_at(graph, before).kind == "layer" else None
 
 
 def _convolutions(graph: GraphModule, norms: tuple[Norm, ...]) -> tuple[Convolution, ...]:
@@ -146,14 +139,8 @@ def _convolutions(graph: GraphModule, norms: tuple[Norm, ...]) -> tuple[Convolut
     return (*found, Convolution(classifier, dict(layers)[classifier], "classifier", norm_after.get(classifier)))
 
 
-def _kind(module: nn.Conv2d | nn.Linear, has_layer_before: bool) -> Kind:
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if not has_layer_before:
-        return "first"
-    if module.groups == module.in_channels and module.groups > 1:
-        return "depthwise"
-    return "pointwise" if module.kernel_size == (1, 1) else "spatial"
+def _kind(module: nn.Conv2d | nn.Linear, has_layer_before: bool) -> LayerKind:
+    return filter_kind(module) if has_layer_before or isinstance(module, nn.Linear) else "first"
 
 
 def _classifier(graph: GraphModule, layers: list[Node]) -> Node:
@@ -189,7 +176,7 @@ def _nodes_after(layers: set[Node]) -> set[Node]:
 def _residual_units(graph: GraphModule, convolutions: tuple[Convolution, ...]) -> tuple[ResidualUnit, ...]:
     dominator = _immediate_dominators(graph)
     layer_at = {convolution.node: convolution for convolution in convolutions}
-    return tuple(_unit(node, dominator[node], layer_at) for node in graph.graph.nodes if is_addition(node))
+    return tuple(_unit(step.node, dominator[step.node], layer_at) for step in walk(graph) if step.kind == "addition")
 
 
 def _unit(add: Node, start: Node, layer_at: dict[Node, Convolution]) -> ResidualUnit:
@@ -243,7 +230,7 @@ class TrainedLayer:
     """A convolution or linear layer as it is trained."""
 
     name: str
-    kind: Kind
+    kind: LayerKind
     module: nn.Module
 
     def filters_and_scale(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -271,9 +258,9 @@ def trained_layers(graph: GraphModule) -> tuple[TrainedLayer, ...]:
 def starts_of_units(graph: GraphModule, *, where_images_shrink: bool) -> list[Node]:
     """The nodes at which residual units begin, in the order of computation; all, or those of units that make images smaller."""
     units = find_parts(fold(graph)).units
-    names = [unit.start.name for unit in units if not where_images_shrink or _pixels(unit.start) > _pixels(unit.add)]
+    names = [unit.start.name for unit in units if not where_images_shrink or _num_pixels(unit.start) > _num_pixels(unit.add)]
     return [node for node in graph.graph.nodes if node.name in names]
 
 
-def _pixels(node: Node) -> int:
-    return node.meta["tensor_meta"].shape[2:].numel()
+def _num_pixels(node: Node) -> int:
+    return math.prod(image_size_of(node))

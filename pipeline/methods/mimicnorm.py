@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from export.graphs import finish, replace_layer
 from pipeline.config.methods import MimicnormOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
-from pipeline.graph.rewrite import finish, remove_norms, replace_layer
+from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph, Stacks
 from pipeline.methods.branches import BranchScale, chains_to_joins, last_convolutions, last_shortcut_convolutions
 from pipeline.methods.last_norm import normalise_logits

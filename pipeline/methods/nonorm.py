@@ -3,9 +3,10 @@
 import torch
 from torch.fx import GraphModule
 
+from export.graphs import finish, replace_layer
 from pipeline.config.methods import NonormOptions
 from pipeline.graph import find_parts
-from pipeline.graph.rewrite import finish, remove_norms, replace_layer
+from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph
 from pipeline.methods.layers import he_normal, with_bias, xavier_normal
 

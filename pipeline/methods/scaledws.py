@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from export.graphs import finish, replace_layer
 from export.layers import Derivation, WeightAndBias
-from export.operations import is_addition
+from export.operations import walk
 from pipeline.config.methods import ScaledwsOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
-from pipeline.graph.rewrite import finish, remove_norms, replace_layer
+from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import AdaptiveClipping, Method, OneGroup, RewrittenGraph
 from pipeline.methods.branches import last_convolutions
 from pipeline.methods.layers import derived, he_normal, per_filter, with_bias, xavier_normal
@@ -59,7 +60,7 @@ class Scaledws(Method):
     def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
         alphas = dict.fromkeys(last_convolutions(parts.units), self.options.alpha)
-        betas = _betas(parts, alphas) if self.options.beta else {}
+        betas = _betas(graph, parts, alphas) if self.options.beta else {}
         remove_norms(graph, parts.norms)
         for layer in parts.convolutions:
             alpha, beta = alphas.get(layer.node, 1.0), betas.get(layer.node, 1.0)
@@ -77,22 +78,22 @@ class Scaledws(Method):
         return derived(layer.module, StandardisedWeights(weight, self.options.gamma * alpha * beta, alpha, self.options.eps))
 
 
-def _betas(parts: Parts, alphas: dict[Node, float]) -> dict[Node, float]:
+def _betas(graph: GraphModule, parts: Parts, alphas: dict[Node, float]) -> dict[Node, float]:
     """1 / sqrt(expected variance at the start of the unit), for each convolution that a unit begins with."""
-    layers = {layer.node for layer in parts.convolutions}
+    sources = {layer.node for layer in parts.convolutions} | {step.node for step in walk(graph) if step.kind == "addition"}
     alpha_of = {unit.add: alphas[node] for node, unit in last_convolutions(parts.units).items()}
     variance_behind: dict[Node, float] = {}
     betas: dict[Node, float] = {}
     for unit in parts.units:
-        variance = variance_behind.get(_source(unit.start, layers), 1.0)
+        variance = variance_behind.get(_source(unit.start, sources), 1.0)
         betas |= dict.fromkeys(_first_convolutions(unit), 1 / math.sqrt(variance))
         variance_behind[unit.add] = (1.0 if unit.shortcut else variance) + alpha_of.get(unit.add, 1.0) ** 2
     return betas
 
 
-def _source(node: Node, layers: set[Node]) -> Node:
+def _source(node: Node, sources: set[Node]) -> Node:
     """The nearest addition, layer or join at or before the node; what lies between changes no variance that is reckoned with."""
-    while node not in layers and not is_addition(node) and len(node.all_input_nodes) == 1:
+    while node not in sources and len(node.all_input_nodes) == 1:
         (node,) = node.all_input_nodes
     return node
 

@@ -99,7 +99,7 @@ def test_dropout_can_be_switched_off_in_training_mode() -> None:
         (nn.Sequential(nn.GELU()), "GELU at network.middle.0"),
         (nn.Sequential(nn.GroupNorm(2, 8)), "GroupNorm at network.middle.0"),
         (lambda x: x * 2, "mul"),
-        (lambda x: x.exp(), "call_method exp"),
+        (lambda x: x.exp(), ".exp()"),
         (
             nn.Sequential(nn.Conv2d(8, 8, 3, padding="same")),
             "at network.middle.0 has padding='same', padding_mode='zeros', expected numbers and zeros",

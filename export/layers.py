@@ -152,11 +152,19 @@ class DerivedLinear(FoldableLayer):
         return _with_values(plain, weight, bias)
 
 
+DerivedLayer = DerivedConv2d | DerivedLinear
+
+
+def derived(like: nn.Conv2d | nn.Linear, derivation: Derivation) -> DerivedLayer:
+    """The operation of `like` on a derived weight."""
+    return DerivedConv2d(like, derivation) if isinstance(like, nn.Conv2d) else DerivedLinear(derivation)
+
+
 FilterKind = Literal["spatial", "pointwise", "depthwise", "linear"]
 LayerKind = FilterKind | Literal["first", "classifier"]
 
 
-def filter_kind(layer: nn.Conv2d | nn.Linear | DerivedConv2d | DerivedLinear) -> FilterKind:
+def filter_kind(layer: nn.Conv2d | nn.Linear | DerivedLayer) -> FilterKind:
     """What the filters of a layer look at."""
     if isinstance(layer, (nn.Linear, DerivedLinear)):
         return "linear"

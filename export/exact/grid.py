@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from export.fold import fold
-from export.layers import Derivation, DerivedConv2d, DerivedLinear, LayerKind, WeightAndBias
+from export.layers import Derivation, DerivedLayer, LayerKind, WeightAndBias
 
 SIGNED = (-128, 127)
 UNSIGNED = (0, 127)
@@ -255,7 +255,6 @@ def is_power_of_two(count: int) -> bool:
 
 
 Kind = LayerKind | Literal["mean"]
-DerivedLayer = DerivedConv2d | DerivedLinear
 
 
 @dataclass(frozen=True, kw_only=True)

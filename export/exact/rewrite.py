@@ -16,7 +16,6 @@ from export.exact.grid import (
     SIGNED,
     UNSIGNED,
     BorrowedWeights,
-    DerivedLayer,
     GridBits,
     GridGraph,
     GridLayer,
@@ -34,7 +33,7 @@ from export.exact.grid import (
 from export.exact.roles import ceiling_of, off_the_grid, only_reader_through_moves, reaches_output, role_of, window_of
 from export.fold import leave_training
 from export.graphs import bypass, finish, image_size_of, insert_between, insert_in_front, note_shapes, replace_layer, shape_of
-from export.layers import Derivation, DerivedConv2d, DerivedLinear, GlobalAveragePool, LayerKind, Normalise, filter_kind
+from export.layers import Derivation, DerivedConv2d, DerivedLayer, DerivedLinear, GlobalAveragePool, LayerKind, Normalise, derived, filter_kind
 from export.operations import Role, step_at
 
 LARGEST_IN_TF32 = 2**11
@@ -62,18 +61,21 @@ def _classified_in_front(graph: GraphModule, pool: Node) -> bool:
         or any(step_at(graph, each).kind != "flattening" for each in between)
     ):
         return False
-    linear, (before,) = graph.get_submodule(str(reader.target)), pool.all_input_nodes
-    if not isinstance(linear, (DerivedLinear, nn.Linear)):
+    linear = _derived(graph.get_submodule(str(reader.target)))
+    if not isinstance(linear, DerivedLinear):
         return False
-    derivation = linear.derivation if isinstance(linear, DerivedLinear) else BorrowedWeights(linear.weight, linear.bias)
-    name = str(reader.target)
-    graph.set_submodule(name, _on_each_pixel(derivation))
-    reader.replace_all_uses_with(reader.all_input_nodes[0])
-    graph.graph.erase_node(reader)  # first: the new node takes its name
-    with graph.graph.inserting_before(pool):
-        pool.replace_input_with(before, graph.graph.call_module(name, (before,)))
+    bypass(graph, reader)  # first: the new node takes its name
+    insert_in_front(graph, pool, str(reader.target), _on_each_pixel(linear.derivation))
     graph.recompile()
     return True
+
+
+def _derived(layer: nn.Module) -> DerivedLayer:
+    """The layer on a derivation; plain ones lend their weights."""
+    if isinstance(layer, (DerivedConv2d, DerivedLinear)):
+        return layer
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    return derived(layer, BorrowedWeights(layer.weight, layer.bias))
 
 
 def _on_each_pixel(derivation: Derivation) -> DerivedConv2d:
@@ -199,14 +201,10 @@ class _GridWalk:
         self.values[node] = _Value("grid", _PIXELS, -offset, 255 - offset)
 
     def _layer(self, node: Node) -> None:
-        layer = self.graph.get_submodule(str(node.target))
         (before,) = node.all_input_nodes
         source = self._settled(before)
-        if not isinstance(layer, (DerivedConv2d, DerivedLinear)):
-            assert isinstance(layer, (nn.Conv2d, nn.Linear))
-            held = BorrowedWeights(layer.weight, layer.bias)
-            layer = DerivedConv2d(layer, held) if isinstance(layer, nn.Conv2d) else DerivedLinear(held)
-            replace_layer(self.graph, node, layer)
+        layer = _derived(self.graph.get_submodule(str(node.target)))
+        replace_layer(self.graph, node, layer)
         is_last = reaches_output(self.graph, node) or self._is_in_front_of_its_pool(node)
         draft = _Draft(node, _kind(layer, source, is_last=is_last), layer, layer.derivation, source)
         if source.group == _PIXELS:

@@ -11,14 +11,14 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from export.graphs import finish, insert_between, insert_in_front, replace_layer
-from export.layers import Derivation, ScalarBias, WeightAndBias
+from export.layers import Derivation, ScalarBias, WeightAndBias, derived
 from export.operations import walk
 from pipeline.config.methods import FixupOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
 from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, ParameterGroup, RewrittenGraph, TrainingRules
 from pipeline.methods.branches import ends_of_all_branches
-from pipeline.methods.layers import derived, he_normal_fan_out
+from pipeline.methods.layers import he_normal_fan_out
 
 
 class FixupWeights(Derivation):

@@ -9,11 +9,10 @@ from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
 from export.graphs import bypass, insert_in_front, replace_layer
-from export.layers import FoldableLayer
+from export.layers import FoldableLayer, derived
 from export.operations import step_at
 from pipeline.graph import Convolution
 from pipeline.methods.batchnorm import BatchStatistics, NormedLayer, NormInWeight
-from pipeline.methods.layers import derived
 
 _OF_LOGITS = "batch statistics of a BatchNorm over the logits"
 _AVERAGES = frozenset({"average pool", "adaptive pool", "global average", "mean", "flattening", "reshaping", "copy", "training only"})

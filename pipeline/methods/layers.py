@@ -8,7 +8,6 @@ import math
 import torch
 from torch import nn
 
-from export.layers import Derivation, DerivedConv2d, DerivedLinear
 from pipeline.graph import Convolution
 
 
@@ -25,11 +24,6 @@ def initialise_as_written(layer: Convolution, generator: torch.Generator) -> Non
     layer.module.weight = nn.Parameter(draw(layer.module.weight.shape, generator))
     if layer.module.bias is not None:
         nn.init.zeros_(layer.module.bias)
-
-
-def derived(like: nn.Conv2d | nn.Linear, derivation: Derivation) -> DerivedConv2d | DerivedLinear:
-    """The operation of `like` on a derived weight."""
-    return DerivedConv2d(like, derivation) if isinstance(like, nn.Conv2d) else DerivedLinear(derivation)
 
 
 def unit_uniform(shape: torch.Size, generator: torch.Generator, mean_dims: tuple[int, ...] = ()) -> torch.Tensor:

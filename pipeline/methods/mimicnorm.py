@@ -11,13 +11,14 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from export.graphs import finish, replace_layer
+from export.layers import derived
 from pipeline.config.methods import MimicnormOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
 from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph, Stacks
 from pipeline.methods.branches import BranchScale, chains_to_joins, last_convolutions, last_shortcut_convolutions
 from pipeline.methods.last_norm import normalise_logits
-from pipeline.methods.layers import derived, he_normal, he_normal_fan_out, with_bias, xavier_normal
+from pipeline.methods.layers import he_normal, he_normal_fan_out, with_bias, xavier_normal
 
 _PAPER_GAIN = 1 / math.sqrt(1 - 1 / math.pi)  # 1.2112: the mean of a rectified normal value is lost to zero-mean filters
 _CODE_GAIN = math.sqrt(1.4)

@@ -10,14 +10,14 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from export.graphs import finish, replace_layer
-from export.layers import Derivation, WeightAndBias
+from export.layers import Derivation, WeightAndBias, derived
 from export.operations import walk
 from pipeline.config.methods import ScaledwsOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
 from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import AdaptiveClipping, Method, OneGroup, RewrittenGraph
 from pipeline.methods.branches import last_convolutions
-from pipeline.methods.layers import derived, he_normal, per_filter, with_bias, xavier_normal
+from pipeline.methods.layers import he_normal, per_filter, with_bias, xavier_normal
 
 
 class StandardisedWeights(Derivation):

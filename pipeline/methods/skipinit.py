@@ -9,12 +9,13 @@ import torch
 from torch.fx import GraphModule
 
 from export.graphs import finish, insert_in_front, replace_layer
+from export.layers import derived
 from pipeline.config.methods import SkipinitOptions
 from pipeline.graph import Dropout, find_parts
 from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph
 from pipeline.methods.branches import BranchScale, ends_of_all_branches
-from pipeline.methods.layers import derived, he_normal, with_bias, xavier_normal
+from pipeline.methods.layers import he_normal, with_bias, xavier_normal
 
 
 class Skipinit(Method):

@@ -8,13 +8,13 @@ from torch import nn
 from torch.fx import GraphModule
 
 from export.graphs import finish, insert_in_front, replace_layer
-from export.layers import Derivation, WeightAndBias
+from export.layers import Derivation, WeightAndBias, derived
 from pipeline.config.methods import WeightnormOptions
 from pipeline.graph import Dropout, Parts, find_parts
 from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph
 from pipeline.methods.branches import last_convolutions
-from pipeline.methods.layers import derived, he_normal, per_filter, with_bias, xavier_normal
+from pipeline.methods.layers import he_normal, per_filter, with_bias, xavier_normal
 
 
 class NormedWeights(Derivation):

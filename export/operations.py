@@ -46,6 +46,8 @@ class Operation:
     """How it is written: as a layer, as a function, as a method of a tensor."""
     onnx: tuple[str, ...] = ()
     """The operators that it becomes in a file."""
+    slope: Callable[[Any], float] = lambda _: 0.0
+    """Of a rectifier, as a layer: the share of negative values that it lets pass."""
     grid: Role | NoRole
 
 
@@ -134,6 +136,12 @@ class Step:
                 return f".{self.node.target}()"
             case _:
                 return f"{self.node.op} {self.node.target}"
+
+    @property
+    def slope(self) -> float:
+        """Of a rectifier: the share of negative values that it lets pass."""
+        assert self.operation is not None
+        return self.operation.slope(self.as_layer())
 
     def as_layer(self) -> nn.Module:
         """The layer that computes the same, however the operation is written: a function's arguments have the names of its layer's."""

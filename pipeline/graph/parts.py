@@ -4,7 +4,7 @@ Takes a traced graph. Knows neither methods nor particular networks.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,6 +40,8 @@ class Convolution:
     module: nn.Conv2d | nn.Linear
     kind: LayerKind
     norm: Norm | None
+    slope: float
+    """The share of negative values that the rectifiers in front of it let pass; 0 where there is none, as if there were a ReLU."""
 
     @property
     def name(self) -> str:
@@ -103,13 +105,13 @@ def _norms(graph: GraphModule) -> tuple[Norm, ...]:
     return tuple(found)
 
 
-def _layers(graph: GraphModule) -> list[tuple[Node, nn.Conv2d | nn.Linear]]:
-    found: list[tuple[Node, nn.Conv2d | nn.Linear]] = []
+def _layers(graph: GraphModule) -> dict[Node, nn.Conv2d | nn.Linear]:
+    found: dict[Node, nn.Conv2d | nn.Linear] = {}
     for step in walk(graph):
         if step.kind == "layer":
             assert isinstance(step.layer, (nn.Conv2d, nn.Linear))
-            found.append((step.node, step.layer))
-    _refuse_second_use(node for node, _ in found)
+            found[step.node] = step.layer
+    _refuse_second_use(found)
     if not found:
         raise UsageError("the network has no convolution and no linear layer; there is nothing to train")
     return found
@@ -131,40 +133,55 @@ def _layer_before(graph: GraphModule, norm: Node) -> Node | None:
 def _convolutions(graph: GraphModule, norms: tuple[Norm, ...]) -> tuple[Convolution, ...]:
     layers = _layers(graph)
     norm_after = {norm.follows: norm for norm in norms if norm.follows is not None}
-    classifier = _classifier(graph, [node for node, _ in layers])
-    has_layer_before = _nodes_after({node for node, _ in layers})
-    found = [
-        Convolution(node, module, _kind(module, node in has_layer_before), norm_after.get(node)) for node, module in layers if node is not classifier
-    ]
-    return (*found, Convolution(classifier, dict(layers)[classifier], "classifier", norm_after.get(classifier)))
+    slopes = {step.node: step.slope for step in walk(graph) if step.kind == "rectifier"}
+    classifier = _classifier(graph, layers)
+    has_layer_before = _nodes_after(layers)
+
+    def found(node: Node, kind: LayerKind) -> Convolution:
+        return Convolution(node, layers[node], kind, norm_after.get(node), _slope_in_front(node, slopes, layers))
+
+    others = [found(node, _kind(module, node in has_layer_before)) for node, module in layers.items() if node is not classifier]
+    return (*others, found(classifier, "classifier"))
+
+
+def _slope_in_front(layer: Node, slopes: Mapping[Node, float], layers: Container[Node]) -> float:
+    """The slope of the rectifiers whose values a layer reads; of several the root of the mean square."""
+    squares = [slopes[node] ** 2 for node in _nearest_in_front(layer, lambda node: node in slopes or node in layers) if node in slopes]
+    return math.sqrt(math.fsum(squares) / len(squares)) if squares else 0.0  # fsum, because a set has no order and a sum has one
+
+
+def _nearest_in_front(node: Node, stops: Callable[[Node], bool]) -> set[Node]:
+    """On each way back from a node, the first node at which to stop."""
+    found: set[Node] = set()
+    seen: set[Node] = set()
+    waiting: list[Node] = list(node.all_input_nodes)
+    while waiting:
+        before = waiting.pop()
+        if before in seen:
+            continue
+        seen.add(before)
+        if stops(before):
+            found.add(before)
+        else:
+            waiting.extend(before.all_input_nodes)
+    return found
 
 
 def _kind(module: nn.Conv2d | nn.Linear, has_layer_before: bool) -> LayerKind:
     return filter_kind(module) if has_layer_before or isinstance(module, nn.Linear) else "first"
 
 
-def _classifier(graph: GraphModule, layers: list[Node]) -> Node:
+def _classifier(graph: GraphModule, layers: Container[Node]) -> Node:
     """The one layer behind which no other layer stands, on every way to the output."""
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    last: set[Node] = set()
-    seen: set[Node] = set()
-    waiting: list[Node] = list(output.all_input_nodes)
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node in layers:
-            last.add(node)
-        else:
-            waiting.extend(node.all_input_nodes)
+    last = _nearest_in_front(output, lambda node: node in layers)
     if len(last) != 1:
         names = ", ".join(sorted(str(node.target) for node in last)) or "none"
         raise UsageError(f"the network's output must come from one classifier layer, found {names}; join them before a last linear layer")
     return last.pop()
 
 
-def _nodes_after(layers: set[Node]) -> set[Node]:
+def _nodes_after(layers: Collection[Node]) -> set[Node]:
     (graph,) = {node.graph for node in layers}
     after: set[Node] = set()
     for node in graph.nodes:

@@ -129,7 +129,7 @@ def _make_functional(graph: GraphModule) -> None:
             step.node.target = operator.add
         elif step.node.target == "add_":
             step.node.target = "add"
-        elif step.node.kwargs.get("inplace"):
+        elif step.node.kwargs.get("inplace"):  # torch.nn.functional hands it on by name, however it was given
             step.node.update_kwarg("inplace", False)
         elif step.kind == "rectifier" and step.layer is not None:
             step.layer.inplace = False  # type: ignore[assignment]  # an attribute of the layer, no part of it

@@ -17,7 +17,7 @@ from pipeline.config.methods import EquinormOptions
 from pipeline.graph import Convolution, Normalise, Parts, find_parts
 from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph
-from pipeline.methods.layers import he_normal, he_normal_fan_out, per_filter, with_bias, with_both_signs, xavier_normal
+from pipeline.methods.layers import drawn, he_normal_fan_out, per_filter, with_bias, with_both_signs
 from pipeline.methods.statistics import Moments, Statistics
 
 
@@ -143,8 +143,7 @@ class Equinorm(Method):
 
     @staticmethod
     def _plain(layer: Convolution, generator: torch.Generator) -> nn.Module:
-        draw = xavier_normal if layer.kind == "classifier" else he_normal
-        return with_bias(layer.module, draw(layer.module.weight.shape, generator))
+        return with_bias(layer.module, drawn(layer, generator))
 
     def _balanced(self, layer: Convolution, generator: torch.Generator) -> nn.Module:
         module, shape = layer.module, layer.module.weight.shape
@@ -175,6 +174,6 @@ def _refuse_negative_inputs(graph: GraphModule, parts: Parts) -> None:
 def _never_negative(graph: GraphModule) -> set[Node]:
     found: set[Node] = set()
     for step in walk(graph):
-        if step.kind == "rectifier" or (step.kind != "layer" and all(before in found for before in step.node.all_input_nodes)):
+        if (step.kind == "rectifier" and step.slope == 0) or (step.kind != "layer" and all(before in found for before in step.node.all_input_nodes)):
             found.add(step.node)
     return found

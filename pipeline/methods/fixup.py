@@ -106,7 +106,7 @@ def _drawn(layer: Convolution, generator: torch.Generator, share: float) -> torc
     if share == 0.0 or layer.kind == "classifier":
         return torch.zeros(shape)
     groups = layer.module.groups if isinstance(layer.module, nn.Conv2d) else 1
-    return he_normal_fan_out(shape, generator, groups) * share
+    return he_normal_fan_out(shape, generator, groups, layer.slope) * share
 
 
 def _pads(layer: Convolution) -> bool:

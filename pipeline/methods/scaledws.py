@@ -17,7 +17,7 @@ from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
 from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import AdaptiveClipping, Method, OneGroup, RewrittenGraph
 from pipeline.methods.branches import last_convolutions
-from pipeline.methods.layers import he_normal, per_filter, with_bias, xavier_normal
+from pipeline.methods.layers import drawn, per_filter, seen_by_zero_mean, with_bias
 
 
 class StandardisedWeights(Derivation):
@@ -69,13 +69,16 @@ class Scaledws(Method):
         return RewrittenGraph(finish(graph), ScaledwsRules(graph, self.options, classifier))
 
     def _layer(self, layer: Convolution, generator: torch.Generator, alpha: float, beta: float) -> nn.Module:
-        shape = layer.module.weight.shape
-        if layer.kind == "classifier":
-            return with_bias(layer.module, xavier_normal(shape, generator))
-        weight = he_normal(shape, generator)
-        if layer.kind == "linear":
+        weight = drawn(layer, generator)
+        if layer.kind in ("classifier", "linear"):
             return with_bias(layer.module, weight)
-        return derived(layer.module, StandardisedWeights(weight, self.options.gamma * alpha * beta, alpha, self.options.eps))
+        gamma = self.options.gamma * _gamma_share(layer.slope)
+        return derived(layer.module, StandardisedWeights(weight, gamma * alpha * beta, alpha, self.options.eps))
+
+
+def _gamma_share(slope: float) -> float:
+    """A rectifier's gamma, one over the deviation of what it lets pass of a normal value, as a share of a ReLU's."""
+    return seen_by_zero_mean(0.0) / (math.sqrt(1 + slope**2) * seen_by_zero_mean(slope))
 
 
 def _betas(graph: GraphModule, parts: Parts, alphas: dict[Node, float]) -> dict[Node, float]:

@@ -1,18 +1,27 @@
-"""The table of operations: each way of writing one leads to its row, and the file of a graph has no operators but those of its rows."""
+"""The table of operations: each way of writing one leads to its row, a graph's file has no operators but those of its rows, and a new row is
+all that a new kind of layer takes.
+"""
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from graphs import DEFAULTS, NUM_CLASSES, images, rewrite, scatter, step
 from torch import nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
+from export import operations
+from export.errors import UsageError
+from export.exact.grid import GridBits
+from export.exact.rewrite import grid_graph
 from export.fold import fold
-from export.layers import Normalise
+from export.layers import Normalise, training_only_parts_off
 from export.onnx import onnx_from_graph
-from export.operations import OPERATIONS, Kind, NoRole, walk
+from export.operations import OPERATIONS, Kind, NoRole, Operation, walk
 from pipeline.graph import trace
 
 SHAPE = (3, 8, 8)
@@ -109,3 +118,69 @@ def test_a_function_is_the_layer_that_it_is_told_as(function: Middle) -> None:
     x = torch.randn(2, 8, 6, 6)
     assert step.layer is None
     assert torch.equal(step.as_layer()(x), function(x))
+
+
+class Residual(nn.Module):
+    """One residual unit of layers, norms and a kind of layer that is given."""
+
+    def __init__(self, kind: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, NUM_CLASSES)
+        self.branch = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), kind(), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(x + self.branch(x))
+        return self.last(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+NEW: dict[str, tuple[Callable[[], nn.Module], Operation]] = {
+    "ChannelShuffle": (
+        lambda: nn.ChannelShuffle(2),
+        Operation(kind="transposition", modules=(nn.ChannelShuffle,), onnx=("Reshape", "Transpose"), grid=NoRole("nobody wrote one")),
+    ),
+    "Hardtanh": (
+        lambda: nn.Hardtanh(0.0, 1.0),
+        Operation(kind="rectifier", modules=(nn.Hardtanh,), onnx=("Clip", "Constant"), grid=NoRole("its bounds are on no grid")),
+    ),
+    "PReLU": (
+        lambda: nn.PReLU(init=0.25),
+        Operation(kind="rectifier", modules=(nn.PReLU,), onnx=("PRelu",), slope=lambda layer: layer.weight.item(), grid=NoRole("its slope rounds")),
+    ),
+}
+
+
+EXPORTED = ("czmig", "fixup", "groupnorm")
+"""Exporting takes seconds: plain layers, those with scalars of their own, and those that do not fold."""
+
+
+def _traced(kind: Callable[[], nn.Module]) -> GraphModule:
+    torch.manual_seed(0)
+    return trace(Residual(kind), Normalise((128.0,) * 3, (64.0,) * 3), SHAPE, NUM_CLASSES)
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_one_row_is_all_that_a_new_kind_of_layer_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by name without the row. With it: every method, the fold and the exporter, and on the grid the row's own reason."""
+    kind, row = NEW[name]
+    with pytest.raises(UsageError, match=f"{name} at network.branch.2.* is not a plain layer"):
+        _traced(kind)
+    monkeypatch.setattr(operations, "OPERATIONS", (*OPERATIONS, row))
+    for method, options in DEFAULTS.items():
+        training = rewrite(_traced(kind), options)
+        step(training, images(4, SHAPE), rate=1e-3)
+        scatter(training)
+        folded, batch = fold(training.graph), images(16, SHAPE, seed=1)
+        with torch.no_grad(), training_only_parts_off(training.graph.train()):
+            in_training = training.graph(batch)
+        with torch.no_grad():
+            assert torch.equal(in_training, training.graph.eval()(batch)), method
+            assert torch.equal(in_training, folded(batch)), method
+        if method in EXPORTED:
+            session = onnxruntime.InferenceSession(onnx_from_graph(folded, SHAPE, {}), providers=["CPUExecutionProvider"])
+            (logits,) = session.run(None, {"image": batch.numpy()})
+            # A loose bound against gross faults, as in test_onnx.py; test_every_pair.py holds what is in the table to the derived one.
+            assert np.abs(logits - in_training.numpy()).max() < 1e-4, method
+    assert isinstance(row.grid, NoRole)
+    with pytest.raises(UsageError, match=f"{name} has no form there: {row.grid.why}; set exact.enabled: false"):
+        grid_graph(rewrite(_traced(kind), DEFAULTS["nonorm"]).graph, SHAPE, GridBits())

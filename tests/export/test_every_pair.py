@@ -46,6 +46,8 @@ TORCHVISION = {
 """With the size of the images. `tests/pipeline/graph/test_parts.py` traces its deeper ResNets, and its VGGs, which take images of 224 and have
 130 million parameters; ours of the same layers stand for them here."""
 OF_A_FAMILY = {"wrn-DEPTH-WIDTH": "wrn-10-2"}
+OF_A_USER = ("own_networks:leaky",)
+"""With kinds of layers that no network of ours has."""
 LIKE = {
     **dict.fromkeys(("resnet32", "resnet44", "resnet56", "resnet110"), "resnet20"),
     "resnet34": "resnet18",
@@ -65,7 +67,7 @@ FEW, SOME = 2, 16
 
 
 def _shapes() -> dict[str, Shape]:
-    own = {name: (3, 32, 32) if name.startswith("vgg") else (3, 16, 16) for name in [*NETWORKS, *OF_A_FAMILY.values()]}
+    own = {name: (3, 32, 32) if name.startswith("vgg") else (3, 16, 16) for name in [*NETWORKS, *OF_A_FAMILY.values(), *OF_A_USER]}
     return {**own, "small": (1, 8, 8), **{f"torchvision:{name}": (3, size, size) for name, size in TORCHVISION.items()}}
 
 

@@ -28,6 +28,12 @@ def note_shapes(graph: GraphModule, image_shape: tuple[int, int, int]) -> None:
     graph.load_state_dict(before)
 
 
+def output_of(graph: GraphModule) -> Node:
+    """The node that returns the logits."""
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    return output
+
+
 def shape_of(node: Node) -> torch.Size:
     """The shape of the node's value for a batch of two."""
     return node.meta["tensor_meta"].shape

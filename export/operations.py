@@ -85,7 +85,7 @@ OPERATIONS: tuple[Operation, ...] = (
         functions=(torch.mean,),
         methods=("mean",),
         onnx=("ReduceMean",),
-        grid=NoRole("only x.mean([2, 3]) and average pools do"),
+        grid=NoRole("only x.mean([2, 3]) and average pools have one"),
     ),
     Operation(kind="padding", modules=(nn.ZeroPad2d,), functions=(F.pad,), onnx=("Pad", "Slice"), grid="move"),
     Operation(
@@ -112,11 +112,13 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(kind="scalar bias", modules=(ScalarBias,), onnx=("Add",), grid=NoRole("the number that it adds is not on the grid")),
     Operation(kind="unfoldable", modules=(UnfoldableLayer,), grid=NoRole("no weights can hold what it computes")),
 )
-"""What is no row here is refused by name. What layers become that cannot fold, they say themselves."""
+"""What has no row is refused by name. Layers that cannot fold say themselves which operators they become."""
 
 
 def plain_operators() -> frozenset[str]:
-    """What the file of a folded graph may consist of. Exp, Mul, BatchNormalization and Dropout are absent: something was not folded there."""
+    """What the file of a folded graph may consist of. Exp, Mul, BatchNormalization and Dropout are absent: they would mean that something was not
+    folded.
+    """
     return frozenset(name for operation in (*OPERATIONS, _OUTPUT) for name in operation.onnx)
 
 

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
 from export.fold import fold
-from export.graphs import image_size_of
+from export.graphs import image_size_of, output_of
 from export.layers import Derivation, LayerKind, filter_kind
 from export.operations import step_at, walk
 
@@ -173,8 +173,7 @@ def _kind(module: nn.Conv2d | nn.Linear, has_layer_before: bool) -> LayerKind:
 
 def _classifier(graph: GraphModule, layers: Container[Node]) -> Node:
     """The one layer behind which no other layer stands, on every way to the output."""
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    last = _nearest_in_front(output, lambda node: node in layers)
+    last = _nearest_in_front(output_of(graph), lambda node: node in layers)
     if len(last) != 1:
         names = ", ".join(sorted(str(node.target) for node in last)) or "none"
         raise UsageError(f"the network's output must come from one classifier layer, found {names}; join them before a last linear layer")

@@ -8,11 +8,11 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.fx import GraphModule, Node, Tracer
 from torch.nn import functional as F
 
 from export.errors import UsageError
-from export.graphs import image_size_of, note_shapes, replace_layer, shape_of
+from export.graphs import image_size_of, note_shapes, output_of, replace_layer, shape_of
 from export.layers import GlobalAveragePool, Normalise, TrainingPart
 from export.operations import Step, walk
 
@@ -52,7 +52,7 @@ def trace(network: nn.Module, normalise: Normalise, image_shape: tuple[int, int,
     network.train()
     graph = _traced(_FromPixels(normalise, network))
     _refuse_unknown_nodes(graph)
-    _require_one_output(graph.graph)
+    _require_one_output(graph)
     _make_functional(graph)
     _make_dropout_switchable(graph)
     _pool_in_two_steps(graph)
@@ -116,10 +116,10 @@ def _traced(whole: nn.Module) -> GraphModule:
         ) from error
 
 
-def _require_one_output(graph: Graph) -> None:
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    if not isinstance(output.args[0], Node):
-        raise UsageError(f"the network returns {type(output.args[0]).__name__}, not one tensor of logits; return the logits alone")
+def _require_one_output(graph: GraphModule) -> None:
+    returned = output_of(graph).args[0]
+    if not isinstance(returned, Node):
+        raise UsageError(f"the network returns {type(returned).__name__}, not one tensor of logits; return the logits alone")
 
 
 def _make_functional(graph: GraphModule) -> None:
@@ -157,7 +157,7 @@ def _require_pools_that_divide(graph: GraphModule) -> None:
 
 
 def _require_logits(graph: GraphModule, num_classes: int) -> None:
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    shape = tuple(shape_of(output.args[0]))
+    (logits,) = output_of(graph).all_input_nodes
+    shape = tuple(shape_of(logits))
     if shape != (2, num_classes):
         raise UsageError(f"the network returns {shape} for 2 images of {num_classes} classes; expected (2, {num_classes})")

@@ -8,14 +8,16 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
-from export.graphs import bypass, insert_in_front, replace_layer
+from export.graphs import bypass, insert_in_front, output_of, replace_layer
 from export.layers import FoldableLayer, derived
-from export.operations import step_at
+from export.operations import Kind, step_at
 from pipeline.graph import Convolution
 from pipeline.methods.batchnorm import BatchStatistics, NormedLayer, NormInWeight
 
 _OF_LOGITS = "batch statistics of a BatchNorm over the logits"
-_AVERAGES = frozenset({"average pool", "adaptive pool", "global average", "mean", "flattening", "reshaping", "copy", "training only"})
+_AVERAGES: frozenset[Kind] = frozenset(
+    {"average pool", "adaptive pool", "global average", "mean", "flattening", "reshaping", "copy", "training only"}
+)
 """The kinds of operations behind which one scale and shift per class is the same as in front of them."""
 
 
@@ -51,15 +53,13 @@ def normalise_logits(graph: GraphModule, classifier: Convolution) -> None:
         return
     statistics = BatchStatistics(norm, _OF_LOGITS)
     replace_layer(graph, classifier.node, ClassifierWithNorm(classifier.module, norm, statistics))
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    insert_in_front(graph, output, "logit_statistics", statistics)
+    insert_in_front(graph, output_of(graph), "logit_statistics", statistics)
 
 
 def _nodes_behind(graph: GraphModule, classifier: Node) -> list[Node]:
     """The averaging between classifier and output. A ReLU there is taken out: it would cut the logits that the norm is to see."""
     behind: list[Node] = []
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    (node,) = output.all_input_nodes
+    (node,) = output_of(graph).all_input_nodes
     while node is not classifier:
         if len(node.all_input_nodes) != 1:
             raise _refused(node)

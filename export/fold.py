@@ -4,33 +4,32 @@ Takes a training graph; returns a new graph of plain layers in evaluation mode, 
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import safetensors.torch
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from export.layers import FoldableLayer, TrainingPart
+from export.graphs import bypass, finish, replace_layer
+from export.layers import FoldableLayer
+from export.operations import walk
 
 
 def fold(graph: GraphModule) -> GraphModule:
     """The folded copy of a training graph."""
     folded = copy.deepcopy(graph)
-    for node in list(folded.graph.nodes):
-        if node.op != "call_module":
-            continue
-        layer = folded.get_submodule(node.target)
-        if isinstance(layer, FoldableLayer):
-            folded.set_submodule(node.target, layer.folded())
-        elif isinstance(layer, (TrainingPart, nn.Identity)):
-            (before,) = node.all_input_nodes
-            node.replace_all_uses_with(before)
-            folded.graph.erase_node(node)
-    folded.graph.eliminate_dead_code()
-    folded.delete_all_unused_submodules()
-    folded.recompile()
-    return folded.eval().requires_grad_(False)
+    leave_training(folded, lambda layer: layer.folded())
+    return finish(folded).eval().requires_grad_(False)
+
+
+def leave_training(graph: GraphModule, form: Callable[[FoldableLayer], nn.Module]) -> None:
+    """In place: each layer of training takes the form given for it, and what exists in training only goes."""
+    for step in walk(graph):
+        if isinstance(step.layer, FoldableLayer):
+            replace_layer(graph, step.node, form(step.layer))
+        elif step.kind == "training only":
+            bypass(graph, step.node)
 
 
 def tensors_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:

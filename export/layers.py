@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -45,6 +45,12 @@ class ScalarBias(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.bias
+
+
+def pair(size: int | tuple[int, ...]) -> tuple[int, int]:
+    """Height and width, where both may be given as one number."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 WeightAndBias = tuple[torch.Tensor, torch.Tensor | None]
@@ -99,8 +105,9 @@ class DerivedConv2d(FoldableLayer):
         if like.padding_mode != "zeros" or isinstance(like.padding, str):
             raise ValueError(f"padding {like.padding!r} in mode {like.padding_mode!r} has no derived form")
         self.derivation = derivation
-        self.kernel_size, self.stride, self.dilation = _pair(like.kernel_size), _pair(like.stride), _pair(like.dilation)
-        self.padding, self.groups = _pair(like.padding), like.groups
+        self.in_channels = like.in_channels
+        self.kernel_size, self.stride, self.dilation = pair(like.kernel_size), pair(like.stride), pair(like.dilation)
+        self.padding, self.groups = pair(like.padding), like.groups
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.run(x, *self.derivation())
@@ -112,7 +119,7 @@ class DerivedConv2d(FoldableLayer):
     def folded(self) -> nn.Conv2d:
         weight, bias = _stored(self.derivation)
         plain = nn.Conv2d(
-            weight.shape[1] * self.groups,
+            self.in_channels,
             weight.shape[0],
             self.kernel_size,
             self.stride,
@@ -143,6 +150,27 @@ class DerivedLinear(FoldableLayer):
         weight, bias = _stored(self.derivation)
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
         return _with_values(plain, weight, bias)
+
+
+DerivedLayer = DerivedConv2d | DerivedLinear
+
+
+def derived(like: nn.Conv2d | nn.Linear, derivation: Derivation) -> DerivedLayer:
+    """The operation of `like` on a derived weight."""
+    return DerivedConv2d(like, derivation) if isinstance(like, nn.Conv2d) else DerivedLinear(derivation)
+
+
+FilterKind = Literal["spatial", "pointwise", "depthwise", "linear"]
+LayerKind = FilterKind | Literal["first", "classifier"]
+
+
+def filter_kind(layer: nn.Conv2d | nn.Linear | DerivedLayer) -> FilterKind:
+    """What the filters of a layer look at."""
+    if isinstance(layer, (nn.Linear, DerivedLinear)):
+        return "linear"
+    if layer.groups == layer.in_channels > 1:
+        return "depthwise"
+    return "pointwise" if layer.kernel_size == (1, 1) else "spatial"
 
 
 class TrainingPart(nn.Module, ABC):
@@ -210,11 +238,6 @@ def parts_off(parts: Iterable[TrainingPart]) -> Iterator[None]:
     finally:
         for part, active in zip(parts, before, strict=True):
             part.active = active
-
-
-def _pair(values: tuple[int, ...]) -> tuple[int, int]:
-    height, width = values
-    return height, width
 
 
 def _stored(derivation: Derivation) -> WeightAndBias:

@@ -22,6 +22,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from export.layers import not_foldable_parts
+from export.operations import plain_operators
 
 OPSET = 20
 IR_VERSION = 10
@@ -30,36 +31,6 @@ LAYER = "layer"
 """The one note that every node keeps: the module of the network that it belongs to."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FREE_BATCH = ({0: torch.export.Dim("batch", min=1)},)
-PLAIN_OPERATIONS = frozenset(
-    {
-        "Add",
-        "AveragePool",
-        "Cast",
-        "Clip",
-        "Concat",
-        "Constant",
-        "Conv",
-        "Div",
-        "Flatten",
-        "Gather",
-        "Gemm",
-        "GlobalAveragePool",
-        "Identity",
-        "MaxPool",
-        "Pad",
-        "ReduceMean",
-        "Relu",
-        "Reshape",
-        "Shape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Sub",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
-"""What a folded graph may consist of. Exp, Mul, BatchNormalization and Dropout are absent: they would mean that something was not folded."""
 
 
 def onnx_from_graph(folded: GraphModule, image_shape: tuple[int, int, int], metadata: Mapping[str, str]) -> bytes:
@@ -191,7 +162,8 @@ _NOTHING: Counter[str] = Counter()
 
 def require_folded_form(proto: onnx.ModelProto, beyond_plain: Counter[str] = _NOTHING) -> None:
     """Raise where a file is not of the form that every exported file has. Of what is `beyond_plain` there may be so many, and no more."""
-    found = Counter(node.op_type for node in proto.graph.node if node.op_type not in PLAIN_OPERATIONS)
+    plain = plain_operators()
+    found = Counter(node.op_type for node in proto.graph.node if node.op_type not in plain)
     foreign = sorted(found - beyond_plain)
     domains = sorted({each.domain for each in proto.opset_import} - {""})
     if foreign or domains or proto.functions:

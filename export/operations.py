@@ -1,115 +1,189 @@
-"""The operations a graph may consist of, and what each is.
+"""The operations that a graph may consist of: one row for each, and the walk that reads the rows.
 
-Takes nodes of a traced graph. Knows neither methods nor files.
+Tracing accepts what has a row. Methods, fold, exporter and exact grid ask the row what a node is. Knows neither methods nor files.
 """
 
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from export.errors import UsageError
-from export.layers import FoldableLayer, TrainingPart
+from export.layers import DerivedConv2d, DerivedLinear, GlobalAveragePool, Normalise, ScalarBias, TrainingPart, UnfoldableLayer
 
-CONVOLUTIONS_AND_LINEAR = (nn.Conv2d, nn.Linear)
-NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
-RECTIFIERS = (nn.ReLU, nn.ReLU6)
-_MODULES: tuple[type[nn.Module], ...] = (
-    *CONVOLUTIONS_AND_LINEAR,
-    *NORMS,
-    *RECTIFIERS,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.ZeroPad2d,
-    nn.Flatten,
-    nn.Identity,
-    nn.Dropout,
-    FoldableLayer,
-    TrainingPart,
+# fmt: off
+Kind = Literal[
+    "image", "pixels", "layer", "norm", "rectifier", "addition", "concatenation",
+    "max pool", "average pool", "adaptive pool", "global average", "mean",
+    "padding", "flattening", "reshaping", "transposition", "split", "part", "copy", "size",
+    "training only", "scalar bias", "unfoldable", "output",
+]
+# fmt: on
+Role = Literal["image", "pixels", "layer", "add", "rectify", "average", "global average", "move", "shape", "output"]
+"""What an operation does to values on the exact grid: sums them, rounds them, averages them, or only moves them."""
+
+
+@dataclass(frozen=True)
+class NoRole:
+    """Why an operation has no form on the exact grid."""
+
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """A row of the table."""
+
+    kind: Kind
+    """What it is to tracing, the methods and the fold."""
+    modules: tuple[type[nn.Module], ...] = ()
+    functions: tuple[Callable[..., Any], ...] = ()
+    methods: tuple[str, ...] = ()
+    """How it is written: as a layer, as a function, as a method of a tensor."""
+    onnx: tuple[str, ...] = ()
+    """The operators that it becomes in a file."""
+    slope: Callable[[Any], float] = lambda _: 0.0
+    """Of a rectifier, as a layer: the share of negative values that it lets pass."""
+    grid: Role | NoRole
+
+
+_IMAGE = Operation(kind="image", grid="image")
+_OUTPUT = Operation(kind="output", onnx=("Identity",), grid="output")
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(kind="pixels", modules=(Normalise,), onnx=("Cast", "Constant", "Sub", "Div"), grid="pixels"),
+    Operation(kind="layer", modules=(nn.Conv2d, DerivedConv2d), onnx=("Conv",), grid="layer"),
+    Operation(kind="layer", modules=(nn.Linear, DerivedLinear), onnx=("Gemm",), grid="layer"),
+    Operation(kind="norm", modules=(nn.BatchNorm2d, nn.BatchNorm1d), grid=NoRole("a method has to fold it or take it out first")),
+    Operation(kind="rectifier", modules=(nn.ReLU,), functions=(F.relu, torch.relu), methods=("relu",), onnx=("Relu",), grid="rectify"),
+    Operation(kind="rectifier", modules=(nn.ReLU6,), functions=(F.relu6,), onnx=("Clip", "Constant"), grid="rectify"),
+    Operation(
+        kind="rectifier",
+        modules=(nn.LeakyReLU,),
+        functions=(F.leaky_relu,),
+        onnx=("LeakyRelu",),
+        slope=operator.attrgetter("negative_slope"),
+        grid=NoRole("its slope takes negative values off the grid of the sums"),
+    ),
+    Operation(kind="addition", functions=(operator.add, operator.iadd, torch.add), methods=("add", "add_"), onnx=("Add",), grid="add"),
+    Operation(kind="concatenation", functions=(torch.cat,), onnx=("Concat",), grid="move"),
+    Operation(kind="max pool", modules=(nn.MaxPool2d,), functions=(F.max_pool2d,), onnx=("MaxPool",), grid="move"),
+    Operation(kind="average pool", modules=(nn.AvgPool2d,), functions=(F.avg_pool2d,), onnx=("AveragePool",), grid="average"),
+    Operation(
+        kind="adaptive pool",
+        modules=(nn.AdaptiveAvgPool2d,),
+        functions=(F.adaptive_avg_pool2d,),
+        onnx=("AveragePool", "GlobalAveragePool"),
+        grid="average",
+    ),
+    Operation(kind="global average", modules=(GlobalAveragePool,), onnx=("ReduceMean",), grid="global average"),
+    Operation(
+        kind="mean",
+        functions=(torch.mean,),
+        methods=("mean",),
+        onnx=("ReduceMean",),
+        grid=NoRole("only x.mean([2, 3]) and average pools have one"),
+    ),
+    Operation(kind="padding", modules=(nn.ZeroPad2d,), functions=(F.pad,), onnx=("Pad", "Slice"), grid="move"),
+    Operation(
+        kind="flattening",
+        modules=(nn.Flatten,),
+        functions=(torch.flatten,),
+        methods=("flatten",),
+        onnx=("Flatten", "Reshape", "Shape", "Concat", "Squeeze"),
+        grid="move",
+    ),
+    Operation(
+        kind="reshaping",
+        functions=(torch.reshape,),
+        methods=("view", "reshape"),
+        onnx=("Reshape", "Shape", "Gather", "Concat", "Squeeze", "Unsqueeze", "Constant"),
+        grid="move",
+    ),
+    Operation(kind="transposition", functions=(torch.transpose,), methods=("transpose",), onnx=("Transpose",), grid="move"),
+    Operation(kind="split", functions=(torch.chunk,), methods=("chunk",), onnx=("Split", "Slice"), grid="move"),
+    Operation(kind="part", functions=(operator.getitem,), onnx=("Gather", "Slice", "Squeeze"), grid="move"),
+    Operation(kind="copy", methods=("contiguous",), onnx=("Identity",), grid="move"),
+    Operation(kind="size", functions=(getattr, operator.floordiv), methods=("size",), onnx=("Shape", "Gather", "Squeeze", "Div"), grid="shape"),
+    Operation(kind="training only", modules=(TrainingPart, nn.Dropout, nn.Identity), grid=NoRole("evaluation leaves it out")),
+    Operation(kind="scalar bias", modules=(ScalarBias,), onnx=("Add",), grid=NoRole("the number that it adds is not on the grid")),
+    Operation(kind="unfoldable", modules=(UnfoldableLayer,), grid=NoRole("no weights can hold what it computes")),
 )
-RELUS: frozenset[object] = frozenset({F.relu, torch.relu, "relu"})
-"""Functions, and the name of the tensor's method."""
-ADDITIONS: frozenset[Callable[..., Any]] = frozenset({operator.add, operator.iadd, torch.add})
-_RECTIFYING_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset({F.relu, torch.relu, F.relu6})
-_FUNCTIONS: frozenset[Callable[..., Any]] = (
-    ADDITIONS
-    | _RECTIFYING_FUNCTIONS
-    | {
-        F.max_pool2d,
-        F.avg_pool2d,
-        F.adaptive_avg_pool2d,
-        F.pad,
-        torch.cat,
-        torch.flatten,
-        torch.mean,
-        torch.transpose,
-        torch.reshape,
-        torch.chunk,
-        operator.getitem,
-        operator.floordiv,
-        getattr,
-    }
-)
-_METHODS = frozenset({"relu", "flatten", "view", "reshape", "mean", "size", "chunk", "transpose", "contiguous", "add", "add_"})
+"""What has no row is refused by name. Layers that cannot fold say themselves which operators they become."""
 
 
-def is_addition(node: Node) -> bool:
-    """Whether the node adds two values."""
-    return (node.op == "call_function" and node.target in ADDITIONS) or (node.op == "call_method" and node.target in {"add", "add_"})
+def plain_operators() -> frozenset[str]:
+    """What the file of a folded graph may consist of. Exp, Mul, BatchNormalization and Dropout are absent: they would mean that something was not
+    folded.
+    """
+    return frozenset(name for operation in (*OPERATIONS, _OUTPUT) for name in operation.onnx)
 
 
-def is_concatenation(node: Node) -> bool:
-    """Whether the node puts values side by side."""
-    return node.op == "call_function" and node.target is torch.cat
+@dataclass(frozen=True)
+class Step:
+    """A node of a graph, the layer that it calls, where it calls one, and the row of its operation, where there is one."""
+
+    node: Node
+    layer: nn.Module | None
+    operation: Operation | None
+
+    @property
+    def kind(self) -> Kind | None:
+        return None if self.operation is None else self.operation.kind
+
+    @property
+    def spoken(self) -> str:
+        """What a user would call it."""
+        match self.node.op:
+            case "call_module":
+                return type(self.layer).__name__
+            case "call_function":
+                return getattr(self.node.target, "__name__", str(self.node.target))
+            case "call_method":
+                return f".{self.node.target}()"
+            case _:
+                return f"{self.node.op} {self.node.target}"
+
+    @property
+    def slope(self) -> float:
+        """Of a rectifier: the share of negative values that it lets pass."""
+        assert self.operation is not None
+        return self.operation.slope(self.as_layer())
+
+    def as_layer(self) -> nn.Module:
+        """The layer that computes the same, however the operation is written: a function's arguments have the names of its layer's."""
+        if self.layer is not None:
+            return self.layer
+        assert self.operation is not None
+        return self.operation.modules[0](*self.node.args[1:], **self.node.kwargs)
 
 
-def is_rectifier(graph: GraphModule, node: Node) -> bool:
-    """Whether the node's values are those of a ReLU."""
-    if node.op == "call_module":
-        return isinstance(graph.get_submodule(str(node.target)), RECTIFIERS)
-    return (node.op == "call_function" and node.target in _RECTIFYING_FUNCTIONS) or (node.op == "call_method" and node.target == "relu")
-
-
-def refuse_unknown_nodes(graph: GraphModule) -> None:
-    """Raise for the first node that is not a plain layer."""
-    for node in graph.graph.nodes:
-        if not _is_known(graph, node):
-            raise UsageError(
-                f"node {node.name!r} ({_spoken(graph, node)}) is not a plain layer that can be trained, folded and exported with the "
-                "same bits; use convolution, linear, ReLU, pooling, add, concatenate, pad or reshape (docs/adding.md)"
-            )
-        if node.op == "call_module":
-            _refuse_other_padding(graph.get_submodule(str(node.target)), str(node.target))
-
-
-def _refuse_other_padding(layer: nn.Module, name: str) -> None:
-    if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros"):
-        found = f"padding={layer.padding!r}, padding_mode={layer.padding_mode!r}"
-        raise UsageError(f"the convolution at {name} has {found}, expected numbers and zeros; give it padding=(HEIGHT, WIDTH) in pixels")
-
-
-def _is_known(graph: GraphModule, node: Node) -> bool:
+def step_at(graph: GraphModule, node: Node) -> Step:
+    """What a node is."""
     match node.op:
-        case "placeholder" | "output":
-            return True
+        case "placeholder":
+            return Step(node, None, _IMAGE)
+        case "output":
+            return Step(node, None, _OUTPUT)
         case "call_module":
-            return node.target == "normalise" or isinstance(graph.get_submodule(str(node.target)), _MODULES)
+            layer = graph.get_submodule(str(node.target))
+            return Step(node, layer, _row(lambda row: isinstance(layer, row.modules)))
         case "call_function":
-            return node.target in _FUNCTIONS
+            return Step(node, None, _row(lambda row: node.target in row.functions))
         case "call_method":
-            return node.target in _METHODS
+            return Step(node, None, _row(lambda row: node.target in row.methods))
         case _:
-            return False
+            return Step(node, None, None)
 
 
-def _spoken(graph: GraphModule, node: Node) -> str:
-    if node.op == "call_module":
-        return f"{type(graph.get_submodule(str(node.target))).__name__} at {node.target}"
-    if node.op == "call_function":
-        return getattr(node.target, "__name__", str(node.target))
-    return f"{node.op} {node.target}"
+def walk(graph: GraphModule) -> Iterator[Step]:
+    """Every node in the order of computation. A node may be taken out, and others put in, while the walk is at it."""
+    for node in list(graph.graph.nodes):
+        yield step_at(graph, node)
+
+
+def _row(fits: Callable[[Operation], bool]) -> Operation | None:
+    return next((row for row in OPERATIONS if fits(row)), None)

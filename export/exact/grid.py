@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from export.fold import fold
-from export.layers import Derivation, DerivedConv2d, DerivedLinear, WeightAndBias
+from export.layers import Derivation, DerivedLayer, LayerKind, WeightAndBias
 
 SIGNED = (-128, 127)
 UNSIGNED = (0, 127)
@@ -254,8 +254,7 @@ def is_power_of_two(count: int) -> bool:
     return count & (count - 1) == 0
 
 
-Kind = Literal["first", "spatial", "pointwise", "depthwise", "linear", "mean", "classifier"]
-DerivedLayer = DerivedConv2d | DerivedLinear
+Kind = LayerKind | Literal["mean"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from onnx import TensorProto, helper
 from torch.fx import Node
 
 from export.exact.grid import GridGraph, Pixels, Quantise
-from export.exact.roles import shape_of
 from export.exact.writer import (
     Array,
     Bytes,
@@ -26,6 +25,7 @@ from export.exact.writer import (
     with_wider_kernel,
     without_padding,
 )
+from export.graphs import image_size_of
 from export.onnx import INPUT, IR_VERSION, OPSET, OUTPUT
 
 _LARGEST_INT8 = 127
@@ -103,8 +103,8 @@ class _UnsignedBytes(Writer):
 
     def rewritten(self, node: Node, x: Value, convolution: Convolution) -> tuple[Value, Convolution]:
         """Shapes that OpenVINO's kernels get wrong, or cannot run at all, as others. Which those are was found by trying."""
-        image, one_column = shape_of(node.all_input_nodes[0])[2:], shape_of(node)[3] == 1
-        if sees_only_padding(convolution, (image[0], image[1])):
+        image, one_column = image_size_of(node.all_input_nodes[0]), image_size_of(node)[1] == 1
+        if sees_only_padding(convolution, image):
             above, left, below, right = convolution.pads
             x = self.padded(x, [(0, 0), (0, 0), (above, below), (left, right)], f"{node.name}_padded")
             convolution = without_padding(convolution)

@@ -3,24 +3,19 @@
 Takes a plain or derived graph. What has no place on the grid is refused by the node's name.
 """
 
-import io
 import math
 from collections.abc import Callable, Iterable
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.shape_prop import ShapeProp
 
 from export.exact.grid import (
     LARGEST_WEIGHT_ON_SIGNED,
     SIGNED,
     UNSIGNED,
     BorrowedWeights,
-    DerivedLayer,
     GridBits,
     GridGraph,
     GridLayer,
@@ -35,8 +30,11 @@ from export.exact.grid import (
     ScaledDerivation,
     is_power_of_two,
 )
-from export.exact.roles import Role, ceiling_of, off_the_grid, only_reader_through_moves, reaches_output, role_of, shape_of, window_of
-from export.layers import Derivation, DerivedConv2d, DerivedLinear, FoldableLayer, GlobalAveragePool, Normalise, TrainingPart
+from export.exact.roles import ceiling_of, off_the_grid, only_reader_through_moves, reaches_output, role_of, window_of
+from export.fold import leave_training
+from export.graphs import bypass, finish, image_size_of, insert_between, insert_in_front, note_shapes, replace_layer, shape_of
+from export.layers import Derivation, DerivedConv2d, DerivedLayer, DerivedLinear, GlobalAveragePool, LayerKind, Normalise, derived, filter_kind
+from export.operations import Role, step_at
 
 LARGEST_IN_TF32 = 2**11
 """TF32 keeps 11 bits of what it multiplies."""
@@ -49,8 +47,7 @@ def classify_each_pixel(graph: GraphModule, largest: int) -> frozenset[Node]:
 
 
 def _has_wide_sums(pool: Node, largest: int) -> bool:
-    height, width = shape_of(pool.all_input_nodes[0])[2:]
-    return height * width * largest > LARGEST_IN_TF32
+    return math.prod(image_size_of(pool.all_input_nodes[0])) * largest > LARGEST_IN_TF32
 
 
 def _classified_in_front(graph: GraphModule, pool: Node) -> bool:
@@ -61,21 +58,24 @@ def _classified_in_front(graph: GraphModule, pool: Node) -> bool:
         reader is None
         or role_of(graph, reader) != "layer"
         or not reaches_output(graph, reader)
-        or not all(_is_flatten(graph, each) for each in between)
+        or any(step_at(graph, each).kind != "flattening" for each in between)
     ):
         return False
-    linear, (before,) = graph.get_submodule(str(reader.target)), pool.all_input_nodes
-    if not isinstance(linear, (DerivedLinear, nn.Linear)):
+    linear = _derived(graph.get_submodule(str(reader.target)))
+    if not isinstance(linear, DerivedLinear):
         return False
-    derivation = linear.derivation if isinstance(linear, DerivedLinear) else BorrowedWeights(linear.weight, linear.bias)
-    name = str(reader.target)
-    graph.set_submodule(name, _on_each_pixel(derivation))
-    reader.replace_all_uses_with(reader.all_input_nodes[0])
-    graph.graph.erase_node(reader)  # first: the new node takes its name
-    with graph.graph.inserting_before(pool):
-        pool.replace_input_with(before, graph.graph.call_module(name, (before,)))
+    bypass(graph, reader)  # first: the new node takes its name
+    insert_in_front(graph, pool, str(reader.target), _on_each_pixel(linear.derivation))
     graph.recompile()
     return True
+
+
+def _derived(layer: nn.Module) -> DerivedLayer:
+    """The layer on a derivation; plain ones lend their weights."""
+    if isinstance(layer, (DerivedConv2d, DerivedLinear)):
+        return layer
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    return derived(layer, BorrowedWeights(layer.weight, layer.bias))
 
 
 def _on_each_pixel(derivation: Derivation) -> DerivedConv2d:
@@ -90,52 +90,20 @@ def _moves_between(node: Node, reader: Node) -> list[Node]:
     return found
 
 
-def _is_flatten(graph: GraphModule, node: Node) -> bool:
-    """Whether it takes any number of channels to as many values."""
-    if node.op == "call_module":
-        return isinstance(graph.get_submodule(str(node.target)), nn.Flatten)
-    return node.target is torch.flatten or (node.op == "call_method" and node.target == "flatten")
-
-
 _PIXELS = "pixels"
-_POOLS = (GlobalAveragePool, PooledSum)
 
 
 def grid_graph(graph: GraphModule, image_shape: tuple[int, int, int], bits: GridBits) -> GridGraph:
     """Rewrite a training graph in place; refuse by name what has no exact form."""
-    _take_out_training_parts(graph)
-    _note_shapes(graph, image_shape)
+    leave_training(graph, lambda layer: layer.evaluated())
+    note_shapes(graph, image_shape)
     if pools_behind := classify_each_pixel(graph, bits.rectified[1]):
-        _note_shapes(graph, image_shape)
+        note_shapes(graph, image_shape)
     placing = _GridWalk(graph, bits, pools_behind)
     for node in list(graph.graph.nodes):
         placing.place(node)
-    graph.graph.eliminate_dead_code()
-    graph.delete_all_unused_submodules()
-    graph.graph.lint()
-    graph.recompile()
+    finish(graph)
     return placing.result()
-
-
-def _take_out_training_parts(graph: GraphModule) -> None:
-    for node in list(graph.graph.nodes):
-        if node.op != "call_module":
-            continue
-        layer = graph.get_submodule(str(node.target))
-        if isinstance(layer, FoldableLayer):
-            graph.set_submodule(str(node.target), layer.evaluated())
-        elif isinstance(layer, (TrainingPart, nn.Identity)):
-            (before,) = node.all_input_nodes
-            node.replace_all_uses_with(before)
-            graph.graph.erase_node(node)
-    graph.delete_all_unused_submodules()
-    graph.recompile()
-
-
-def _note_shapes(graph: GraphModule, image_shape: tuple[int, int, int]) -> None:
-    example = torch.zeros((2, *image_shape), dtype=torch.uint8, device=next(graph.buffers()).device)
-    with torch.no_grad(), redirect_stderr(io.StringIO()):
-        ShapeProp(graph).propagate(example)
 
 
 @dataclass(frozen=True)
@@ -213,7 +181,7 @@ class _GridWalk:
             largest_input=max(-source.low, source.high),
             target=None if draft.target is None else self.groups.of(draft.target),
             layer=draft.layer,
-            positions=math.prod(shape_of(draft.node)[2:]) if self._is_in_front_of_its_pool(draft.node) else 1,
+            positions=math.prod(image_size_of(draft.node)) if self._is_in_front_of_its_pool(draft.node) else 1,
         )
 
     def _limit(self, draft: _Draft) -> int:
@@ -228,22 +196,17 @@ class _GridWalk:
         offset = min(255, max(0, round(normalise.mean.mean().item())))
         step = 2.0 ** -round(math.log2(normalise.deviation.mean().item()))
         self.normalise, self.pixels = normalise, Pixels(offset, step).to(normalise.mean.device)
-        self.graph.set_submodule(str(node.target), self.pixels)
+        replace_layer(self.graph, node, self.pixels)
         self.groups.add(_PIXELS)
         self.values[node] = _Value("grid", _PIXELS, -offset, 255 - offset)
 
     def _layer(self, node: Node) -> None:
-        layer = self.graph.get_submodule(str(node.target))
         (before,) = node.all_input_nodes
         source = self._settled(before)
-        if not isinstance(layer, (DerivedConv2d, DerivedLinear)):
-            assert isinstance(layer, (nn.Conv2d, nn.Linear))
-            held = BorrowedWeights(layer.weight, layer.bias)
-            layer = DerivedConv2d(layer, held) if isinstance(layer, nn.Conv2d) else DerivedLinear(held)
-            self.graph.set_submodule(str(node.target), layer)
+        layer = _derived(self.graph.get_submodule(str(node.target)))
+        replace_layer(self.graph, node, layer)
         is_last = reaches_output(self.graph, node) or self._is_in_front_of_its_pool(node)
-        kind = "classifier" if is_last else _kind(layer, source)
-        draft = _Draft(node, kind, layer, layer.derivation, source)
+        draft = _Draft(node, _kind(layer, source, is_last=is_last), layer, layer.derivation, source)
         if source.group == _PIXELS:
             draft.derivation = self._for_pixels(draft)
         if source.kind == "wide" and not is_power_of_two(count := self._count(node)):
@@ -278,7 +241,7 @@ class _GridWalk:
         value = self.values[before]
         if value.kind not in ("sum", "grid"):
             raise off_the_grid(node, "it rectifies a value that is not rounded")
-        quantiser = self._insert(node, Quantise(self.bits.rectified, ceiling_of(self.graph, node)), value.group)
+        quantiser = self._insert(node, [], Quantise(self.bits.rectified, ceiling_of(self.graph, node)), value.group)
         if value.kind == "sum" and before in self.drafts:
             self.drafts[before].target = quantiser.name
         self._take_over(node, quantiser)
@@ -288,18 +251,13 @@ class _GridWalk:
         (before,) = node.all_input_nodes
         source, window, channels = self._settled(before), window_of(self.graph, node), shape_of(node)[1]
         if window.is_one_pixel:
-            node.replace_all_uses_with(before)
-            self.graph.graph.erase_node(node)
+            bypass(self.graph, node)
             return
         like = nn.Conv2d(channels, channels, window.kernel, window.stride, window.padding, groups=channels, bias=False, device="meta")
         layer = DerivedConv2d(like, MeanWeights(channels, window.kernel).to(next(self.graph.buffers()).device))
-        name = f"mean_{node.name}"
-        self.graph.add_submodule(name, layer)
-        with self.graph.graph.inserting_before(node):
-            mean = self.graph.graph.call_module(name, (before,))
-        mean.meta["tensor_meta"] = node.meta["tensor_meta"]
-        node.replace_all_uses_with(mean)
-        self.graph.graph.erase_node(node)
+        mean = insert_in_front(self.graph, node, f"mean_{node.name}", layer)
+        mean.meta = dict(node.meta)
+        bypass(self.graph, node)
         self.drafts[mean] = _Draft(mean, "mean", layer, layer.derivation, source)
         self.values[mean] = self._summed(mean, SIGNED if source.signed else self.bits.rectified, None)
 
@@ -309,7 +267,7 @@ class _GridWalk:
             self._average_of_logits(node, self.drafts[before])
             return
         source = self._settled(before)
-        count = math.prod(shape_of(before)[2:])
+        count = math.prod(image_size_of(before))
         reader = only_reader_through_moves(self.graph, node)
         if source.kind != "grid" or reader is None or not self._takes_sums(reader, signed=source.signed, count=count):
             self._average_over_all(node)
@@ -320,7 +278,7 @@ class _GridWalk:
             factor = 2.0 ** -math.ceil(math.log2(count)) if at_output else 1.0
             if at_output:
                 self._give_back(node, 1 / (factor * count))
-            self.graph.set_submodule(str(node.target), PooledSum(factor))
+            replace_layer(self.graph, node, PooledSum(factor))
             wide = _Value("wide", source.group, wide.low, wide.high, factor)
         self.values[node] = wide
 
@@ -332,17 +290,16 @@ class _GridWalk:
 
     def _average_of_logits(self, node: Node, classifier: _Draft) -> None:
         """Nothing is rounded between a classifier and the pool behind it."""
-        count = math.prod(shape_of(classifier.node)[2:])
+        count = math.prod(image_size_of(classifier.node))
         if not is_power_of_two(count):
             factor = 2.0 ** -math.ceil(math.log2(count))
             classifier.derivation = ScaledDerivation(classifier.derivation, 1 / (factor * count), on_bias=True)
-            self.graph.set_submodule(str(node.target), PooledSum(factor))
+            replace_layer(self.graph, node, PooledSum(factor))
         self.values[node] = self.values[classifier.node]
 
     def _average_over_all(self, node: Node) -> None:
         """A pool whose result goes on into the network is a convolution over the whole image."""
-        kernel = shape_of(node.all_input_nodes[0])[2:]
-        self.graph.set_submodule(str(node.target), nn.AvgPool2d((kernel[0], kernel[1])))
+        replace_layer(self.graph, node, nn.AvgPool2d(image_size_of(node.all_input_nodes[0])))
         self._average(node)
 
     def _give_back(self, node: Node, factor: float) -> None:
@@ -372,7 +329,7 @@ class _GridWalk:
         """What is rectified with 8 bits lies beyond what a signed byte beside it can hold."""
         for before in node.all_input_nodes:
             if self.values[before].high > SIGNED[1]:
-                node.replace_input_with(before, self._insert(before, Quantise(UNSIGNED), group))
+                self._insert(before, [node], Quantise(UNSIGNED), group)
 
     def _output(self, node: Node) -> None:
         (before,) = node.all_input_nodes
@@ -392,20 +349,14 @@ class _GridWalk:
         readers = list(node.users)
         if len(readers) == 1 and role_of(self.graph, readers[0]) == "rectify":
             return unrounded or _Value("sum", group)
-        quantiser = self._insert(node, Quantise(limits), group)
-        for reader in readers:
-            reader.replace_input_with(node, quantiser)
+        quantiser = self._insert(node, readers, Quantise(limits), group)
         if node in self.drafts:
             self.drafts[node].target = quantiser.name
         return unrounded or _Value("sum", group)
 
-    def _insert(self, node: Node, quantiser: Quantise, group: str | None) -> Node:
-        """A quantiser behind a node; its value is on the grid of the group, or of one of its own."""
-        name = f"grid_{node.name}"
-        self.graph.add_submodule(name, quantiser.to(next(self.graph.buffers()).device))
-        with self.graph.graph.inserting_after(node):
-            inserted = self.graph.graph.call_module(name, (node,))
-        inserted.meta["tensor_meta"] = node.meta["tensor_meta"]
+    def _insert(self, node: Node, readers: Iterable[Node], quantiser: Quantise, group: str | None) -> Node:
+        """A quantiser between a node and readers of it; its value is on the grid of the group, or of one of its own."""
+        inserted = insert_between(self.graph, node, readers, f"grid_{node.name}", quantiser.to(next(self.graph.buffers()).device))
         self.quantisers[inserted.name] = quantiser
         self.groups.add(inserted.name)
         if group is not None:
@@ -437,10 +388,9 @@ class _GridWalk:
     def _count(self, node: Node) -> int:
         """Over how many pixels the pool in front of a layer was taken."""
         (before,) = node.all_input_nodes
-        while before.op != "call_module" or not isinstance(self.graph.get_submodule(str(before.target)), _POOLS):
+        while not isinstance(step_at(self.graph, before).layer, (GlobalAveragePool, PooledSum)):
             (before,) = before.all_input_nodes
-        height, width = shape_of(before.all_input_nodes[0])[2:]
-        return height * width
+        return math.prod(image_size_of(before.all_input_nodes[0]))
 
 
 class _Groups:
@@ -468,11 +418,7 @@ def _group(value: _Value) -> str:
     return value.group
 
 
-def _kind(layer: DerivedLayer, source: _Value) -> Kind:
-    if source.group == _PIXELS:
-        return "first"
-    if isinstance(layer, DerivedLinear):
-        return "linear"
-    if layer.groups > 1 and layer.derivation()[0].shape[1] == 1:
-        return "depthwise"
-    return "pointwise" if layer.kernel_size == (1, 1) else "spatial"
+def _kind(layer: DerivedLayer, source: _Value, *, is_last: bool) -> LayerKind:
+    if is_last:
+        return "classifier"
+    return "first" if source.group == _PIXELS else filter_kind(layer)

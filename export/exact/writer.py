@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import nn
 from torch.fx import Node
-from torch.nn import functional as F
 
 from export.exact.grid import GridGraph, GridLayer, Pixels, PooledSum, Quantise
-from export.exact.roles import off_the_grid, role_of, shape_of
-from export.layers import DerivedConv2d, DerivedLinear, GlobalAveragePool
+from export.exact.roles import off_the_grid, role_of
+from export.graphs import image_size_of, shape_of
+from export.layers import DerivedConv2d, DerivedLinear, GlobalAveragePool, pair
 from export.onnx import OUTPUT
+from export.operations import Step, step_at
 
 Array = NDArray[Any]
 Pair = tuple[int, int]
@@ -202,25 +203,27 @@ class Writer(ABC):
         return self._dequantised[x.name]
 
     def _write(self, node: Node) -> None:
-        module = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, Pixels):
-            self.values[node] = self.pixels(node, module)
-        elif isinstance(module, Quantise):
-            self.values[node] = self.quantised(node, module, self._only_input(node))
-        elif isinstance(module, (GlobalAveragePool, PooledSum)):
-            self.values[node] = self._pooled(node, module)
-        elif str(node.target) in self.layers and module is not None:
-            self.values[node] = self._layer(node, self.layers[str(node.target)])
-        else:
-            self._write_plain(node)
+        step = step_at(self.graph, node)
+        match step.layer:
+            case Pixels():
+                self.values[node] = self.pixels(node, step.layer)
+            case Quantise():
+                self.values[node] = self.quantised(node, step.layer, self._only_input(node))
+            case GlobalAveragePool() | PooledSum():
+                self.values[node] = self._pooled(node, step.layer)
+            case DerivedConv2d() | DerivedLinear():
+                self.values[node] = self._layer(node, self.layers[str(node.target)])
+            case _:
+                self._write_plain(step)
 
-    def _write_plain(self, node: Node) -> None:
+    def _write_plain(self, step: Step) -> None:
+        node = step.node
         match role_of(self.graph, node):
             case "add":
                 terms = [self.floats(self.values[each]) for each in node.all_input_nodes]
                 self.values[node] = Floats(self.emit("Add", terms, node.name))
             case "move":
-                self._move(node)
+                self._move(step)
             case "output":
                 self.emit("Identity", [self.floats(self._only_input(node))], OUTPUT)
 
@@ -265,38 +268,41 @@ class Writer(ABC):
         inputs = [self.constant(f"{layer}.{name}", value) for name, value in named.items()]
         return self.emit("DequantizeLinear", inputs, f"{node.name}_weight", axis=0)
 
-    def _move(self, node: Node) -> None:
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        module = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, nn.MaxPool2d) or node.target is F.max_pool2d:
-            self._max_pool(node, module)
-        elif isinstance(module, nn.ZeroPad2d) or node.target is F.pad:
-            self._pad(node, module)
-        elif name == "cat":
-            self._concatenate(node)
-        elif name == "chunk":
-            self._split(node)
-        elif name == "transpose":
-            self._transpose(node)
-        elif name == "contiguous":
-            self.values[node] = self._only_input(node)
-        elif name != "getitem":  # the parts of a split have their values from the split
-            self._reshape(node)
+    def _move(self, step: Step) -> None:
+        match step.kind:
+            case "max pool":
+                self._max_pool(step)
+            case "padding":
+                self._pad(step)
+            case "concatenation":
+                self._concatenate(step.node)
+            case "split":
+                self._split(step.node)
+            case "transposition":
+                self._transpose(step.node)
+            case "copy":
+                self.values[step.node] = self._only_input(step.node)
+            case "flattening" | "reshaping":
+                self._reshape(step.node)
+            case "part":  # the parts of a split have their values from the split
+                assert step.node in self.values
 
     def _moved(self, node: Node, operation: str, more_inputs: Sequence[str] = (), **attributes: Any) -> None:
         x = self._only_input(node)
         name = self.emit(operation, [x.name, *more_inputs], node.name, **attributes)
         self.values[node] = _renamed(x, name)
 
-    def _max_pool(self, node: Node, module: nn.Module | None) -> None:
-        pool = module or nn.MaxPool2d(*node.args[1:], **node.kwargs)  # type: ignore[arg-type]  # the function's arguments have the same names
+    def _max_pool(self, step: Step) -> None:
+        pool = step.as_layer()
         assert isinstance(pool, nn.MaxPool2d)
-        kernel, strides, dilations = _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.dilation)
-        self._moved(node, "MaxPool", kernel_shape=kernel, strides=strides, dilations=dilations, pads=_max_pool_pads(node, pool))
+        kernel, strides, dilations = pair(pool.kernel_size), pair(pool.stride), pair(pool.dilation)
+        pads = _max_pool_pads(step.node, pool)
+        self._moved(step.node, "MaxPool", kernel_shape=kernel, strides=strides, dilations=dilations, pads=pads)
 
-    def _pad(self, node: Node, module: nn.Module | None) -> None:
-        sizes = module.padding if isinstance(module, nn.ZeroPad2d) else _argument(node, 1, "pad")
-        if module is None and (_argument(node, 2, "mode", "constant") != "constant" or _argument(node, 3, "value", None) not in (None, 0)):
+    def _pad(self, step: Step) -> None:
+        node, layer = step.node, step.layer
+        sizes = layer.padding if isinstance(layer, nn.ZeroPad2d) else _argument(node, 1, "pad")
+        if layer is None and (_argument(node, 2, "mode", "constant") != "constant" or _argument(node, 3, "value", None) not in (None, 0)):
             raise off_the_grid(node, "it pads with something else than zeros")
         pairs = [(0, 0)] * (len(shape_of(node)) - len(sizes) // 2) + list(zip(sizes[0::2], sizes[1::2], strict=True))[::-1]
         self.values[node] = self.padded(self._only_input(node), pairs, node.name)
@@ -339,8 +345,8 @@ def _renamed(x: Value, name: str) -> Value:
 
 def _max_pool_pads(node: Node, pool: nn.MaxPool2d) -> list[int]:
     """Padding that makes the windows fit, so that no runtime rounds sizes up in its own way."""
-    padding, before, after = _pair(pool.padding), shape_of(node.all_input_nodes[0])[2:], shape_of(node)[2:]
-    kernel, strides, dilations = _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.dilation)
+    padding, before, after = pair(pool.padding), image_size_of(node.all_input_nodes[0]), image_size_of(node)
+    kernel, strides, dilations = pair(pool.kernel_size), pair(pool.stride), pair(pool.dilation)
     ends = [(after[i] - 1) * strides[i] + dilations[i] * (kernel[i] - 1) + 1 - before[i] - padding[i] for i in (0, 1)]
     return [*padding, *(max(end, padding[i]) for i, end in enumerate(ends))]
 
@@ -353,7 +359,3 @@ def _convolution(layer: DerivedConv2d, weights: Array) -> Convolution:
 def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
     """An argument of a call, by place or name."""
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

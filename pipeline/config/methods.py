@@ -95,8 +95,9 @@ class MimicnormOptions(Section):
     """wide: convolutions with more than 50 inputs per filter, as on CIFAR. ungrouped: with groups 1, as on ImageNet.
     Never depthwise, never linear."""
     gain: Literal["code", "paper"] = "code"
-    """What a ReLU takes from zero-mean filters. paper: 1.2112 on every centred weight. code: 1.2 per convolution in the branch's scale;
-    sqrt(1.4) on weights outside scaled branches, their shortcuts and the first layer in front of them."""
+    """What a ReLU takes from zero-mean filters. paper: 1.2112 on every centred weight; less behind a rectifier with a slope, by the same formula.
+    code: 1.2 per convolution in the branch's scale; sqrt(1.4) on weights outside scaled branches, their shortcuts and the first layer in
+    front of them, whatever the slope."""
     fan: Literal["in", "out"] = "in"
     """He's fan of convolutions: in, or out as in the authors' VGG for ImageNet. Linear layers have fan-in."""
     fan_channels: Annotated[int, Field(ge=1)] = 1
@@ -110,7 +111,7 @@ class MimicnormOptions(Section):
     shortcut_scale: Positive | None = None
     """Where a shortcut ends in a convolution, the start of a learned scale on it. null: none (CIFAR); 1.2: the authors' ImageNet networks."""
     last_norm: bool = True
-    """The BatchNorm over the logits. A ReLU between classifier and logits is taken out, as in the authors' networks."""
+    """The BatchNorm over the logits. A rectifier between classifier and logits is taken out, as in the authors' networks."""
     weight_decay: NonNegative = 5.0e-4
     """L2 decay."""
     decay_on: Literal["all", "weights"] = "all"
@@ -174,7 +175,8 @@ class ScaledwsOptions(Section):
 
     name: Literal["scaledws"]
     gamma: Positive = 1.71396
-    """What the activation takes from the variance of its input, given back in the weights: 1.71396 for ReLU, 1 for none."""
+    """What a ReLU takes from the variance of its input, given back in the weights: 1.71396; 1 gives back nothing. Behind a rectifier with a
+    slope the weights get less of it, by the same formula."""
     alpha: Positive = 0.2
     """Share of each residual branch that ends in a convolution, on the weight and bias of that convolution."""
     beta: bool = True

@@ -3,10 +3,10 @@
 Takes a traced graph. Knows neither methods nor particular networks.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import nn
@@ -14,10 +14,9 @@ from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
 from export.fold import fold
-from export.layers import Derivation
-from export.operations import CONVOLUTIONS_AND_LINEAR, is_addition
-
-Kind = Literal["first", "spatial", "pointwise", "depthwise", "linear", "classifier"]
+from export.graphs import image_size_of, output_of
+from export.layers import Derivation, LayerKind, filter_kind
+from export.operations import step_at, walk
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,10 @@ class Convolution:
 
     node: Node
     module: nn.Conv2d | nn.Linear
-    kind: Kind
+    kind: LayerKind
     norm: Norm | None
+    slope: float
+    """The share of negative values that the rectifiers in front of it let pass; 0 where there is none, as if there were a ReLU."""
 
     @property
     def name(self) -> str:
@@ -96,28 +97,24 @@ def find_parts(graph: GraphModule) -> Parts:
 
 def _norms(graph: GraphModule) -> tuple[Norm, ...]:
     found: list[Norm] = []
-    for node, module in _modules(graph):
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            found.append(Norm(node, module, _layer_before(graph, node)))
+    for step in walk(graph):
+        if step.kind == "norm":
+            assert isinstance(step.layer, (nn.BatchNorm1d, nn.BatchNorm2d))
+            found.append(Norm(step.node, step.layer, _layer_before(graph, step.node)))
     _refuse_second_use(norm.node for norm in found)
     return tuple(found)
 
 
-def _layers(graph: GraphModule) -> list[tuple[Node, nn.Conv2d | nn.Linear]]:
-    found: list[tuple[Node, nn.Conv2d | nn.Linear]] = []
-    for node, module in _modules(graph):
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            found.append((node, module))
-    _refuse_second_use(node for node, _ in found)
+def _layers(graph: GraphModule) -> dict[Node, nn.Conv2d | nn.Linear]:
+    found: dict[Node, nn.Conv2d | nn.Linear] = {}
+    for step in walk(graph):
+        if step.kind == "layer":
+            assert isinstance(step.layer, (nn.Conv2d, nn.Linear))
+            found[step.node] = step.layer
+    _refuse_second_use(found)
     if not found:
         raise UsageError("the network has no convolution and no linear layer; there is nothing to train")
     return found
-
-
-def _modules(graph: GraphModule) -> Iterator[tuple[Node, nn.Module]]:
-    for node in graph.graph.nodes:
-        if node.op == "call_module":
-            yield node, graph.get_submodule(node.target)
 
 
 def _refuse_second_use(nodes: Iterable[Node]) -> None:
@@ -130,54 +127,60 @@ def _refuse_second_use(nodes: Iterable[Node]) -> None:
 
 def _layer_before(graph: GraphModule, norm: Node) -> Node | None:
     (before,) = norm.all_input_nodes
-    if before.op != "call_module" or len(before.users) != 1:
-        return None
-    return before if isinstance(graph.get_submodule(str(before.target)), CONVOLUTIONS_AND_LINEAR) else None
+    return before if len(before.users) == 1 and step_at(graph, before).kind == "layer" else None
 
 
 def _convolutions(graph: GraphModule, norms: tuple[Norm, ...]) -> tuple[Convolution, ...]:
     layers = _layers(graph)
     norm_after = {norm.follows: norm for norm in norms if norm.follows is not None}
-    classifier = _classifier(graph, [node for node, _ in layers])
-    has_layer_before = _nodes_after({node for node, _ in layers})
-    found = [
-        Convolution(node, module, _kind(module, node in has_layer_before), norm_after.get(node)) for node, module in layers if node is not classifier
-    ]
-    return (*found, Convolution(classifier, dict(layers)[classifier], "classifier", norm_after.get(classifier)))
+    slopes = {step.node: step.slope for step in walk(graph) if step.kind == "rectifier"}
+    classifier = _classifier(graph, layers)
+    has_layer_before = _nodes_after(layers)
+
+    def found(node: Node, kind: LayerKind) -> Convolution:
+        return Convolution(node, layers[node], kind, norm_after.get(node), _slope_in_front(node, slopes, layers))
+
+    others = [found(node, _kind(module, node in has_layer_before)) for node, module in layers.items() if node is not classifier]
+    return (*others, found(classifier, "classifier"))
 
 
-def _kind(module: nn.Conv2d | nn.Linear, has_layer_before: bool) -> Kind:
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if not has_layer_before:
-        return "first"
-    if module.groups == module.in_channels and module.groups > 1:
-        return "depthwise"
-    return "pointwise" if module.kernel_size == (1, 1) else "spatial"
+def _slope_in_front(layer: Node, slopes: Mapping[Node, float], layers: Container[Node]) -> float:
+    """The slope of the rectifiers whose values a layer reads; of several the root of the mean square."""
+    squares = [slopes[node] ** 2 for node in _nearest_in_front(layer, lambda node: node in slopes or node in layers) if node in slopes]
+    return math.sqrt(math.fsum(squares) / len(squares)) if squares else 0.0  # fsum, because a set has no order and a sum has one
 
 
-def _classifier(graph: GraphModule, layers: list[Node]) -> Node:
-    """The one layer behind which no other layer stands, on every way to the output."""
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    last: set[Node] = set()
+def _nearest_in_front(node: Node, stops: Callable[[Node], bool]) -> set[Node]:
+    """On each way back from a node, the first node at which to stop."""
+    found: set[Node] = set()
     seen: set[Node] = set()
-    waiting: list[Node] = list(output.all_input_nodes)
+    waiting: list[Node] = list(node.all_input_nodes)
     while waiting:
-        node = waiting.pop()
-        if node in seen:
+        before = waiting.pop()
+        if before in seen:
             continue
-        seen.add(node)
-        if node in layers:
-            last.add(node)
+        seen.add(before)
+        if stops(before):
+            found.add(before)
         else:
-            waiting.extend(node.all_input_nodes)
+            waiting.extend(before.all_input_nodes)
+    return found
+
+
+def _kind(module: nn.Conv2d | nn.Linear, has_layer_before: bool) -> LayerKind:
+    return filter_kind(module) if has_layer_before or isinstance(module, nn.Linear) else "first"
+
+
+def _classifier(graph: GraphModule, layers: Container[Node]) -> Node:
+    """The one layer behind which no other layer stands, on every way to the output."""
+    last = _nearest_in_front(output_of(graph), lambda node: node in layers)
     if len(last) != 1:
         names = ", ".join(sorted(str(node.target) for node in last)) or "none"
         raise UsageError(f"the network's output must come from one classifier layer, found {names}; join them before a last linear layer")
     return last.pop()
 
 
-def _nodes_after(layers: set[Node]) -> set[Node]:
+def _nodes_after(layers: Collection[Node]) -> set[Node]:
     (graph,) = {node.graph for node in layers}
     after: set[Node] = set()
     for node in graph.nodes:
@@ -189,7 +192,7 @@ def _nodes_after(layers: set[Node]) -> set[Node]:
 def _residual_units(graph: GraphModule, convolutions: tuple[Convolution, ...]) -> tuple[ResidualUnit, ...]:
     dominator = _immediate_dominators(graph)
     layer_at = {convolution.node: convolution for convolution in convolutions}
-    return tuple(_unit(node, dominator[node], layer_at) for node in graph.graph.nodes if is_addition(node))
+    return tuple(_unit(step.node, dominator[step.node], layer_at) for step in walk(graph) if step.kind == "addition")
 
 
 def _unit(add: Node, start: Node, layer_at: dict[Node, Convolution]) -> ResidualUnit:
@@ -243,7 +246,7 @@ class TrainedLayer:
     """A convolution or linear layer as it is trained."""
 
     name: str
-    kind: Kind
+    kind: LayerKind
     module: nn.Module
 
     def filters_and_scale(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -271,9 +274,9 @@ def trained_layers(graph: GraphModule) -> tuple[TrainedLayer, ...]:
 def starts_of_units(graph: GraphModule, *, where_images_shrink: bool) -> list[Node]:
     """The nodes at which residual units begin, in the order of computation; all, or those of units that make images smaller."""
     units = find_parts(fold(graph)).units
-    names = [unit.start.name for unit in units if not where_images_shrink or _pixels(unit.start) > _pixels(unit.add)]
+    names = [unit.start.name for unit in units if not where_images_shrink or _num_pixels(unit.start) > _num_pixels(unit.add)]
     return [node for node in graph.graph.nodes if node.name in names]
 
 
-def _pixels(node: Node) -> int:
-    return node.meta["tensor_meta"].shape[2:].numel()
+def _num_pixels(node: Node) -> int:
+    return math.prod(image_size_of(node))

@@ -9,12 +9,12 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from export.errors import UsageError
-from export.layers import Derivation, DerivedConv2d, FoldableLayer, WeightAndBias
+from export.graphs import bypass, finish, replace_layer
+from export.layers import Derivation, DerivedConv2d, FoldableLayer, WeightAndBias, derived
 from pipeline.config.methods import BatchnormOptions
 from pipeline.graph import Norm, find_parts
-from pipeline.graph.rewrite import bypass, finish, replace_layer
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph
-from pipeline.methods.layers import derived, initialise_as_written, per_filter
+from pipeline.methods.layers import initialise_as_written, per_filter
 from pipeline.methods.statistics import Moments, Statistics
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
 from export.layers import Derivation, WeightAndBias
-from export.operations import is_concatenation
+from export.operations import walk
 from pipeline.graph import Convolution, Parts, ResidualUnit
 
 
@@ -60,7 +60,7 @@ def chains_to_joins(graph: GraphModule, parts: Parts) -> list[tuple[Convolution,
     A way begins where others read the same value, or at another join. A network that concatenates nothing has none.
     """
     layer_at = {layer.node: layer for layer in parts.convolutions}
-    joins = [node for node in graph.graph.nodes if is_concatenation(node)]
+    joins = [step.node for step in walk(graph) if step.kind == "concatenation"]
     ends = [before for join in joins for before in join.all_input_nodes] + [before for before in parts.classifier.node.all_input_nodes if joins]
     ways = (tuple(layer_at[node] for node in _straight_way_to(end) if node in layer_at) for end in ends)
     return [way for way in ways if way]

@@ -3,18 +3,21 @@
 In training the means are the batch's, in evaluation running ones; both act on the weight, as does the affine, so that folding keeps the bits.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
+from export.graphs import finish, image_size_of, replace_layer
 from export.layers import Derivation, DerivedConv2d, FoldableLayer, WeightAndBias
-from export.operations import CONVOLUTIONS_AND_LINEAR, is_rectifier
+from export.operations import walk
 from pipeline.config.methods import EquinormOptions
 from pipeline.graph import Convolution, Normalise, Parts, find_parts
-from pipeline.graph.rewrite import finish, remove_norms, replace_layer
+from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph
-from pipeline.methods.layers import he_normal, he_normal_fan_out, per_filter, with_bias, with_both_signs, xavier_normal
+from pipeline.methods.layers import drawn, he_normal_fan_out, per_filter, with_bias, with_both_signs
 from pipeline.methods.statistics import Moments, Statistics
 
 
@@ -140,8 +143,7 @@ class Equinorm(Method):
 
     @staticmethod
     def _plain(layer: Convolution, generator: torch.Generator) -> nn.Module:
-        draw = xavier_normal if layer.kind == "classifier" else he_normal
-        return with_bias(layer.module, draw(layer.module.weight.shape, generator))
+        return with_bias(layer.module, drawn(layer, generator))
 
     def _balanced(self, layer: Convolution, generator: torch.Generator) -> nn.Module:
         module, shape = layer.module, layer.module.weight.shape
@@ -154,9 +156,8 @@ class Equinorm(Method):
 
 def _pixel_ratio(node: Node, module: nn.Conv2d) -> float:
     """Output pixels times stride squared, per input pixel: 1 where the sizes divide."""
-    before, after = (each.meta["tensor_meta"].shape for each in (node.all_input_nodes[0], node))
-    strides = module.stride[0] * module.stride[1]
-    return float(strides * after[2] * after[3] / (before[2] * before[3]))
+    before, after = (math.prod(image_size_of(each)) for each in (node.all_input_nodes[0], node))
+    return math.prod(module.stride) * after / before
 
 
 def _refuse_negative_inputs(graph: GraphModule, parts: Parts) -> None:
@@ -172,8 +173,7 @@ def _refuse_negative_inputs(graph: GraphModule, parts: Parts) -> None:
 
 def _never_negative(graph: GraphModule) -> set[Node]:
     found: set[Node] = set()
-    for node in graph.graph.nodes:
-        is_layer = node.op == "call_module" and isinstance(graph.get_submodule(node.target), CONVOLUTIONS_AND_LINEAR)
-        if is_rectifier(graph, node) or (not is_layer and all(before in found for before in node.all_input_nodes)):
-            found.add(node)
+    for step in walk(graph):
+        if (step.kind == "rectifier" and step.slope == 0) or (step.kind != "layer" and all(before in found for before in step.node.all_input_nodes)):
+            found.add(step.node)
     return found

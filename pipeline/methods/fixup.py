@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from export.layers import Derivation, ScalarBias, WeightAndBias
-from export.operations import is_rectifier
+from export.graphs import finish, insert_between, insert_in_front, replace_layer
+from export.layers import Derivation, ScalarBias, WeightAndBias, derived
+from export.operations import walk
 from pipeline.config.methods import FixupOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
-from pipeline.graph.rewrite import finish, insert_between, insert_in_front, remove_norms, replace_layer
+from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, ParameterGroup, RewrittenGraph, TrainingRules
 from pipeline.methods.branches import ends_of_all_branches
-from pipeline.methods.layers import derived, he_normal_fan_out
+from pipeline.methods.layers import he_normal_fan_out
 
 
 class FixupWeights(Derivation):
@@ -105,7 +106,7 @@ def _drawn(layer: Convolution, generator: torch.Generator, share: float) -> torc
     if share == 0.0 or layer.kind == "classifier":
         return torch.zeros(shape)
     groups = layer.module.groups if isinstance(layer.module, nn.Conv2d) else 1
-    return he_normal_fan_out(shape, generator, groups) * share
+    return he_normal_fan_out(shape, generator, groups, layer.slope) * share
 
 
 def _pads(layer: Convolution) -> bool:
@@ -127,7 +128,7 @@ def _biased_behind(graph: GraphModule, parts: Parts, ends: dict[Node, ResidualUn
     layers = {layer.node for layer in parts.convolutions}
     end_of = {unit.add: node for node, unit in ends.items()}
     found: set[Node] = set()
-    for rectifier in [node for node in graph.graph.nodes if is_rectifier(graph, node)]:
+    for rectifier in [step.node for step in walk(graph) if step.kind == "rectifier"]:
         (before,) = rectifier.all_input_nodes
         source = end_of.get(before, before)
         if source in layers and len(before.users) == 1:

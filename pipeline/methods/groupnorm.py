@@ -11,10 +11,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 from export.errors import UsageError
+from export.graphs import finish, replace_layer, shape_of
 from export.layers import UnfoldableLayer
 from pipeline.config.methods import GroupnormOptions
 from pipeline.graph import Norm, find_parts
-from pipeline.graph.rewrite import finish, replace_layer
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph
 from pipeline.methods.layers import initialise_as_written
 
@@ -107,4 +107,4 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 def _num_values(norm: Norm) -> int:
     """How many values a sample has where the norm stands."""
-    return math.prod(norm.node.meta["tensor_meta"].shape[1:])
+    return math.prod(shape_of(norm.node)[1:])

@@ -6,20 +6,19 @@ A classifier that is a convolution has an average behind it; one scale and shift
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.nn import functional as F
 
 from export.errors import UsageError
-from export.layers import FoldableLayer, GlobalAveragePool, TrainingPart
-from export.operations import is_rectifier
+from export.graphs import bypass, insert_in_front, output_of, replace_layer
+from export.layers import FoldableLayer, derived
+from export.operations import Kind, step_at
 from pipeline.graph import Convolution
-from pipeline.graph.rewrite import bypass, insert_in_front, replace_layer
 from pipeline.methods.batchnorm import BatchStatistics, NormedLayer, NormInWeight
-from pipeline.methods.layers import derived
 
 _OF_LOGITS = "batch statistics of a BatchNorm over the logits"
-_AVERAGES = (GlobalAveragePool, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, TrainingPart)
-_AVERAGING_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, torch.flatten, torch.reshape}
-_AVERAGING_METHODS = {"mean", "flatten", "view", "reshape", "contiguous"}
+_AVERAGES: frozenset[Kind] = frozenset(
+    {"average pool", "adaptive pool", "global average", "mean", "flattening", "reshaping", "copy", "training only"}
+)
+"""The kinds of operations behind which one scale and shift per class is the same as in front of them."""
 
 
 class ClassifierWithNorm(FoldableLayer):
@@ -54,37 +53,26 @@ def normalise_logits(graph: GraphModule, classifier: Convolution) -> None:
         return
     statistics = BatchStatistics(norm, _OF_LOGITS)
     replace_layer(graph, classifier.node, ClassifierWithNorm(classifier.module, norm, statistics))
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    insert_in_front(graph, output, "logit_statistics", statistics)
+    insert_in_front(graph, output_of(graph), "logit_statistics", statistics)
 
 
 def _nodes_behind(graph: GraphModule, classifier: Node) -> list[Node]:
     """The averaging between classifier and output. A ReLU there is taken out: it would cut the logits that the norm is to see."""
     behind: list[Node] = []
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    (node,) = output.all_input_nodes
+    (node,) = output_of(graph).all_input_nodes
     while node is not classifier:
         if len(node.all_input_nodes) != 1:
             raise _refused(node)
         (before,) = node.all_input_nodes
-        if is_rectifier(graph, node):
+        kind = step_at(graph, node).kind
+        if kind == "rectifier":
             bypass(graph, node)
-        elif _is_average(graph, node):
+        elif kind in _AVERAGES:
             behind.append(node)
         else:
             raise _refused(node)
         node = before
     return behind
-
-
-def _is_average(graph: GraphModule, node: Node) -> bool:
-    match node.op:
-        case "call_module":
-            return isinstance(graph.get_submodule(str(node.target)), _AVERAGES)
-        case "call_function":
-            return node.target in _AVERAGING_FUNCTIONS
-        case _:
-            return node.op == "call_method" and node.target in _AVERAGING_METHODS
 
 
 def _refused(node: Node) -> UsageError:

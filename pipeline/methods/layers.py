@@ -8,7 +8,6 @@ import math
 import torch
 from torch import nn
 
-from export.layers import Derivation, DerivedConv2d, DerivedLinear
 from pipeline.graph import Convolution
 
 
@@ -21,15 +20,15 @@ def with_bias(layer: nn.Conv2d | nn.Linear, weight: torch.Tensor) -> nn.Conv2d |
 
 def initialise_as_written(layer: Convolution, generator: torch.Generator) -> None:
     """Draw the weight of a layer that stays as it is, and set its bias, where it has one, to zero."""
-    draw = xavier_normal if layer.kind == "classifier" else he_normal
-    layer.module.weight = nn.Parameter(draw(layer.module.weight.shape, generator))
+    layer.module.weight = nn.Parameter(drawn(layer, generator))
     if layer.module.bias is not None:
         nn.init.zeros_(layer.module.bias)
 
 
-def derived(like: nn.Conv2d | nn.Linear, derivation: Derivation) -> DerivedConv2d | DerivedLinear:
-    """The operation of `like` on a derived weight."""
-    return DerivedConv2d(like, derivation) if isinstance(like, nn.Conv2d) else DerivedLinear(derivation)
+def drawn(layer: Convolution, generator: torch.Generator) -> torch.Tensor:
+    """A weight as He draws it, by fan-in; a classifier's as Glorot does."""
+    shape = layer.module.weight.shape
+    return xavier_normal(shape, generator) if layer.kind == "classifier" else he_normal(shape, generator, layer.slope)
 
 
 def unit_uniform(shape: torch.Size, generator: torch.Generator, mean_dims: tuple[int, ...] = ()) -> torch.Tensor:
@@ -40,14 +39,22 @@ def unit_uniform(shape: torch.Size, generator: torch.Generator, mean_dims: tuple
     return weight / per_filter(weight.flatten(1).norm(dim=1), weight)
 
 
-def he_normal(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Normal with variance 2 / fan_in, for a layer in front of a ReLU."""
-    return torch.empty(shape).normal_(0.0, math.sqrt(2.0 / shape[1:].numel()), generator=generator)
+def he_normal(shape: torch.Size, generator: torch.Generator, slope: float = 0.0) -> torch.Tensor:
+    """Normal with variance 2 / ((1 + a^2) fan_in), for a layer that reads a rectifier of slope a: a ReLU has none."""
+    return torch.empty(shape).normal_(0.0, math.sqrt(2.0 / ((1 + slope**2) * shape[1:].numel())), generator=generator)
 
 
-def he_normal_fan_out(shape: torch.Size, generator: torch.Generator, groups: int = 1) -> torch.Tensor:
-    """Normal with variance 2 / fan_out."""
-    return torch.empty(shape).normal_(0.0, math.sqrt(2.0 * groups / (shape[0] * shape[2:].numel())), generator=generator)
+def he_normal_fan_out(shape: torch.Size, generator: torch.Generator, groups: int = 1, slope: float = 0.0) -> torch.Tensor:
+    """Normal with variance 2 / ((1 + a^2) fan_out)."""
+    return torch.empty(shape).normal_(0.0, math.sqrt(2.0 * groups / ((1 + slope**2) * shape[0] * shape[2:].numel())), generator=generator)
+
+
+def seen_by_zero_mean(slope: float) -> float:
+    """Of the root mean square of a normal value behind a rectifier of slope a, the share that a filter of zero mean sees: its deviation.
+
+    The mean square is (1 + a^2) / 2 and the mean (1 - a) / sqrt(2 pi).
+    """
+    return math.sqrt(1 - (1 - slope) ** 2 / (math.pi * (1 + slope**2)))
 
 
 def with_both_signs(weight: torch.Tensor, dims: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

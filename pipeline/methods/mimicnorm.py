@@ -10,15 +10,16 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from export.graphs import finish, replace_layer
+from export.layers import derived
 from pipeline.config.methods import MimicnormOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
-from pipeline.graph.rewrite import finish, remove_norms, replace_layer
+from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph, Stacks
 from pipeline.methods.branches import BranchScale, chains_to_joins, last_convolutions, last_shortcut_convolutions
 from pipeline.methods.last_norm import normalise_logits
-from pipeline.methods.layers import derived, he_normal, he_normal_fan_out, with_bias, xavier_normal
+from pipeline.methods.layers import he_normal, he_normal_fan_out, seen_by_zero_mean, with_bias, xavier_normal
 
-_PAPER_GAIN = 1 / math.sqrt(1 - 1 / math.pi)  # 1.2112: the mean of a rectified normal value is lost to zero-mean filters
 _CODE_GAIN = math.sqrt(1.4)
 _CODE_GAIN_PER_CONVOLUTION = 1.2
 
@@ -73,17 +74,17 @@ class Mimicnorm(Method):
             return xavier_normal(shape, generator)
         weight = self._drawn(layer, generator)
         if self.options.gain == "paper":
-            return weight * _PAPER_GAIN if self._is_centred(layer) else weight
+            return weight * (1 / seen_by_zero_mean(layer.slope)) if self._is_centred(layer) else weight
         return weight if plain or _is_depthwise(layer) or layer.kind == "linear" else weight * _CODE_GAIN
 
     def _drawn(self, layer: Convolution, generator: torch.Generator) -> torch.Tensor:
         """He's, by the fan that the options name."""
         shape = layer.module.weight.shape
         if not isinstance(layer.module, nn.Conv2d):
-            return he_normal(shape, generator)
+            return he_normal(shape, generator, layer.slope)
         if self.options.fan == "out":
-            return he_normal_fan_out(shape, generator, layer.module.groups)
-        return he_normal(shape, generator) * math.sqrt(shape[1] / max(shape[1], self.options.fan_channels))
+            return he_normal_fan_out(shape, generator, layer.module.groups, layer.slope)
+        return he_normal(shape, generator, layer.slope) * math.sqrt(shape[1] / max(shape[1], self.options.fan_channels))
 
     def _scales(self, parts: Parts, joined: Sequence[Sequence[Convolution]]) -> dict[Node, float]:
         """The initial scale of each convolution that has one."""

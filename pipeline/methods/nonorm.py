@@ -3,11 +3,12 @@
 import torch
 from torch.fx import GraphModule
 
+from export.graphs import finish, replace_layer
 from pipeline.config.methods import NonormOptions
 from pipeline.graph import find_parts
-from pipeline.graph.rewrite import finish, remove_norms, replace_layer
+from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph
-from pipeline.methods.layers import he_normal, with_bias, xavier_normal
+from pipeline.methods.layers import drawn, with_bias
 
 
 class Nonorm(Method):
@@ -20,6 +21,5 @@ class Nonorm(Method):
         parts = find_parts(graph)
         remove_norms(graph, parts.norms)
         for layer in parts.convolutions:
-            draw = xavier_normal if layer.kind == "classifier" else he_normal
-            replace_layer(graph, layer.node, with_bias(layer.module, draw(layer.module.weight.shape, generator)))
+            replace_layer(graph, layer.node, with_bias(layer.module, drawn(layer, generator)))
         return RewrittenGraph(finish(graph), OneGroup(graph, self.options.weight_decay))

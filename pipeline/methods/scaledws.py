@@ -9,14 +9,15 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from export.layers import Derivation, WeightAndBias
-from export.operations import is_addition
+from export.graphs import finish, replace_layer
+from export.layers import Derivation, WeightAndBias, derived
+from export.operations import walk
 from pipeline.config.methods import ScaledwsOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
-from pipeline.graph.rewrite import finish, remove_norms, replace_layer
+from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import AdaptiveClipping, Method, OneGroup, RewrittenGraph
 from pipeline.methods.branches import last_convolutions
-from pipeline.methods.layers import derived, he_normal, per_filter, with_bias, xavier_normal
+from pipeline.methods.layers import drawn, per_filter, seen_by_zero_mean, with_bias
 
 
 class StandardisedWeights(Derivation):
@@ -59,7 +60,7 @@ class Scaledws(Method):
     def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
         alphas = dict.fromkeys(last_convolutions(parts.units), self.options.alpha)
-        betas = _betas(parts, alphas) if self.options.beta else {}
+        betas = _betas(graph, parts, alphas) if self.options.beta else {}
         remove_norms(graph, parts.norms)
         for layer in parts.convolutions:
             alpha, beta = alphas.get(layer.node, 1.0), betas.get(layer.node, 1.0)
@@ -68,31 +69,34 @@ class Scaledws(Method):
         return RewrittenGraph(finish(graph), ScaledwsRules(graph, self.options, classifier))
 
     def _layer(self, layer: Convolution, generator: torch.Generator, alpha: float, beta: float) -> nn.Module:
-        shape = layer.module.weight.shape
-        if layer.kind == "classifier":
-            return with_bias(layer.module, xavier_normal(shape, generator))
-        weight = he_normal(shape, generator)
-        if layer.kind == "linear":
+        weight = drawn(layer, generator)
+        if layer.kind in ("classifier", "linear"):
             return with_bias(layer.module, weight)
-        return derived(layer.module, StandardisedWeights(weight, self.options.gamma * alpha * beta, alpha, self.options.eps))
+        gamma = self.options.gamma * _gamma_share(layer.slope)
+        return derived(layer.module, StandardisedWeights(weight, gamma * alpha * beta, alpha, self.options.eps))
 
 
-def _betas(parts: Parts, alphas: dict[Node, float]) -> dict[Node, float]:
+def _gamma_share(slope: float) -> float:
+    """A rectifier's gamma, one over the deviation of what it lets pass of a normal value, as a share of a ReLU's."""
+    return seen_by_zero_mean(0.0) / (math.sqrt(1 + slope**2) * seen_by_zero_mean(slope))
+
+
+def _betas(graph: GraphModule, parts: Parts, alphas: dict[Node, float]) -> dict[Node, float]:
     """1 / sqrt(expected variance at the start of the unit), for each convolution that a unit begins with."""
-    layers = {layer.node for layer in parts.convolutions}
+    sources = {layer.node for layer in parts.convolutions} | {step.node for step in walk(graph) if step.kind == "addition"}
     alpha_of = {unit.add: alphas[node] for node, unit in last_convolutions(parts.units).items()}
     variance_behind: dict[Node, float] = {}
     betas: dict[Node, float] = {}
     for unit in parts.units:
-        variance = variance_behind.get(_source(unit.start, layers), 1.0)
+        variance = variance_behind.get(_source(unit.start, sources), 1.0)
         betas |= dict.fromkeys(_first_convolutions(unit), 1 / math.sqrt(variance))
         variance_behind[unit.add] = (1.0 if unit.shortcut else variance) + alpha_of.get(unit.add, 1.0) ** 2
     return betas
 
 
-def _source(node: Node, layers: set[Node]) -> Node:
+def _source(node: Node, sources: set[Node]) -> Node:
     """The nearest addition, layer or join at or before the node; what lies between changes no variance that is reckoned with."""
-    while node not in layers and not is_addition(node) and len(node.all_input_nodes) == 1:
+    while node not in sources and len(node.all_input_nodes) == 1:
         (node,) = node.all_input_nodes
     return node
 

@@ -8,12 +8,14 @@ import math
 import torch
 from torch.fx import GraphModule
 
+from export.graphs import finish, insert_in_front, replace_layer
+from export.layers import derived
 from pipeline.config.methods import SkipinitOptions
 from pipeline.graph import Dropout, find_parts
-from pipeline.graph.rewrite import finish, insert_in_front, remove_norms, replace_layer
+from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph
 from pipeline.methods.branches import BranchScale, ends_of_all_branches
-from pipeline.methods.layers import derived, he_normal, with_bias, xavier_normal
+from pipeline.methods.layers import drawn, with_bias
 
 
 class Skipinit(Method):
@@ -28,8 +30,7 @@ class Skipinit(Method):
         scale = 0.0 if self.options.initial_scale == "zero" else 1 / math.sqrt(len(scaled))
         remove_norms(graph, parts.norms)
         for layer in parts.convolutions:
-            draw = xavier_normal if layer.kind == "classifier" else he_normal
-            weight = draw(layer.module.weight.shape, generator)
+            weight = drawn(layer, generator)
             in_place = derived(layer.module, BranchScale(weight, scale)) if layer.node in scaled else with_bias(layer.module, weight)
             replace_layer(graph, layer.node, in_place)
         if self.options.dropout > 0:

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from export.layers import Derivation, WeightAndBias
+from export.graphs import finish, insert_in_front, replace_layer
+from export.layers import Derivation, WeightAndBias, derived
 from pipeline.config.methods import WeightnormOptions
 from pipeline.graph import Dropout, Parts, find_parts
-from pipeline.graph.rewrite import finish, insert_in_front, remove_norms, replace_layer
+from pipeline.graph.rewrite import remove_norms
 from pipeline.methods.base import Method, OneGroup, RewrittenGraph
 from pipeline.methods.branches import last_convolutions
-from pipeline.methods.layers import derived, he_normal, per_filter, with_bias, xavier_normal
+from pipeline.methods.layers import drawn, per_filter, with_bias
 
 
 class NormedWeights(Derivation):
@@ -48,12 +49,8 @@ class Weightnorm(Method):
         self._insert_dropout(graph, parts)
         remove_norms(graph, parts.norms)
         for layer in parts.convolutions:
-            shape = layer.module.weight.shape
-            if layer.kind in ("classifier", "linear"):
-                draw = xavier_normal if layer.kind == "classifier" else he_normal
-                replace_layer(graph, layer.node, with_bias(layer.module, draw(shape, generator)))
-            else:
-                replace_layer(graph, layer.node, derived(layer.module, NormedWeights(he_normal(shape, generator))))
+            weight, is_plain = drawn(layer, generator), layer.kind in ("classifier", "linear")
+            replace_layer(graph, layer.node, with_bias(layer.module, weight) if is_plain else derived(layer.module, NormedWeights(weight)))
         return RewrittenGraph(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))
 
     def _insert_dropout(self, graph: GraphModule, parts: Parts) -> None:

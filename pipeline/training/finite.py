@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from export.errors import UsageError
+from export.operations import walk
 
 
 class NotFiniteError(UsageError):
@@ -30,13 +31,12 @@ def all_finite(graph: nn.Module) -> bool:
 
 def first_bad_weights(graph: GraphModule) -> str | None:
     """The first layer, in the order of computation, that holds a weight or statistic that is not finite."""
-    for node in graph.graph.nodes:
-        if node.op != "call_module":
+    for step in walk(graph):
+        if step.layer is None:
             continue
-        layer = graph.get_submodule(node.target)
-        for name, value in (*layer.named_parameters(), *layer.named_buffers()):
+        for name, value in (*step.layer.named_parameters(), *step.layer.named_buffers()):
             if _is_bad(value):
-                return f"{name} of layer {node.target} is not finite"
+                return f"{name} of layer {step.node.target} is not finite"
     return None
 
 

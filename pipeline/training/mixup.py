@@ -15,11 +15,12 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from export.errors import UsageError
+from export.graphs import insert_between
 from export.layers import TrainingPart
+from export.operations import walk
 from pipeline.config.sections import Mixup as MixupOptions
 from pipeline.config.sections import Training
 from pipeline.graph.parts import starts_of_units
-from pipeline.graph.rewrite import insert_between
 
 _HIDDEN = {"stages": "in front of residual units that make images smaller", "units": "in front of residual units"}
 
@@ -65,7 +66,7 @@ def insert_mixup(graph: GraphModule, options: MixupOptions) -> None:
 
 
 def _places(graph: GraphModule, options: MixupOptions) -> list[Node]:
-    (pixels,) = (node for node in graph.graph.nodes if node.target == "normalise")
+    (pixels,) = (step.node for step in walk(graph) if step.kind == "pixels")
     if options.where == "input":
         return [pixels]
     inside = starts_of_units(graph, where_images_shrink=options.hidden_at == "stages")

@@ -29,11 +29,12 @@ from export.errors import UsageError
 from export.fold import fold
 from export.layers import training_only_parts_off
 from export.onnx import onnx_from_graph
-from export.operations import CONVOLUTIONS_AND_LINEAR, is_rectifier
+from export.operations import step_at
 from pipeline.methods import METHODS, RewrittenGraph
 from pipeline.networks import FAMILIES, NETWORKS
 
 Shape = tuple[int, int, int]
+LAYERS = (nn.Conv2d, nn.Linear)
 TORCHVISION = {
     "resnet18": 32,
     "resnet50": 32,
@@ -46,6 +47,8 @@ TORCHVISION = {
 """With the size of the images. `tests/pipeline/graph/test_parts.py` traces its deeper ResNets, and its VGGs, which take images of 224 and have
 130 million parameters; ours of the same layers stand for them here."""
 OF_A_FAMILY = {"wrn-DEPTH-WIDTH": "wrn-10-2"}
+OF_A_USER = ("own_networks:leaky",)
+"""With kinds of layers that no network of ours has."""
 LIKE = {
     **dict.fromkeys(("resnet32", "resnet44", "resnet56", "resnet110"), "resnet20"),
     "resnet34": "resnet18",
@@ -65,7 +68,7 @@ FEW, SOME = 2, 16
 
 
 def _shapes() -> dict[str, Shape]:
-    own = {name: (3, 32, 32) if name.startswith("vgg") else (3, 16, 16) for name in [*NETWORKS, *OF_A_FAMILY.values()]}
+    own = {name: (3, 32, 32) if name.startswith("vgg") else (3, 16, 16) for name in [*NETWORKS, *OF_A_FAMILY.values(), *OF_A_USER]}
     return {**own, "small": (1, 8, 8), **{f"torchvision:{name}": (3, size, size) for name, size in TORCHVISION.items()}}
 
 
@@ -93,7 +96,7 @@ class Network:
 
     def shared_file_of(self, folded: GraphModule) -> bytes:
         """The folded graph as an ONNX file that others of its form share; by itself where other layers have weights too: those lose their names."""
-        if any(not isinstance(layer, CONVOLUTIONS_AND_LINEAR) for layer in folded.modules() if [*layer.parameters(recurse=False)]):
+        if any(not isinstance(layer, LAYERS) for layer in folded.modules() if [*layer.parameters(recurse=False)]):
             return onnx_from_graph(folded, self.shape, {})
         form = form_of(folded)
         if form not in self.files:
@@ -113,8 +116,9 @@ def form_of(folded: GraphModule) -> object:
 
 
 def _kind(folded: GraphModule, node: Node) -> str:
-    if is_rectifier(folded, node):
-        return "ReLU6" if "relu6" in _layer(folded, node).lower() else "ReLU"
+    step = step_at(folded, node)
+    if step.kind == "rectifier":
+        return repr(step.as_layer())
     return f"{node.target} {_layer(folded, node)}" if node.op == "call_module" else str(node.target)
 
 
@@ -130,7 +134,7 @@ def as_template(folded: GraphModule) -> GraphModule:
     """A copy in which every layer has a bias, and no two tensors are alike or zero, so that the exporter leaves nothing out and merges nothing."""
     template, generator = copy.deepcopy(folded), torch.Generator().manual_seed(0)
     for layer in template.modules():
-        if isinstance(layer, CONVOLUTIONS_AND_LINEAR):
+        if isinstance(layer, LAYERS):
             layer.bias = nn.Parameter(torch.empty(layer.weight.shape[0]), requires_grad=False)
     for tensor in template.state_dict().values():
         tensor.uniform_(1, 2, generator=generator)
@@ -142,7 +146,7 @@ def with_weights(file: bytes, folded: GraphModule) -> bytes:
     model, weights = onnx.load_model_from_string(file), folded.state_dict()
     missing = set(weights) - {tensor.name for tensor in model.graph.initializer}
     assert not missing, f"the file has no place for {missing}"
-    layers = {name for name, layer in folded.named_modules() if isinstance(layer, CONVOLUTIONS_AND_LINEAR)}
+    layers = {name for name, layer in folded.named_modules() if isinstance(layer, LAYERS)}
     for tensor in model.graph.initializer:
         if tensor.name in weights:
             tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name].numpy(), tensor.name))

@@ -57,7 +57,7 @@ _MOBILENETS = frozenset({"mobilenetv2", "torchvision:mobilenet_v2"})
 _SQUEEZENETS = frozenset({"squeezenet", "torchvision:squeezenet1_0", "torchvision:squeezenet1_1"})
 _VGGS = frozenset({"vgg11", "vgg16"})
 REFUSED: dict[str, frozenset[str]] = {
-    "equinorm": _SHUFFLENETS | _MOBILENETS,
+    "equinorm": _SHUFFLENETS | _MOBILENETS | {"own_networks:leaky"},
     "skipinit": _SHUFFLENETS | _SQUEEZENETS | _VGGS,
     "fixup": _SHUFFLENETS | _SQUEEZENETS | _VGGS,
     "groupnorm": frozenset({"torchvision:squeezenet1_0", "torchvision:squeezenet1_1"}),

@@ -24,9 +24,9 @@ from deploy.runners.onnxruntime import OnnxRuntimeRunner, Optimisation
 from deploy.runners.openvino import OpenVinoRunner
 from export.exact.grid import GridGraph
 from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
-from export.exact.roles import shape_of
 from export.exact.writer import Convolution, sees_only_padding
 from export.fold import fold
+from export.graphs import shape_of
 from export.layers import DerivedConv2d
 
 Logits = NDArray[np.float32]

@@ -36,7 +36,9 @@ def standard_normal(shape: tuple[int, ...]) -> Array:
 @pytest.mark.usefixtures("_in_float64")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_he_and_xavier_are_the_papers_formulas(shape: tuple[int, ...]) -> None:
-    """He et al.: a deviation of sqrt(2 / fan), fan_in = inputs x kernel, fan_out = outputs x kernel. Glorot: sqrt(2 / (fan_in + fan_out))."""
+    """He et al.: a deviation of sqrt(2 / ((1 + a^2) fan)) for a rectifier of slope a, fan_in = inputs x kernel, fan_out = outputs x kernel.
+    Glorot: sqrt(2 / (fan_in + fan_out)).
+    """
     kernel = int(np.prod(shape[2:]))
     fan_in, fan_out, drawn = shape[1] * kernel, shape[0] * kernel, standard_normal(shape)
     size = torch.Size(shape)
@@ -44,6 +46,8 @@ def test_he_and_xavier_are_the_papers_formulas(shape: tuple[int, ...]) -> None:
         (he_normal(size, seeded()), np.sqrt(2 / fan_in) * drawn),
         (he_normal_fan_out(size, seeded()), np.sqrt(2 / fan_out) * drawn),
         (he_normal_fan_out(size, seeded(), groups=2), np.sqrt(2 / (fan_out / 2)) * drawn),
+        (he_normal(size, seeded(), slope=0.5), np.sqrt(2 / (1.25 * fan_in)) * drawn),
+        (he_normal_fan_out(size, seeded(), groups=2, slope=0.5), np.sqrt(2 / (1.25 * fan_out / 2)) * drawn),
         (xavier_normal(size, seeded()), np.sqrt(2 / (fan_in + fan_out)) * drawn),
     ):
         assert np.abs(got.numpy() - expected).max() <= 1e-15 * np.abs(expected).max()

@@ -13,7 +13,6 @@ from deploy.compare.samples import SampleHash, num_samples
 from deploy.compare.tolerance import ToleranceMeter
 from deploy.runners.base import Runner
 from deploy.verify.environment import environment
-from deploy.verify.interruption import noted_interruption
 from deploy.verify.invariance import PARTIAL, InvarianceMeter, not_run
 from deploy.verify.judging import Evidence, Side, judged
 from deploy.verify.links import Batches, Chain, Link, Record, Stage
@@ -21,6 +20,7 @@ from deploy.verify.place import find_place, growth
 from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Samples, StageErrors, Verdict, failed_outputs, one_line
 from deploy.verify.worst import WorstMeter
 from export.errors import NotHereError, SamegraphError
+from export.interruption import Interruption
 
 NUM_SAMPLES_INSIDE = 8
 NUM_IN_FLOAT64 = 500
@@ -38,7 +38,7 @@ def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collec
     with ExitStack() as stack:
         running = {stage.name: _RunningStage(stage, stack, require) for stage in chain.everything}
         course = _Course(chain, running)
-        with noted_interruption() as interruption:
+        with Interruption() as interruption:
             for batch in batches():
                 course.step(batch)
                 if interruption.asked:

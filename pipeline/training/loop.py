@@ -6,6 +6,7 @@ resumed run has the bits of one that was never stopped.
 
 import itertools
 import math
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ import torch
 from torch.fx import GraphModule
 
 from export.errors import UsageError
+from export.interruption import Interruption
 from pipeline.config.sections import Training
 from pipeline.graph.parts import trained_layers
 from pipeline.methods.base import RewrittenGraph
@@ -27,7 +29,6 @@ from pipeline.training.diagnosis import Figures, GradientNorms, layer_figures, w
 from pipeline.training.evaluation import Evaluation, WeightAverage, evaluate, evaluation_batch_size
 from pipeline.training.finite import NotFiniteError, all_finite, first_bad_activation, first_bad_weights
 from pipeline.training.freezing import FreezingMoment, first_frozen_epoch
-from pipeline.training.interruption import Interruption
 from pipeline.training.metrics import EpochRecord, MetricsLog, Tally
 from pipeline.training.optimiser import Moment, momentum, rate_share
 from pipeline.training.protocols import Batch, PrefetchedBatches, SilentWatcher, TrainingBatches, TrainingData, Watcher
@@ -108,7 +109,7 @@ class _Loop:
         diagnosed = self.options.diagnosis == "epoch"
         self.gradient_norms = GradientNorms(trained_layers(self.graph)) if diagnosed else None
         self.layers = trained_layers(self.deployed) if diagnosed else ()
-        self.interruption = Interruption()
+        self.interruption = Interruption(signal.SIGINT, signal.SIGTERM)  # schedulers of clusters send SIGTERM
         self.epoch, self.tally, self.records = 0, Tally(), list[EpochRecord]()
         self.frozen: FreezingMoment | None = None
         self.batches = PrefetchedBatches(iter(()))

@@ -3,6 +3,7 @@
 Takes an opened bundle. What is at odds with itself is DamagedError.
 """
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,15 +69,15 @@ def stored_samples(bundle: Bundle) -> Samples:
     return Samples(batches, -(-len(images) // size), f"{len(images)} test images stored in the bundle")
 
 
-def rebuilt_grid(bundle: Bundle, config: Config) -> GridGraph | None:
-    """The exact training graph, from the bundle's config, its training weights, and those of the exact stage."""
+def rebuilt_grid(bundle: Bundle, config: Config, graph: GraphModule) -> GridGraph | None:
+    """The exact training graph, from the bundle's config, its rebuilt training graph, and the weights of the exact stage."""
     present = [name for name in EXACT_FILES if bundle.has(name)]
     if not present:
         return None
     if len(present) < len(EXACT_FILES):
         missing = next(name for name in EXACT_FILES if not bundle.has(name))
         raise DamagedError(f"{bundle.folder} has {present[0]} and lacks {missing}, which goes with it; export the bundle again")
-    grid, _ = grid_of(config, _image_facts(bundle), _tensors(bundle, TRAINING_WEIGHTS))
+    grid = grid_of(copy.deepcopy(graph), config, image_shape_of(bundle))
     load_weights(grid.graph, bundle, EXACT_TRAINING_WEIGHTS)
     for step in (quantiser.step.item() for members in grid.groups.values() for quantiser in members):
         if not (0 < step < math.inf and math.frexp(step)[0] == 0.5):
@@ -100,12 +101,11 @@ def _kind(tensor: torch.Tensor | None) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}, {' x '.join(map(str, tensor.shape))}"
 
 
-def rebuilt_training_graph(bundle: Bundle, trusted_network: str | None) -> GraphModule:
+def rebuilt_training_graph(bundle: Bundle, config: Config, trusted_network: str | None) -> GraphModule:
     """The training graph, from the bundle's config and training weights.
 
     A bundle never names code to import: a network of the user's own is rebuilt only where the user names it.
     """
-    config = bundle_config(bundle)
     name = config.network.name
     if is_of_the_user(name) and name != trusted_network:
         raise UsageError(

@@ -110,8 +110,8 @@ def verify_bundle(
 
     `second_builds`: engines that were built a second time, by name; they must give what the first ones give.
     """
-    graph = rebuilt_training_graph(bundle, request.network)
     config = bundle_config(bundle)
+    graph = rebuilt_training_graph(bundle, config, request.network)
     frozen = frozen_statistics(records_in(bundle, METRICS), config.training, str(bundle.folder / METRICS))
     if frozen is not None:
         freeze_statistics(graph)
@@ -145,7 +145,7 @@ def verify_bundle(
         float_forms = float_chain(place, graph, folded, models[MODEL], folded_here=folded_here(bundle, place.device))
         chains = [with_float_engines(float_forms, engines)]
         certificate = None
-        if (grid := rebuilt_grid(bundle, config)) is not None:
+        if (grid := rebuilt_grid(bundle, config, graph)) is not None:
             exact = folded_from_integers(grid, stored_integers(bundle, grid))
             rounded_on = None if folded_here(bundle, place.device) else bundle.manifest.device
             forms = ExactForms(grid, exact, models[EXACT_MODEL], models[EXACT_TENSORRT_MODEL], rounded_on)
@@ -167,7 +167,7 @@ def verify_bundle(
         verdict,
         records_in(bundle, METRICS),
         filters,
-        _facts(bundle, graph),
+        _facts(bundle, config, graph),
         diagnosis_of(bundle),
         pictures_of(rows_of(inputs(samples.batches()), worst_samples(verdict))),
         proved,
@@ -222,12 +222,12 @@ def _require_the_metrics_of_the_manifest(bundle: Bundle) -> None:
             raise DamagedError(f"{where}; export the bundle again")
 
 
-def _facts(bundle: Bundle, graph: nn.Module) -> dict[str, object]:
+def _facts(bundle: Bundle, config: Config, graph: nn.Module) -> dict[str, object]:
     manifest = bundle.manifest
     return {
         "network": manifest.network,
         "method": manifest.method,
-        "data set": bundle_config(bundle).data.name,
+        "data set": config.data.name,
         "classes": manifest.classes,
         "parameters": sum(parameter.numel() for parameter in graph.parameters()),
         "accuracy on the test set": _accuracies(manifest.metrics),

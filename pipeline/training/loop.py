@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from pipeline.config.sections import Training
 from pipeline.graph.parts import trained_layers
 from pipeline.methods.base import RewrittenGraph
 from pipeline.methods.statistics import freeze_statistics, recompute_statistics
+from pipeline.run_folder import RunFolder
 from pipeline.training.checkpoint import Checkpoint, Config, checkpoint_bytes, write_checkpoint
 from pipeline.training.device import arithmetic, autocast_type, cpu_threads, device_by_name, forget_peak_memory, peak_memory_bytes
 from pipeline.training.diagnosis import Figures, GradientNorms, layer_figures, with_gradient_norms
@@ -40,16 +40,8 @@ class Settings:
     """How to train, and where to. `config` is what a checkpoint must have been made with to be resumed from."""
 
     training: Training
-    folder: Path
+    folder: RunFolder
     config: Config = field(default_factory=dict)
-
-    @property
-    def last_checkpoint(self) -> Path:
-        return last_checkpoint(self.folder)
-
-    @property
-    def best_checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -68,9 +60,14 @@ def steps_per_epoch(batches: TrainingBatches, options: Training) -> int:
     return num_batches // options.accumulate
 
 
-def last_checkpoint(folder: Path) -> Path:
-    """Where a run folder keeps its newest checkpoint."""
-    return folder / "checkpoints" / "last.safetensors"
+def require_same_steps(checkpoint: Checkpoint, steps: int) -> None:
+    """Refuse to go on from a checkpoint whose epochs had another length: the same step would be another moment of the schedule."""
+    stored = checkpoint.position["steps_per_epoch"]
+    if stored != steps:
+        raise UsageError(
+            f"checkpoint {checkpoint.path} was made with {stored} steps an epoch, the data now gives {steps}: the data set has changed; "
+            "bring it back, or start over with --fresh"
+        )
 
 
 def train(
@@ -117,7 +114,7 @@ class _Loop:
     @contextmanager
     def opened(self, resume: Checkpoint | None) -> Iterator[None]:
         """From where to start, and where the figures go."""
-        self.settings.folder.mkdir(parents=True, exist_ok=True)
+        self.settings.folder.path.mkdir(parents=True, exist_ok=True)
         if resume is None:
             self._remove_checkpoints()
         else:
@@ -130,7 +127,7 @@ class _Loop:
 
     def _remove_checkpoints(self) -> None:
         """Ours, and what a kill left of them half-written; whatever else the user keeps there stays."""
-        for path in (self.settings.last_checkpoint, self.settings.best_checkpoint):
+        for path in (self.settings.folder.last_checkpoint, self.settings.folder.best_checkpoint):
             for each in (path, *path.parent.glob(f".{path.name}.*")):
                 each.unlink(missing_ok=True)
 
@@ -243,8 +240,8 @@ class _Loop:
         self.log.add(record, layers)
         content = self._checkpoint_bytes()
         if is_best:
-            write_checkpoint(self.settings.best_checkpoint, content)
-        write_checkpoint(self.settings.last_checkpoint, content)
+            write_checkpoint(self.settings.folder.best_checkpoint, content)
+        write_checkpoint(self.settings.folder.last_checkpoint, content)
         self.watcher.epoch_done(record)
 
     def _diagnosis(self) -> list[Figures]:
@@ -275,7 +272,7 @@ class _Loop:
         """Between two steps: keep what was done, then stop."""
         if self.interruption.asked:
             self._require_finite_weights()
-            write_checkpoint(self.settings.last_checkpoint, self._checkpoint_bytes())
+            write_checkpoint(self.settings.folder.last_checkpoint, self._checkpoint_bytes())
             raise KeyboardInterrupt
 
     def _checkpoint_bytes(self) -> bytes:
@@ -291,12 +288,8 @@ class _Loop:
         return checkpoint_bytes(self.graph, self.step.optimiser, position, self.settings.config, average)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
+        require_same_steps(checkpoint, self.steps_per_epoch)
         position: dict[str, Any] = checkpoint.position
-        if position["steps_per_epoch"] != self.steps_per_epoch:
-            raise UsageError(
-                f"checkpoint {checkpoint.path} was made with {position['steps_per_epoch']} steps an epoch, the data "
-                f"now gives {self.steps_per_epoch}: the data set has changed; bring it back, or start anew with --fresh"
-            )
         self.graph.to(memory_format=self._memory_format)
         checkpoint.restore_graph(self.graph)
         checkpoint.restore_momentum(self.graph, self.step.optimiser)
@@ -332,7 +325,7 @@ class _Loop:
         return self._error(found or "the loss is not finite")
 
     def _error(self, what: str) -> NotFiniteError:
-        kept = self.settings.last_checkpoint
+        kept = self.settings.folder.last_checkpoint
         step = self.num_steps_done + 1
         return NotFiniteError(
             what,

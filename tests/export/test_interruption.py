@@ -12,12 +12,17 @@ from export.interruption import Interruption, interruptible
 
 def test_the_first_signal_is_noted_and_the_second_one_stops() -> None:
     with Interruption() as interruption:
-        assert not interruption.asked
         signal.raise_signal(signal.SIGINT)
         assert interruption.asked
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_nothing_is_noted_where_nobody_asks() -> None:
+    with Interruption() as interruption:
+        pass
+    assert not interruption.asked
 
 
 def test_only_the_named_signals_are_noted() -> None:

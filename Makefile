@@ -20,14 +20,14 @@ lint: $(INSTALLED)
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("python >= 3.11 is needed, this is " + sys.version.split()[0] + ": run make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@echo 'installing into $(VENV): PyTorch and the rest, several GB; minutes, depending on the network'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Writes the schemas anew: of the config, needed after a change of pipeline/config, and of verification.json.
+# Writes the schemas again: of the config, needed after a change of pipeline/config, and of verification.json.
 schema: $(INSTALLED)
 	$(VENV)/bin/python -m deploy.verify.schema > docs/verification.schema.json
 	$(VENV)/bin/python -m pipeline.config > configs/schema.json

@@ -21,6 +21,7 @@ from pipeline.bundle.verify import verify_bundle
 from pipeline.config import Config, parse_config
 from pipeline.data import Split
 from pipeline.data.images import MemoryImages
+from pipeline.exact_training import NoExactForm
 from pipeline.methods import RewrittenGraph
 from pipeline.training import device_by_name
 from pipeline.training.step import TrainingStep, seed_step
@@ -99,7 +100,7 @@ def verified(network_name: str, method: str, size: int, device: torch.device, *,
         metrics_lines=b"",
         device=str(device),
         precision="float32",
-        exact="not asked for",
+        exact=NoExactForm("not wanted"),
     )
     with tempfile.TemporaryDirectory() as folder:
         write_bundle_files(Path(folder), trained)

@@ -20,6 +20,8 @@ from benchmarks.environment import write_result
 from pipeline import run
 from pipeline.cli.console import Console
 from pipeline.config import load_config
+from pipeline.request import TrainRequest
+from pipeline.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 RATES = {"batchnorm": 0.05, "mimicnorm": 0.05, "equinorm": 0.05}
@@ -65,8 +67,8 @@ def _records(method: str, seed: int, epochs: int, num_frozen: int) -> Records:
     )
     config = load_config(ROOT / "configs" / "quickstart.yaml", settings)
     with tempfile.TemporaryDirectory() as folder:
-        run.train(config, Path(folder) / "run", None, Console())
-        return [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+        run.carry_out(TrainRequest(config=config, folder=RunFolder(Path(folder))), Console())
+        return [json.loads(line) for line in RunFolder(Path(folder)).metrics.read_text().splitlines()]
 
 
 def _summary(runs: list[dict[str, float]]) -> dict[str, dict[str, float | list[float]]]:

@@ -59,7 +59,8 @@ from pipeline.bundle.engines import EngineOptions
 from pipeline.cli.console import Console
 from pipeline.config import load_config, parse_config
 from pipeline.progress import Outcome
-from pipeline.run import export_engines
+from pipeline.request import EngineExportRequest, TrainExportRequest
+from pipeline.run_folder import RunFolder
 from pipeline.training_graph import ImageFacts, training_graph
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -218,7 +219,7 @@ def _bundle(part: Part, options: argparse.Namespace) -> None:
     part.found |= {"epochs": options.epochs, "links": [], "engines": {}}
     with tempfile.TemporaryDirectory() as folder:
         config, place = load_config(QUICKSTART, overrides), Path(folder) / "run"
-        made = part.attempt("train, export and verify", lambda: run.train_export(config, place, None, (), console))
+        made = part.attempt("train, export and verify", lambda: run.carry_out(TrainExportRequest(config=config, folder=RunFolder(place)), console))
         if made is None:
             return
         _note(part, made, "without engines")
@@ -234,7 +235,8 @@ def _is_here(runtime: str) -> bool:
 
 def _with_engine(part: Part, bundle: Path, flavour: Flavour, form: EnginePrecision, console: Console) -> None:
     """An engine in a bundle, its record and what its links and checks came to."""
-    outcome = export_engines(bundle, EngineOptions(flavour=flavour.name, precisions=(form,)), None, (), console)
+    options = EngineOptions(flavour=flavour.name, precisions=(form,))
+    outcome = run.carry_out(EngineExportRequest(bundle=bundle, options=options), console)
     engines: Any = outcome.facts["engines"]
     part.found["engines"] |= engines
     _note(part, outcome, f"{flavour.runtime} {form}")

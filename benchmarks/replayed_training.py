@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pipeline.config import Config, parse_config
+from pipeline.run_folder import RunFolder
 from pipeline.training import Settings, TrainingData, train
 from pipeline.training.device import arithmetic, autocast_type
 from pipeline.training.protocols import Batch
@@ -69,7 +70,7 @@ def _trained(method: str, device: str, precision: str, clip: str, *, cuda_graphs
     network = training_graph(config, ImageFacts(SHAPE, NUM_CLASSES, (128.0,) * 3, (64.0,) * 3))
     with tempfile.TemporaryDirectory() as folder:
         data = TrainingData(RandomBatches(), RandomBatches(), SHAPE[2])
-        history = train(network, data, Settings(training=config.training, folder=Path(folder)))
+        history = train(network, data, Settings(training=config.training, folder=RunFolder(Path(folder))))
     figures = [[each.train_loss, each.train_accuracy, each.test_loss, each.penalty or 0.0] for each in history.records]
     return {**{name: value.cpu() for name, value in network.graph.state_dict().items()}, "figures": torch.tensor(figures, dtype=torch.float64)}
 

@@ -8,12 +8,9 @@ import contextlib
 import copy
 import io
 import logging
-import signal
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from types import FrameType
 
 import onnx
 import onnx_ir as ir
@@ -21,6 +18,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from export.interruption import interruptible
 from export.layers import not_foldable_parts
 from export.operations import plain_operators
 
@@ -91,30 +89,6 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.getLogger("torch.onnx").setLevel(level)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """PyTorch loses a Ctrl-C that comes while its own code calls back: it is raised once more at the end."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    asked = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.set()
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    except Exception:
-        if not asked.is_set():
-            raise
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if asked.is_set():
-        raise KeyboardInterrupt
 
 
 def _device(folded: GraphModule) -> torch.device:

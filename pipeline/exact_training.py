@@ -3,14 +3,14 @@
 Takes a trained graph and open data; works in a folder of its own inside the run's, from which it goes on after an interruption.
 """
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from pydantic import JsonValue
-from torch import nn
+from torch.fx import GraphModule
 
 from export.bundle import json_bytes
 from export.errors import UsageError
@@ -23,15 +23,24 @@ from pipeline.config.sections import Schedule, Training
 from pipeline.data import DataSet, TrainingBatches
 from pipeline.methods import RewrittenGraph
 from pipeline.progress import Console, EpochLines
-from pipeline.training import Checkpoint, Settings, TrainingData, last_checkpoint, read_checkpoint
+from pipeline.run_folder import RunFolder
+from pipeline.training import Checkpoint, Settings, TrainingData, read_checkpoint
 from pipeline.training import train as train_graph
 from pipeline.training.checkpoint import first_difference
 from pipeline.training.evaluation import BATCH_SIZE, evaluate
-from pipeline.training_graph import ImageFacts, grid_of
+from pipeline.training_graph import grid_of
 
-FOLDER = "exact"
-_CALIBRATED = "calibrated.json"
 _CALIBRATION_BATCH = 128
+
+
+@dataclass(frozen=True)
+class ExactStage:
+    """That there will be a graph on the grid, and where it trains."""
+
+    folder: RunFolder
+    num_layers: int
+    from_scratch: bool
+    """Whether what an earlier call left there is passed over."""
 
 
 @dataclass(frozen=True)
@@ -42,60 +51,76 @@ class ExactRun:
     facts: Mapping[str, JsonValue]
     metrics_lines: bytes
 
-
-def why_not_exact(config: Config, images: ImageFacts) -> str | None:
-    """Why this run has no exact stage, or None. Raised before training where the config insists on one."""
-    if config.exact.enabled is False:
-        return "switched off by exact.enabled"
-    try:
-        grid_of(config, images)
-    except UsageError as error:
-        if config.exact.enabled is True:
-            raise
-        return str(error)
-    return None
-
-
-def exact_stage(config: Config, images: ImageFacts, trained: nn.Module, data: DataSet, where: "ExactFolder") -> ExactRun:
-    """Calibrate, train, mend. What was done before under the same config and from the same weights is not done again."""
-    weights = {name: value.detach().cpu() for name, value in trained.state_dict().items()}
-    grid, network = grid_of(config, images, weights)
-    grid.graph.to(data.train.device)
-    return _ExactTraining(config, where, data, grid, network, sha256_of(tensors_bytes(weights))).run()
+    def __str__(self) -> str:
+        return f"exact: {self.facts['test_accuracy']:.2%}"
 
 
 @dataclass(frozen=True)
-class ExactFolder:
-    """Where a stage works, whether it may go on from what it finds there, and who watches."""
+class NoExactForm:
+    """That there is no graph on the grid, and why."""
 
-    folder: Path
-    anew: bool
-    console: Console
+    reason: str
+
+    def __str__(self) -> str:
+        return f"no exact form: {self.reason}"
+
+    @property
+    def facts(self) -> Mapping[str, JsonValue]:
+        return {"not_run": self.reason}
+
+
+def planned_stage(
+    config: Config, graph: GraphModule, image_shape: tuple[int, int, int], folder: RunFolder, *, from_scratch: bool = False
+) -> ExactStage | NoExactForm:
+    """Whether a training graph has an exact form. Raises where it has none and the config insists on one; leaves the graph as it is."""
+    if config.exact.enabled is False:
+        return NoExactForm("switched off by exact.enabled")
+    try:
+        grid = grid_of(copy.deepcopy(graph), config, image_shape)
+    except UsageError as error:
+        if config.exact.enabled is True:
+            raise
+        return NoExactForm(str(error))
+    return ExactStage(folder.exact, len(grid.layers), from_scratch)
+
+
+def trained_on_the_grid(stage: ExactStage, config: Config, trained: RewrittenGraph, data: DataSet, console: Console) -> ExactRun:
+    """Calibrate, train, mend. What was done before under the same config and from the same weights is not done again.
+
+    The trained graph stays as it is.
+    """
+    weights = {name: value.detach().cpu() for name, value in trained.graph.state_dict().items()}
+    copied = copy.deepcopy(trained)  # graph and rules at once, because the rules hold the graph's parameters
+    grid = grid_of(copied.graph.cpu(), config, data.shape)  # on the CPU, so that it is the same graph wherever it trains
+    grid.graph.to(data.train.device)
+    network = RewrittenGraph(grid.graph, copied.rules)
+    return _ExactTraining(stage, config, data, grid, network, sha256_of(tensors_bytes(weights)), console).run()
 
 
 @dataclass(frozen=True)
 class _ExactTraining:
+    stage: ExactStage
     config: Config
-    place: ExactFolder
     data: DataSet
     grid: GridGraph
     network: RewrittenGraph
     origin: str
+    console: Console
 
     @property
-    def folder(self) -> Path:
-        return self.place.folder
+    def folder(self) -> RunFolder:
+        return self.stage.folder
 
     def run(self) -> ExactRun:
-        before = None if self.place.anew else self._before()
+        before = None if self.stage.from_scratch else self._before()
         checkpoint, at_once = before or (None, self._calibrated())
         lines = b""
         if self.config.exact.epochs:
             self._train(checkpoint)
-            lines = (self.folder / "metrics.jsonl").read_bytes()
+            lines = self.folder.metrics.read_bytes()
         mended = mend(self.grid)
         if mended:
-            self.place.console.say(f"exact: coarser weights in {', '.join(mended)}, whose sums had grown too large")
+            self.console.say(f"exact: coarser weights in {', '.join(mended)}, whose sums had grown too large")
         accuracy = self._accuracy() if mended or not lines else json.loads(lines.splitlines()[-1])["test_accuracy"]
         facts: dict[str, JsonValue] = {
             "test_accuracy_at_once": at_once,
@@ -107,31 +132,31 @@ class _ExactTraining:
 
     @property
     def _identity(self) -> dict[str, JsonValue]:
-        """What this stage depends on; another config, or other weights to begin with, begin it anew."""
+        """What this stage depends on; under another config, or from other weights, it begins from scratch."""
         included = {"data", "network", "method", "training", "exact"}
         return {**self.config.model_dump(mode="json", include=included), "trained_weights": self.origin}
 
     def _before(self) -> tuple[Checkpoint, float] | None:
         """What an earlier call of this very stage left: its checkpoint, and the accuracy that it began with."""
-        path = last_checkpoint(self.folder)
+        path = self.folder.last_checkpoint
         if not path.exists():
             return None
         checkpoint = read_checkpoint(path)
         if first_difference(checkpoint.config, json.loads(json.dumps(self._identity))):
             return None
         try:
-            return checkpoint, float(json.loads((self.folder / _CALIBRATED).read_bytes())["test_accuracy"])
+            return checkpoint, float(json.loads(self.folder.calibration.read_bytes())["test_accuracy"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _calibrated(self) -> float:
-        self.place.console.say("exact: choosing the steps of the grid")
+        self.console.say("exact: choosing the steps of the grid")
         calibrate(self.grid, self._calibration_images)
         if self.config.exact.search_rounds:
             search(self.grid, self._calibration_images, self.config.exact.search_rounds)
         accuracy = self._accuracy()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_file(self.folder / _CALIBRATED, json_bytes({"test_accuracy": accuracy}))
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        write_file(self.folder.calibration, json_bytes({"test_accuracy": accuracy}))
         return accuracy
 
     def _calibration_images(self) -> Iterator[torch.Tensor]:
@@ -146,7 +171,7 @@ class _ExactTraining:
     def _train(self, checkpoint: Checkpoint | None) -> None:
         batches = TrainingBatches(self.data.train, self.config.data.batch_size, self.config.data.augment, self.config.training.seed)
         settings = Settings(training=self._training, folder=self.folder, config=self._identity)
-        with self.place.console.progress("exact", self.config.exact.epochs * batches.steps_per_epoch) as progress:
+        with self.console.progress("exact", self.config.exact.epochs * batches.steps_per_epoch) as progress:
             train_graph(self.network, TrainingData(batches, self.data.test, self.data.width), settings, EpochLines(progress), checkpoint)
 
     @property

@@ -4,11 +4,12 @@ Takes names and numbers; touches no data set and no files. Used before training 
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from export.exact.grid import GridBits, GridGraph
 from export.exact.rewrite import grid_graph
@@ -49,10 +50,6 @@ def training_graph(config: Config, images: ImageFacts, prepare: Callable[[nn.Mod
     return rewritten
 
 
-def grid_of(config: Config, images: ImageFacts, weights: Mapping[str, torch.Tensor] | None = None) -> tuple[GridGraph, RewrittenGraph]:
-    """The grid graph of a config, with the trained weights where they are given, and the method's rules for it."""
-    network = training_graph(config, images)
-    if weights is not None:
-        network.graph.load_state_dict(weights)
-    grid = grid_graph(network.graph, images.shape, GridBits(**config.exact.bits.model_dump()))
-    return grid, RewrittenGraph(grid.graph, network.rules)
+def grid_of(graph: GraphModule, config: Config, image_shape: tuple[int, int, int]) -> GridGraph:
+    """Put a training graph onto the integer grid, in place, with the bits that the config says; what has no exact form is refused by name."""
+    return grid_graph(graph, image_shape, GridBits(**config.exact.bits.model_dump()))

@@ -13,6 +13,8 @@ import pytest
 from pipeline import run
 from pipeline.cli.console import Console
 from pipeline.config import load_config
+from pipeline.request import TrainExportRequest
+from pipeline.run_folder import RunFolder
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 ROOT = Path(__file__).parents[1]
@@ -23,7 +25,7 @@ SHORT = ("training.epochs=3", "training.schedule={name: constant}", "verify.samp
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a bundle that passed. Not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "quickstart"
-    outcome = run.train_export(load_config(ROOT / "configs" / "quickstart.yaml", SHORT), folder, None, (), Console())
+    outcome = run.carry_out(TrainExportRequest(config=load_config(ROOT / "configs" / "quickstart.yaml", SHORT), folder=RunFolder(folder)), Console())
     assert outcome.failure is None
     return folder
 

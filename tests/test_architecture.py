@@ -12,8 +12,8 @@ SOURCES = [path.relative_to(ROOT) for package in OURS for path in sorted((ROOT /
 OF_EXPORT_FOR_DEPLOY = ("errors", "files", "bundle", "interruption", "tensorrt")
 """What of `export` needs no torch."""
 PIPELINE = (
-    *("config", "data", "networks", "graph", "methods", "training", "training_graph", "progress", "exact_training"),
-    *("bundle", "verification", "run", "reproduction", "cli"),
+    *("config", "run_folder", "data", "networks", "graph", "methods", "training", "training_graph", "progress", "exact_training"),
+    *("bundle", "verification", "request", "importing", "plan", "run", "reproduction", "cli"),
 )
 """The rooms of `pipeline`, each of which may import those before it. Only the command line imports `reproduction`."""
 DEPLOY = {

@@ -20,6 +20,7 @@ from pipeline.config import parse_config
 from pipeline.config.sections import Data
 from pipeline.data import Split
 from pipeline.data.images import MemoryImages
+from pipeline.exact_training import NoExactForm
 from pipeline.methods import METHODS
 from pipeline.networks import FAMILIES, NETWORKS
 
@@ -134,7 +135,7 @@ def test_the_readme_of_a_bundle_says_what_to_feed_and_how_to_verify(
     config = parse_config({"data": data, "network": {"name": network}, "method": {"name": "nonorm"}})
     pixels = torch.zeros((1, *shape), dtype=torch.uint8)
     test = Split(MemoryImages(pixels), torch.zeros(1, dtype=torch.int64), torch.device("cpu"))
-    trained = TrainedRun(config, GraphModule(nn.Identity(), Graph()), ("a", "b"), shape, test, {}, b"", "cpu", "float32", "not asked for")
+    trained = TrainedRun(config, GraphModule(nn.Identity(), Graph()), ("a", "b"), shape, test, {}, b"", "cpu", "float32", NoExactForm("not wanted"))
     card = _model_card(trained)
     assert all(each in card for each in words)
 

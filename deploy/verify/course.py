@@ -12,13 +12,13 @@ from deploy.compare.samples import SampleHash
 from deploy.compare.tolerance import ToleranceMeter
 from deploy.runners.base import Runner
 from deploy.verify.environment import environment
-from deploy.verify.interruption import noted_interruption
 from deploy.verify.invariance import InvarianceMeter, not_run
 from deploy.verify.judging import Evidence, Side, judged
 from deploy.verify.links import Batches, Chain, Link, Record, Stage
 from deploy.verify.verdict import InvarianceVerdict, LinkVerdict, Samples, StageErrors, Verdict, one_line
 from deploy.verify.worst import WorstMeter
 from export.errors import NotHereError, SamegraphError
+from export.interruption import Interruption
 
 NUM_IN_FLOAT64 = 500
 """So many samples are evaluated in float64 in any case."""
@@ -33,7 +33,7 @@ def one_pass(chain: Chain, batches: Batches, record: Record, require: Collection
     with ExitStack() as stack:
         running = {stage.name: _RunningStage(stage, stack, require) for stage in chain.everything}
         course = _Course(chain, running)
-        with noted_interruption() as interruption:
+        with Interruption() as interruption:
             for batch in batches():
                 course.step(batch)
                 if interruption.asked:

@@ -128,7 +128,7 @@ class Engine:
 def engine_from_onnx(flavour: Flavour, onnx: bytes, name: str, wanted: EngineRequest, watcher: Watcher, cache: bytes | None = None) -> Engine:
     """Build an engine. `cache` holds the timings of earlier builds."""
     module = flavour.load()
-    _refuse_what_it_cannot(flavour, wanted)
+    refuse_what_it_cannot(flavour, wanted)
     gpu = _gpu_for(flavour)
     with listening(module) as said:
         build = _Build(flavour, module, said)
@@ -262,16 +262,17 @@ class _Build:
         return layers
 
 
-def _refuse_what_it_cannot(flavour: Flavour, wanted: EngineRequest) -> None:
+def refuse_what_it_cannot(flavour: Flavour, wanted: EngineRequest) -> None:
+    """Say in a line what this TensorRT has no use for; it is known before anything is built."""
     if flavour.times_tactics:
         return
     name = flavour.runtime
     if wanted.error_on_cache_miss:
         raise UsageError(f"{name} times nothing while it builds, so there is no cache that could miss; leave out --error-on-cache-miss")
     if wanted.version_compatible:
-        raise UsageError(f"{name} builds no version-compatible engines; leave it out, and build anew with each version")
+        raise UsageError(f"{name} builds no version-compatible engines; leave --version-compatible out, and build again with each version")
     if wanted.gpus != "same":
-        raise UsageError(f"an engine of {name} runs on every GPU that it knows anyway; leave the choice of GPUs out")
+        raise UsageError(f"an engine of {name} runs on every GPU that it knows anyway; leave out --gpus")
 
 
 def _gpu_for(flavour: Flavour) -> Gpu | None:

@@ -13,11 +13,11 @@ from deploy.runners.tensorrt import EngineFile, require_tensorrt
 from export.bundle import EXACT_TENSORRT_MODEL, FLOAT16_MODEL, MODEL, Bundle
 from export.errors import DamagedError, NotHereError, UsageError
 from export.files import write_file
-from export.tensorrt.builder import PARTS, Batches, Engine, EngineRequest, engine_from_onnx
+from export.tensorrt.builder import PARTS, Batches, Engine, EngineRequest, engine_from_onnx, refuse_what_it_cannot
 from export.tensorrt.float16 import float16_onnx
 from export.tensorrt.record import FOLDER, EnginePrecision, EngineRecord, Gpus, SecondBuild, engines_among, parsed_record, plan_name, record_name
 from export.tensorrt.runtime import FLAVOURS, Flavour, FlavourName, gpu_here
-from pipeline.config.sections import Batch
+from pipeline.config.sections import Batch, Export
 from pipeline.progress import Console
 
 ONNX_FILES: dict[EnginePrecision, str] = {"float32": MODEL, "tf32": MODEL, "float16": FLOAT16_MODEL, "exact": EXACT_TENSORRT_MODEL}
@@ -87,6 +87,36 @@ def building_flavour(asked: FlavourName | None) -> Flavour:
         return without_gpu
 
 
+def require_buildable(bundle: Bundle, flavour: Flavour, options: EngineOptions, batch: Batch) -> None:
+    """Refuse before a build what the bundle has no file for, and what this TensorRT has no use for."""
+    for precision in options.precisions:
+        refuse_what_it_cannot(flavour, _engine_request(precision, options, batch))
+        if precision != "float16" and not bundle.has(ONNX_FILES[precision]):  # that file is made for the engine
+            raise _without_a_file(precision)
+
+
+def engines_of_a_run(folder: Path, flavour: Flavour, options: Export, console: Console) -> list[BuiltEngine]:
+    """Engines for a bundle in the making. One that cannot be built is left out, unless the config will not do without engines."""
+    built = []
+    for precision in precisions_of(folder):
+        try:
+            built += build_engines(folder, EngineOptions(flavour=flavour.name, precisions=(precision,)), options.batch, console)
+        except (NotHereError, UsageError) as error:
+            if options.tensorrt is True:
+                raise
+            console.say(f"no {precision} engine: {error}")
+    return built
+
+
+def second_builds(built: Sequence[BuiltEngine]) -> dict[str, EngineFile]:
+    """The engines that were built to be compared with those that are kept."""
+    return {
+        each.name: EngineFile(f"the second build of {plan_name(each.name)}", each.second.plan, each.second.record)
+        for each in built
+        if each.second is not None
+    }
+
+
 def build_engines(folder: Path, options: EngineOptions, batch: Batch, console: Console) -> list[BuiltEngine]:
     """Build into a folder that holds a bundle's files."""
     flavour = building_flavour(options.flavour)
@@ -102,13 +132,7 @@ def precisions_of(folder: Path) -> Sequence[EnginePrecision]:
 
 def _build(folder: Path, flavour: Flavour, precision: EnginePrecision, options: EngineOptions, batch: Batch, console: Console) -> BuiltEngine:
     onnx = _onnx_of(folder, precision)
-    wanted = EngineRequest(
-        precision=precision,
-        batches=Batches(batch.min, batch.best, batch.max),
-        gpus=options.gpus,
-        version_compatible=options.version_compatible,
-        error_on_cache_miss=options.error_on_cache_miss,
-    )
+    wanted = _engine_request(precision, options, batch)
     cache = folder / FOLDER / _cache_name(flavour) if flavour.times_tactics else None
     timings = cache.read_bytes() if cache is not None and cache.is_file() else None
     console.say(f"building an engine: {precision}, {flavour.runtime}")
@@ -122,6 +146,16 @@ def _build(folder: Path, flavour: Flavour, precision: EnginePrecision, options: 
     if cache is not None and first.cache is not None:
         write_file(cache, first.cache)
     return BuiltEngine(name, Engine(first.plan, record, first.cache), second)
+
+
+def _engine_request(precision: EnginePrecision, options: EngineOptions, batch: Batch) -> EngineRequest:
+    return EngineRequest(
+        precision=precision,
+        batches=Batches(batch.min, batch.best, batch.max),
+        gpus=options.gpus,
+        version_compatible=options.version_compatible,
+        error_on_cache_miss=options.error_on_cache_miss,
+    )
 
 
 def _again(options: EngineOptions) -> bool:
@@ -140,8 +174,12 @@ def _onnx_of(folder: Path, precision: EnginePrecision) -> bytes:
     if precision == "float16":
         write_file(path, float16_onnx((folder / MODEL).read_bytes()))
     if not path.is_file():
-        raise UsageError(f"there is no {path.name} in the bundle, so it has no {precision} engine; train with exact.enabled: true")
+        raise _without_a_file(precision)
     return path.read_bytes()
+
+
+def _without_a_file(precision: EnginePrecision) -> UsageError:
+    return UsageError(f"there is no {ONNX_FILES[precision]} in the bundle, so it has no {precision} engine; train with exact.enabled: true")
 
 
 def _name(record: EngineRecord) -> str:

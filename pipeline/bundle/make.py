@@ -48,7 +48,7 @@ from export.onnx import INPUT, OUTPUT, onnx_from_graph
 from pipeline.config import Config, dump_config
 from pipeline.config.sections import Data
 from pipeline.data import Split
-from pipeline.exact_training import ExactRun
+from pipeline.exact_training import ExactRun, NoExactForm
 from pipeline.networks import is_of_the_user
 
 _PACKAGES = ("samegraph", "torch", "torchvision", "onnx", "onnxscript", "numpy")
@@ -68,8 +68,7 @@ class TrainedRun:
     metrics_lines: bytes
     device: str
     precision: str
-    exact: ExactRun | str
-    """The graph on the grid, or why there is none."""
+    exact: ExactRun | NoExactForm
     diagnosis_lines: bytes = b""
     """The figures of layers, a line an epoch; empty where none were kept."""
 
@@ -86,7 +85,7 @@ class TrainedRun:
             versions=versions(),
             device=self.device,
             training_precision=self.precision,
-            metrics={**self.metrics, "exact": {"not_run": self.exact} if isinstance(self.exact, str) else dict(self.exact.facts)},
+            metrics={**self.metrics, "exact": dict(self.exact.facts)},
         )
 
 
@@ -182,9 +181,9 @@ def _model_card(trained: TrainedRun) -> str:
 """
 
 
-def _on_the_grid(exact: ExactRun | str) -> str:
+def _on_the_grid(exact: ExactRun | NoExactForm) -> str:
     """A line on the exact form; none where there is none."""
-    if isinstance(exact, str):
+    if isinstance(exact, NoExactForm):
         return ""
     measured = f"{exact.facts['test_accuracy']:.2%} of the test set"
     return f"- `{EXACT_MODEL}`: the same network on the exact grid, for the same bits in every runtime. Accuracy: {measured}.\n"

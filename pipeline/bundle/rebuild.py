@@ -28,7 +28,7 @@ from export.fold import fold
 from export.layers import TrainingPart, not_foldable_parts, training_only_parts
 from export.onnx import operations_beyond_plain, program_of
 from pipeline.bundle.chain import EVALUATION, FOLDED, REFERENCE, TRAINING, Graphs
-from pipeline.bundle.contents import bundle_config, image_shape_of, spec_of
+from pipeline.bundle.contents import image_shape_of, spec_of
 from pipeline.config import Config
 from pipeline.graph.parts import trained_layers
 from pipeline.methods.statistics import freeze_statistics, is_frozen
@@ -50,9 +50,10 @@ class RebuiltModel:
     num_parameters: int
 
 
-def rebuilt_model(bundle: Bundle, network: str | None, frozen: FrozenStatistics | None) -> RebuiltModel:
+def rebuilt_model(bundle: Bundle, config: Config, network: str | None, frozen: FrozenStatistics | None) -> RebuiltModel:
     """Everything that needs PyTorch, from the bundle's config and weights alone; `network`: code that the user trusts to build the network."""
-    graph, config, device = rebuilt_training_graph(bundle, network), bundle_config(bundle), _device_of(bundle)
+    graph, device = rebuilt_training_graph(bundle, config, network), _device_of(bundle)
+    exact_graph = copy.deepcopy(graph) if bundle.has(EXACT_WEIGHTS) else None
     if frozen is not None:
         freeze_statistics(graph)
     folded = fold(graph)
@@ -60,7 +61,7 @@ def rebuilt_model(bundle: Bundle, network: str | None, frozen: FrozenStatistics 
     here = _folded_here(bundle, device)
     return RebuiltModel(
         graphs=_float_graphs(graph, folded, _ends(bundle), device, folded_here=here),
-        exact_graphs=_exact_graphs(bundle, config, device, None if here else bundle.manifest.device),
+        exact_graphs=None if exact_graph is None else _exact_graphs(bundle, config, exact_graph, None if here else bundle.manifest.device),
         beyond_plain=operations_beyond_plain(graph),
         training_only=_training_only(graph, bundle.manifest.training_precision, frozen),
         not_foldable=tuple(NotFoldablePart(name=name, what=part.summary) for name, part in not_foldable_parts(graph).items()),
@@ -91,11 +92,9 @@ def _float_graphs(graph: GraphModule, folded: GraphModule, ends: tuple[TensorSpe
     )
 
 
-def _exact_graphs(bundle: Bundle, config: Config, device: str, rounded_on: str | None) -> Graphs | None:
+def _exact_graphs(bundle: Bundle, config: Config, graph: GraphModule, rounded_on: str | None) -> Graphs:
     """The same bits from the training graph on. `rounded_on`: the device that rounded the integers, where it is of another kind than this one."""
-    grid = _rebuilt_grid(bundle, config)
-    if grid is None:
-        return None
+    grid, device = _rebuilt_grid(bundle, config, graph), _device_of(bundle)
     ends, exact = _ends(bundle), folded_from_integers(grid, _stored_integers(bundle, grid))
     training, evaluation = copy.deepcopy(grid.graph).train(), copy.deepcopy(grid.graph).eval()
     of_graphs: list[Form] = [
@@ -131,11 +130,9 @@ def _exporter(image: TensorSpec) -> "functools._lru_cache_wrapper[Form]":
     return exported
 
 
-def _rebuilt_grid(bundle: Bundle, config: Config) -> GridGraph | None:
-    """The exact training graph, from the bundle's config, its training weights, and those of the exact stage."""
-    if not bundle.has(EXACT_WEIGHTS):
-        return None
-    grid, _ = grid_of(config, _image_facts(bundle), _tensors(bundle, TRAINING_WEIGHTS))
+def _rebuilt_grid(bundle: Bundle, config: Config, graph: GraphModule) -> GridGraph:
+    """The exact training graph, from the bundle's config, its rebuilt training graph, and the weights of the exact stage."""
+    grid = grid_of(graph, config, image_shape_of(bundle))
     load_weights(grid.graph, bundle, EXACT_TRAINING_WEIGHTS)
     for step in (quantiser.step.item() for members in grid.groups.values() for quantiser in members):
         if not (0 < step < math.inf and math.frexp(step)[0] == 0.5):
@@ -159,12 +156,11 @@ def _kind(tensor: torch.Tensor | None) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}, {' x '.join(map(str, tensor.shape))}"
 
 
-def rebuilt_training_graph(bundle: Bundle, trusted_network: str | None) -> GraphModule:
+def rebuilt_training_graph(bundle: Bundle, config: Config, trusted_network: str | None) -> GraphModule:
     """The training graph, from the bundle's config and training weights.
 
     A bundle never names code to import: a network of the user's own is rebuilt only where the user names it.
     """
-    config = bundle_config(bundle)
     name = config.network.name
     if is_of_the_user(name) and name != trusted_network:
         raise UsageError(

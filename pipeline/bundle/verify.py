@@ -71,7 +71,7 @@ def verify_bundle(
     config = bundle_config(bundle)
     frozen = frozen_statistics(records_in(bundle, METRICS), config.training, str(bundle.folder / METRICS))
     _require_all_exact_files(bundle)
-    rebuilt = _rebuilt(bundle, request.network, frozen)
+    rebuilt = _rebuilt(bundle, config, request.network, frozen)
     require_one_story(bundle, config)
     require_the_metrics_of_the_manifest(bundle)
     hostile = hostile_images(image_shape_of(bundle))
@@ -96,7 +96,7 @@ def verify_bundle(
         verdict,
         records_in(bundle, METRICS),
         () if rebuilt is None else rebuilt.filters,
-        _facts(bundle, rebuilt),
+        _facts(bundle, config, rebuilt),
         diagnosis_of(bundle),
         pictures_of(rows_of(_with(samples, hostile, bundle), worst_samples(verdict))),
         certificate if request.only is None else None,
@@ -104,9 +104,9 @@ def verify_bundle(
     )
 
 
-def _rebuilt(bundle: Bundle, network: str | None, frozen: FrozenStatistics | None) -> "RebuiltModel | None":
+def _rebuilt(bundle: Bundle, config: Config, network: str | None, frozen: FrozenStatistics | None) -> "RebuiltModel | None":
     """What needs PyTorch; None where it is not installed."""
-    return None if importlib.util.find_spec("torch") is None else rebuilt_model(bundle, network, frozen)
+    return None if importlib.util.find_spec("torch") is None else rebuilt_model(bundle, config, network, frozen)
 
 
 def _with(samples: SampleSource, hostile: NamedImages, bundle: Bundle) -> Iterator[Arrays]:
@@ -191,12 +191,12 @@ def _laid_out(bundle: Bundle, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _facts(bundle: Bundle, rebuilt: "RebuiltModel | None") -> dict[str, object]:
+def _facts(bundle: Bundle, config: Config, rebuilt: "RebuiltModel | None") -> dict[str, object]:
     manifest = bundle.manifest
     return {
         "network": manifest.network,
         "method": manifest.method,
-        "data set": bundle_config(bundle).data.name,
+        "data set": config.data.name,
         "classes": manifest.classes,
         **({} if rebuilt is None else {"parameters": rebuilt.num_parameters}),
         "accuracy on the test set": _accuracies(manifest.metrics),

@@ -15,6 +15,7 @@ from pipeline.cli.console import Console
 from pipeline.cli.ending import exit_code_of
 
 COMMANDS = {
+    "init": ("pipeline.cli.init", "Write a config to start from: the quickstart's, or another of ours by NAME."),
     "train-export": ("pipeline.cli.train", "Train, fold, export and verify: from a config to a bundle."),
     "train": ("pipeline.cli.train", "Train and keep checkpoints; export comes later."),
     "export": ("pipeline.cli.export", "Fold, export and verify a training run's last checkpoint, or a network trained elsewhere."),

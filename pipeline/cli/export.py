@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.config import Config
+    from pipeline.request import EngineExportRequest, ExportRequest, ImportRequest
 
 _ONLY = "With --tensorrt:"
 
@@ -88,13 +89,13 @@ def engines_asked_for() -> bool:
     return bool(given["tensorrt"])
 
 
-def build_engines(console: Console, bundle: Path | None, network: str | None, required: tuple[str, ...]) -> None:
-    """Build them, verify the bundle, publish it, and show the verdict."""
+def engine_request(bundle: Path | None, network: str | None, required: tuple[str, ...]) -> EngineExportRequest:
+    """What the options of engines mean."""
     given = _given()
     if bundle is None:
         raise click.UsageError("--tensorrt needs a bundle; name the folder RUN/bundle")
     from pipeline.bundle.engines import EngineOptions
-    from pipeline.run import export_engines
+    from pipeline.request import EngineExportRequest
 
     wanted = EngineOptions(
         flavour=given["flavour"],
@@ -104,9 +105,7 @@ def build_engines(console: Console, bundle: Path | None, network: str | None, re
         error_on_cache_miss=given["error_on_cache_miss"],
         twice=not given["one_build"],
     )
-    outcome = export_engines(bundle, wanted, network, required, console)
-    console.result(outcome.facts, outcome.text)
-    outcome.raise_failure()
+    return EngineExportRequest(bundle=bundle, options=wanted, network=network, required=required)
 
 
 _SIZE, _RESIZED = 224, 256 / 224
@@ -123,6 +122,7 @@ _SIZE, _RESIZED = 224, 256 / 224
 @options.out
 @options.overrides
 @options.required
+@options.dry_run
 @options.as_json
 @click.pass_obj
 def export(
@@ -135,24 +135,36 @@ def export(
     out: Path | None,
     overrides: tuple[str, ...],
     required: tuple[str, ...],
+    dry_run: bool,
 ) -> None:
     """Fold, export and verify a training run's last checkpoint, or a network trained elsewhere."""
+    request: EngineExportRequest | ExportRequest | ImportRequest
     if engines_asked_for():
         _refuse_options_of_import(weights, images, finetune, out, overrides)
-        build_engines(console, run_folder, network, required)
-        return
-    if run_folder is None:
+        request = engine_request(run_folder, network, required)
+    elif run_folder is None:
         config = config_of_import(network, weights, images, finetune, overrides)
-    from pipeline import run
-
-    if run_folder is None:
-        assert weights is not None
-        outcome = run.import_network(config, weights, out or Path("runs") / config.network.name.replace(":", "-"), required, console)
+        request = import_request(config, weights, out, required)
     else:
         _refuse_options_of_import(network, weights, images, finetune, out, overrides)
-        outcome = run.export(run_folder, required, console)
-    console.result(outcome.facts, outcome.text)
-    outcome.raise_failure()
+        request = export_request(run_folder, required)
+    options.carry_out(request, console, dry_run=dry_run)
+
+
+def export_request(run_folder: Path, required: tuple[str, ...]) -> ExportRequest:
+    from pipeline.request import ExportRequest
+    from pipeline.run_folder import RunFolder
+
+    return ExportRequest(folder=RunFolder(run_folder), required=required)
+
+
+def import_request(config: Config, weights: Path | None, out: Path | None, required: tuple[str, ...]) -> ImportRequest:
+    from pipeline.request import ImportRequest
+    from pipeline.run_folder import RunFolder
+
+    assert weights is not None  # `config_of_import` has refused that
+    folder = out or Path("runs") / config.network.name.replace(":", "-")
+    return ImportRequest(config=config, weights=weights, folder=RunFolder(folder), required=required)
 
 
 def config_of_import(network: str | None, weights: Path | None, images: Path | None, finetune: int, overrides: tuple[str, ...]) -> Config:

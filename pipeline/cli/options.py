@@ -1,8 +1,16 @@
 """The arguments and options that several commands share, so that each reads the same everywhere."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from pipeline.cli.console import Console
+
+if TYPE_CHECKING:
+    from pipeline.request import EngineExportRequest, RunRequest
 
 as_json = click.option(
     "--json", is_flag=True, expose_value=False, help="One JSON object on standard output, all else on standard error."
@@ -27,6 +35,18 @@ required_or_bitwise = click.option(
 )
 
 resume = click.option("--resume/--fresh", default=None, help="Continue the run that is in the folder, or replace it.")
+
+dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done, and change nothing.")
+
+
+def carry_out(request: RunRequest | EngineExportRequest, console: Console, *, dry_run: bool) -> None:
+    """Refuse what needs no torch to be refused, before torch is imported; then do what was requested, or only say what that would be."""
+    request.require_possible()
+    from pipeline import run
+
+    outcome = run.dry_run(request, console) if dry_run else run.carry_out(request, console)
+    console.result(outcome.facts, outcome.text)
+    outcome.raise_failure()
 
 
 def run_folder(config_path: Path, chosen: Path | None) -> Path:

@@ -36,7 +36,8 @@ def reproduce(
         return
     if table is None:
         raise click.UsageError("give a table, or --list to see which there are")
-    from pipeline.reproduction.plan import PlanRequest, configs_folder, planned, table_by_name
+    from pipeline.config.shipped import configs_folder
+    from pipeline.reproduction.plan import PlanRequest, planned, table_by_name
 
     folder = out or Path("runs") / table
     names = tuple(name.strip() for some in rows for name in some.split(","))
@@ -50,8 +51,9 @@ def reproduce(
 
 
 def _list(console: Console) -> None:
+    from pipeline.config.shipped import configs_folder
     from pipeline.reproduction.papers import TABLES
-    from pipeline.reproduction.plan import configs_folder, listing
+    from pipeline.reproduction.plan import listing
 
     facts, text = listing(TABLES.values(), configs_folder())
     console.result({"tables": facts}, text)

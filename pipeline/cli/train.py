@@ -13,17 +13,19 @@ from pipeline.cli.console import Console
 @options.out
 @options.overrides
 @options.resume
+@options.dry_run
 @options.as_json
 @click.pass_obj
-def train(console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None) -> None:
+def train(console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None, dry_run: bool) -> None:
     """Train and keep checkpoints; export comes later."""
     from pipeline.config import load_config
 
-    loaded = load_config(config, overrides)
-    from pipeline import run
+    loaded = load_config(config, overrides)  # before anything heavier is imported: a mistake in the config is said at once
+    from pipeline.request import Start, TrainRequest
+    from pipeline.run_folder import RunFolder
 
-    outcome = run.train(loaded, options.run_folder(config, out), resume, console)
-    console.result(outcome.facts, outcome.text)
+    request = TrainRequest(config=loaded, folder=RunFolder(options.run_folder(config, out)), start=Start.of_option(resume))
+    options.carry_out(request, console, dry_run=dry_run)
 
 
 @click.command("train-export")
@@ -32,17 +34,19 @@ def train(console: Console, config: Path, out: Path | None, overrides: tuple[str
 @options.overrides
 @options.resume
 @options.required
+@options.dry_run
 @options.as_json
 @click.pass_obj
 def train_export(
-    console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None, required: tuple[str, ...]
+    console: Console, config: Path, out: Path | None, overrides: tuple[str, ...], resume: bool | None, required: tuple[str, ...], dry_run: bool
 ) -> None:
     """Train, fold, export and verify: from a config to a bundle."""
     from pipeline.config import load_config
 
-    loaded = load_config(config, overrides)  # before torch is imported: a mistake in the config is said at once
-    from pipeline import run
+    loaded = load_config(config, overrides)
+    from pipeline.request import Start, TrainExportRequest
+    from pipeline.run_folder import RunFolder
 
-    outcome = run.train_export(loaded, options.run_folder(config, out), resume, required, console)
-    console.result(outcome.facts, outcome.text)
-    outcome.raise_failure()
+    folder, start = RunFolder(options.run_folder(config, out)), Start.of_option(resume)
+    request = TrainExportRequest(config=loaded, folder=folder, start=start, required=required)
+    options.carry_out(request, console, dry_run=dry_run)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from export.errors import UsageError
 from pipeline.config import yaml_text
@@ -18,7 +18,7 @@ from pipeline.config.mistakes import in_one_line, key_path, shortened, shown
 from pipeline.config.sections import Config
 from pipeline.config.yaml_text import read_yaml, write_yaml
 
-__all__ = ["dump_config", "json_schema", "load_config", "parse_config"]
+__all__ = ["dump_config", "json_schema", "load_config", "parse_config", "training_part"]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -40,6 +40,11 @@ def parse_config(content: str | Mapping[str, object], source: str = "config", ov
 def dump_config(config: Config) -> str:
     """YAML that loads back to an equal config, every default spelled out, in the order of the sections."""
     return write_yaml(config.model_dump(mode="json"))
+
+
+def training_part(config: Config) -> dict[str, JsonValue]:
+    """What a checkpoint depends on; what is exported and verified may change from one call of a command to the next."""
+    return config.model_dump(mode="json", include={"data", "network", "method", "training"})
 
 
 @dataclass

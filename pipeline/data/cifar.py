@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from export.errors import UsageError
 from pipeline.config.sections import Data
 from pipeline.data.dataset import LabelledImages, Progress, Source
 from pipeline.data.images import MemoryImages
-from pipeline.data.published import fetch, require_published
+from pipeline.data.published import NotFetchedError, fetch, require_published
 
 
 def read_cifar(form: type[CIFAR10], options: Data) -> Source:
@@ -28,7 +27,7 @@ def read_cifar(form: type[CIFAR10], options: Data) -> Source:
 def _require_files(form: type[CIFAR10], folder: Path, name: str) -> None:
     how = f"set data.download: true, or unpack {form.filename} into {folder.parent}"
     if not folder.is_dir():
-        raise UsageError(f"no {name} at {folder}; {how}")
+        raise NotFetchedError(f"no {name} at {folder}; {how}")
     for file, md5 in [*form.train_list, *form.test_list, [form.meta["filename"], form.meta["md5"]]]:
         require_published(folder / file, md5, f"remove {folder}, then {how}")
 

@@ -93,6 +93,11 @@ class DataSet:
     notes: tuple[str, ...]
     """One line each, for the user and the report: what was converted, what was left out, and where the images live."""
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: channels, height, width."""
+        return self.channels, self.height, self.width
+
 
 def too_large_a_batch(batch_size: int, num_training: int) -> UsageError:
     """The error that says so."""

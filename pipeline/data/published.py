@@ -11,6 +11,10 @@ from torchvision.datasets.utils import check_integrity
 from export.errors import DamagedError, UsageError
 
 
+class NotFetchedError(UsageError):
+    """A data set is not where the config says."""
+
+
 def fetch(name: str, url: str, root: str, download: Callable[[], object]) -> None:
     """Run torchvision's download; it leaves alone what is there already."""
     try:

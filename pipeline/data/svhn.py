@@ -6,11 +6,10 @@ import torch
 from torchvision.datasets import SVHN
 from torchvision.datasets.utils import download_url
 
-from export.errors import UsageError
 from pipeline.config.sections import Data
 from pipeline.data.dataset import LabelledImages, Progress, Source
 from pipeline.data.images import MemoryImages
-from pipeline.data.published import fetch, require_published
+from pipeline.data.published import NotFetchedError, fetch, require_published
 
 
 def read(options: Data, progress: Progress) -> Source:
@@ -33,7 +32,7 @@ def _require_file(root: str, split: str) -> None:
     path = Path(root) / name
     how = f"set data.download: true, or fetch {url} into {root}"
     if not path.exists():
-        raise UsageError(f"no {split} split of svhn at {path}; {how}")
+        raise NotFetchedError(f"no {split} split of svhn at {path}; {how}")
     require_published(path, md5, f"remove it, then {how}")
 
 

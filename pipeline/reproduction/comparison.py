@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from export.errors import UsageError
-from pipeline.config import Config, load_config
-from pipeline.reproduction.figures import RunFigures, require_run, run_figures
+from pipeline.config import Config, training_part
+from pipeline.reproduction.figures import RunFigures, run_figures
 from pipeline.reproduction.result import Group, Result
-from pipeline.run import training_part
+from pipeline.run_folder import RunFolder
 
 Flat = dict[str, JsonValue]
 
@@ -53,8 +53,9 @@ def _require_different(folders: Sequence[Path]) -> None:
 
 
 def _config(folder: Path) -> Config:
-    require_run(folder)
-    return load_config(folder / "config.yaml")
+    run = RunFolder(folder)
+    run.require_run("give the folders that pipeline train wrote")
+    return run.stored_config()
 
 
 def _without_seed(config: Config) -> Flat:

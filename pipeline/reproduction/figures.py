@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.errors import DamagedError, UsageError
+from export.errors import DamagedError
 from pipeline.reproduction.papers import Statistic
+from pipeline.run_folder import RunFolder
 
-DIVERGED = "diverged.json"
-"""In the folder of a run whose loss or weights stopped being finite: epoch and message."""
-MACHINES = "machines.json"
-"""In the folder of a run of `pipeline reproduce`: where it computed."""
 _WANTED = ("epoch", "train_accuracy", "test_accuracy", "seconds", "peak_memory_bytes")
 
 
@@ -60,13 +57,14 @@ class RunFigures:
 
 def run_figures(folder: Path, seed: int) -> RunFigures:
     """Read a run folder; one that is not there yet has no records."""
-    diverged = _json(folder / DIVERGED, {"epoch", "message"})
+    files = RunFolder(folder)
+    diverged = _json(files.divergence, {"epoch", "message"})
     return RunFigures(
         folder=folder,
         seed=seed,
-        records=_records(folder / "metrics.jsonl"),
+        records=_records(files.metrics),
         diverged=Divergence(**diverged[0]) if diverged else None,
-        machines=_json(folder / MACHINES, {"device", "name", "precision", "torch"}),
+        machines=_json(files.machines, {"device", "name", "precision", "torch"}),
     )
 
 
@@ -79,7 +77,7 @@ def _records(path: Path) -> tuple[dict[str, Any], ...]:
         for record in records:
             _ = [record[key] for key in _WANTED]
     except (ValueError, TypeError, KeyError) as error:
-        raise DamagedError(f"{path} does not hold an epoch a line, each with {', '.join(_WANTED)} ({error!r}); train that run anew") from error
+        raise DamagedError(f"{path} does not hold an epoch a line, each with {', '.join(_WANTED)} ({error!r}); train that run again") from error
     return records
 
 
@@ -129,10 +127,3 @@ def spread(values: Sequence[float], statistic: Statistic) -> Spread | None:
 def over_runs(runs: Sequence[RunFigures], figure: Callable[[RunFigures], float | None], statistic: Statistic) -> Spread | None:
     """Of those runs that have the figure."""
     return spread([value for run in runs if (value := figure(run)) is not None], statistic)
-
-
-def require_run(folder: Path) -> None:
-    """Say in a line where a folder is none of a run."""
-    for name in ("config.yaml", "metrics.jsonl"):
-        if not (folder / name).is_file():
-            raise UsageError(f"{folder} holds no run: there is no {folder / name}; give the folders that pipeline train wrote")

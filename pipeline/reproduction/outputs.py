@@ -176,7 +176,7 @@ def require_same_table(name: str, folder: Path) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is no table of reproduce; choose another --out") from error
     if there != name:
-        raise UsageError(f"{folder} holds the table {there}, asked for is {name}; choose another --out")
+        raise UsageError(f"{folder} holds the table {there}, expected {name}; choose another --out")
 
 
 def write_outputs(result: Result, folder: Path) -> tuple[Path, ...]:

@@ -17,16 +17,6 @@ from pipeline.config import Config, load_config, parse_config
 from pipeline.config.sections import CYCLE_EPOCHS, Schedule
 from pipeline.reproduction.papers import TABLES, Row, Table
 
-_BESIDE_THE_PACKAGE = Path(__file__).parents[2] / "configs"
-
-
-def configs_folder() -> Path:
-    """The configs of this checkout, or those in the folder where the command runs."""
-    for folder in (_BESIDE_THE_PACKAGE, Path("configs")):
-        if (folder / "schema.json").is_file():
-            return folder
-    raise UsageError("the configs of the tables are not here: an installed package has none; run this in a checkout of the sources")
-
 
 def table_by_name(name: str) -> Table:
     """A table of the papers."""

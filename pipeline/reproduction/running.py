@@ -16,11 +16,12 @@ from deploy.verify.environment import cpu_model
 from export.errors import SamegraphError, UsageError
 from export.files import make_folder, write_file
 from pipeline import run
-from pipeline.config import Config, load_config
+from pipeline.config import Config, training_part
 from pipeline.progress import Console
-from pipeline.reproduction.figures import DIVERGED, MACHINES, RunFigures, run_figures
+from pipeline.reproduction.figures import RunFigures, run_figures
 from pipeline.reproduction.plan import Plan, PlannedRun
-from pipeline.run import training_part
+from pipeline.request import TrainRequest
+from pipeline.run_folder import RunFolder
 from pipeline.training import device_by_name
 from pipeline.training.checkpoint import first_difference
 from pipeline.training.finite import NotFiniteError
@@ -51,10 +52,10 @@ def is_finished(planned: PlannedRun) -> bool:
 
 def require_same_run(planned: PlannedRun) -> None:
     """A folder with a run of another config is neither continued nor read."""
-    path = planned.folder / "config.yaml"
-    if path.is_file() and (difference := first_difference(training_part(load_config(path)), training_part(planned.config))):
-        key, there, asked = difference
-        raise UsageError(f"{planned.folder} holds a run with {key} = {there}, asked for is {asked}; choose another --out, or remove that folder")
+    folder = RunFolder(planned.folder)
+    if folder.config.is_file() and (difference := first_difference(training_part(folder.stored_config()), training_part(planned.config))):
+        key, there, wanted = difference
+        raise UsageError(f"{folder} holds a run with {key} = {there}, expected {wanted}; choose another --out, or remove that folder")
 
 
 def finished_run(config: Config, folder: Path, seed: int, console: Console) -> RunFigures:
@@ -70,20 +71,20 @@ def _run(planned: PlannedRun, console: Console) -> None:
     _note_machine(planned)
     gc.collect()  # what the run before left would count in this one's memory
     try:
-        run.train(planned.config, planned.folder, None, console)
+        run.carry_out(TrainRequest(config=planned.config, folder=RunFolder(planned.folder)), console)
     except NotFiniteError as error:
         console.say(str(error))
-        write_file(planned.folder / DIVERGED, _json([{"epoch": error.epoch, "message": str(error)}]))
+        write_file(RunFolder(planned.folder).divergence, _json([{"epoch": error.epoch, "message": str(error)}]))
     except SamegraphError:
-        _leave_no_trace(planned.folder)
+        _leave_no_trace(RunFolder(planned.folder))
         raise
 
 
-def _leave_no_trace(folder: Path) -> None:
+def _leave_no_trace(folder: RunFolder) -> None:
     """A run that was refused has nothing but its machine: its folder goes, and its row's and that of all runs where they are empty."""
-    if {each.name for each in folder.iterdir()} == {MACHINES}:
-        (folder / MACHINES).unlink()
-        for each in (folder, *folder.parents[:2]):
+    if list(folder.path.iterdir()) == [folder.machines]:
+        folder.machines.unlink()
+        for each in (folder.path, *folder.path.parents[:2]):
             with suppress(OSError):
                 each.rmdir()
 
@@ -94,7 +95,7 @@ def _note_machine(planned: PlannedRun) -> None:
     here = machine(planned.config)
     if here not in before:
         make_folder(planned.folder)
-        write_file(planned.folder / MACHINES, _json([*before, here]))
+        write_file(RunFolder(planned.folder).machines, _json([*before, here]))
 
 
 def machine(config: Config) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from pipeline.training.device import autocast_type, device_by_name
 from pipeline.training.finite import NotFiniteError
-from pipeline.training.loop import History, Settings, last_checkpoint, steps_per_epoch, train
-from pipeline.training.metrics import EpochRecord, diagnosis_file
+from pipeline.training.loop import History, Settings, require_same_steps, steps_per_epoch, train
+from pipeline.training.metrics import EpochRecord
 from pipeline.training.protocols import SilentWatcher, TrainingData, Watcher
 
 __all__ = [
@@ -18,10 +18,9 @@ __all__ = [
     "Watcher",
     "autocast_type",
     "device_by_name",
-    "diagnosis_file",
-    "last_checkpoint",
     "load_checkpoint",
     "read_checkpoint",
+    "require_same_steps",
     "steps_per_epoch",
     "train",
 ]

@@ -71,7 +71,7 @@ class Checkpoint:
             value.copy_(stored[name])
 
     def _unfit(self, how: str) -> DamagedError:
-        return DamagedError(f"checkpoint {self.path} does not fit the network of its own config: {how}; start anew with --fresh")
+        return DamagedError(f"checkpoint {self.path} does not fit the network of its own config: {how}; start over with --fresh")
 
 
 def checkpoint_bytes(
@@ -102,7 +102,7 @@ def load_checkpoint(path: Path, config: Config) -> Checkpoint:
     if difference := first_difference(checkpoint.config, _as_json(config)):
         key, stored, given = difference
         raise UsageError(
-            f"checkpoint {path} was made with {key} = {stored}, the config says {given}; set it back to go on, or start anew with --fresh"
+            f"checkpoint {path} was made with {key} = {stored}, the config says {given}; set it back to go on, or start over with --fresh"
         )
     return checkpoint
 
@@ -112,11 +112,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         run, tensors = _checked(path)
     except FileNotFoundError as error:
-        raise UsageError(f"there is no checkpoint {path}; start anew with --fresh") from error
+        raise UsageError(f"there is no checkpoint {path}; start over with --fresh") from error
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"checkpoint {path} is damaged: {str(error).splitlines()[0]}; restore the file, or start anew with --fresh") from error
+        raise DamagedError(f"checkpoint {path} is damaged: {str(error).splitlines()[0]}; restore the file, or start over with --fresh") from error
     if run["format"] != FORMAT:
-        raise DamagedError(f"checkpoint {path} has format {run['format']}, this version reads {FORMAT}; start anew with --fresh")
+        raise DamagedError(f"checkpoint {path} has format {run['format']}, this version reads {FORMAT}; start over with --fresh")
     weights, momentum, average = (_part(tensors, prefix) for prefix in (_WEIGHTS, _MOMENTUM, _AVERAGE))
     return Checkpoint(path, weights, momentum, average, run["position"], run["config"])
 

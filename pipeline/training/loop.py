@@ -6,28 +6,29 @@ resumed run has the bits of one that was never stopped.
 
 import itertools
 import math
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
 from export.errors import UsageError
+from export.interruption import Interruption
 from pipeline.config.sections import Training
 from pipeline.graph.parts import trained_layers
 from pipeline.methods.base import RewrittenGraph
 from pipeline.methods.statistics import freeze_statistics, recompute_statistics
+from pipeline.run_folder import RunFolder
 from pipeline.training.checkpoint import Checkpoint, Config, checkpoint_bytes, write_checkpoint
 from pipeline.training.device import arithmetic, autocast_type, cpu_threads, device_by_name, forget_peak_memory, peak_memory_bytes
 from pipeline.training.diagnosis import Figures, GradientNorms, layer_figures, with_gradient_norms
 from pipeline.training.evaluation import Evaluation, WeightAverage, evaluate, evaluation_batch_size
 from pipeline.training.finite import NotFiniteError, all_finite, first_bad_activation, first_bad_weights
 from pipeline.training.freezing import FreezingMoment
-from pipeline.training.interruption import Interruption
 from pipeline.training.metrics import EpochRecord, MetricsLog, Tally
 from pipeline.training.optimiser import Moment, momentum, rate_share
 from pipeline.training.protocols import Batch, PrefetchedBatches, SilentWatcher, TrainingBatches, TrainingData, Watcher
@@ -39,16 +40,8 @@ class Settings:
     """How to train, and where to. `config` is what a checkpoint must have been made with to be resumed from."""
 
     training: Training
-    folder: Path
+    folder: RunFolder
     config: Config = field(default_factory=dict)
-
-    @property
-    def last_checkpoint(self) -> Path:
-        return last_checkpoint(self.folder)
-
-    @property
-    def best_checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -67,9 +60,14 @@ def steps_per_epoch(batches: TrainingBatches, options: Training) -> int:
     return num_batches // options.accumulate
 
 
-def last_checkpoint(folder: Path) -> Path:
-    """Where a run folder keeps its newest checkpoint."""
-    return folder / "checkpoints" / "last.safetensors"
+def require_same_steps(checkpoint: Checkpoint, steps: int) -> None:
+    """Refuse to go on from a checkpoint whose epochs had another length: the same step would be another moment of the schedule."""
+    stored = checkpoint.position["steps_per_epoch"]
+    if stored != steps:
+        raise UsageError(
+            f"checkpoint {checkpoint.path} was made with {stored} steps an epoch, the data now gives {steps}: the data set has changed; "
+            "bring it back, or start over with --fresh"
+        )
 
 
 def train(
@@ -108,7 +106,7 @@ class _Loop:
         diagnosed = self.options.diagnosis == "epoch"
         self.gradient_norms = GradientNorms(trained_layers(self.graph)) if diagnosed else None
         self.layers = trained_layers(self.deployed) if diagnosed else ()
-        self.interruption = Interruption()
+        self.interruption = Interruption(signal.SIGINT, signal.SIGTERM)  # schedulers of clusters send SIGTERM
         self.epoch, self.tally, self.records = 0, Tally(), list[EpochRecord]()
         self.frozen: FreezingMoment | None = None
         self.batches = PrefetchedBatches(iter(()))
@@ -116,7 +114,7 @@ class _Loop:
     @contextmanager
     def opened(self, resume: Checkpoint | None) -> Iterator[None]:
         """From where to start, and where the figures go."""
-        self.settings.folder.mkdir(parents=True, exist_ok=True)
+        self.settings.folder.path.mkdir(parents=True, exist_ok=True)
         if resume is None:
             self._remove_checkpoints()
         else:
@@ -129,7 +127,7 @@ class _Loop:
 
     def _remove_checkpoints(self) -> None:
         """Ours, and what a kill left of them half-written; whatever else the user keeps there stays."""
-        for path in (self.settings.last_checkpoint, self.settings.best_checkpoint):
+        for path in (self.settings.folder.last_checkpoint, self.settings.folder.best_checkpoint):
             for each in (path, *path.parent.glob(f".{path.name}.*")):
                 each.unlink(missing_ok=True)
 
@@ -242,8 +240,8 @@ class _Loop:
         self.log.add(record, layers)
         content = self._checkpoint_bytes()
         if is_best:
-            write_checkpoint(self.settings.best_checkpoint, content)
-        write_checkpoint(self.settings.last_checkpoint, content)
+            write_checkpoint(self.settings.folder.best_checkpoint, content)
+        write_checkpoint(self.settings.folder.last_checkpoint, content)
         self.watcher.epoch_done(record)
 
     def _diagnosis(self) -> list[Figures]:
@@ -274,7 +272,7 @@ class _Loop:
         """Between two steps: keep what was done, then stop."""
         if self.interruption.asked:
             self._require_finite_weights()
-            write_checkpoint(self.settings.last_checkpoint, self._checkpoint_bytes())
+            write_checkpoint(self.settings.folder.last_checkpoint, self._checkpoint_bytes())
             raise KeyboardInterrupt
 
     def _checkpoint_bytes(self) -> bytes:
@@ -290,12 +288,8 @@ class _Loop:
         return checkpoint_bytes(self.graph, self.step.optimiser, position, self.settings.config, average)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
+        require_same_steps(checkpoint, self.steps_per_epoch)
         position: dict[str, Any] = checkpoint.position
-        if position["steps_per_epoch"] != self.steps_per_epoch:
-            raise UsageError(
-                f"checkpoint {checkpoint.path} was made with {position['steps_per_epoch']} steps an epoch, the data "
-                f"now gives {self.steps_per_epoch}: the data set has changed; bring it back, or start anew with --fresh"
-            )
         self.graph.to(memory_format=self._memory_format)
         checkpoint.restore_graph(self.graph)
         checkpoint.restore_momentum(self.graph, self.step.optimiser)
@@ -331,7 +325,7 @@ class _Loop:
         return self._error(found or "the loss is not finite")
 
     def _error(self, what: str) -> NotFiniteError:
-        kept = self.settings.last_checkpoint
+        kept = self.settings.folder.last_checkpoint
         step = self.num_steps_done + 1
         return NotFiniteError(
             what,

@@ -14,6 +14,7 @@ import torch
 
 from export.errors import DamagedError
 from export.files import write_file
+from pipeline.run_folder import RunFolder
 
 _DRAWN = ("norms", "off_isocline", "scale", "deflated", "variance", "gradient_norm")
 """What TensorBoard shows of each layer: the median over its filters, where there are several values."""
@@ -108,18 +109,18 @@ def _added(total: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
 
 
 class MetricsLog:
-    """metrics.jsonl, diagnosis.jsonl (where layers are diagnosed) and tensorboard/ of a run folder."""
+    """The figures of a run, for reading by machines (those of layers too, where they are diagnosed) and for TensorBoard."""
 
-    def __init__(self, folder: Path, records: Sequence[EpochRecord]) -> None:
+    def __init__(self, folder: RunFolder, records: Sequence[EpochRecord]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes long to import
 
-        self._path, self._diagnosis = folder / "metrics.jsonl", diagnosis_file(folder)
+        self._path, self._diagnosis = folder.metrics, folder.diagnosis
         diagnosed = _diagnosed(self._diagnosis, len(records))
         write_file(self._path, "".join(_line(record.as_dict()) for record in records).encode())
         self._diagnosis.unlink(missing_ok=True)
-        for events in (folder / "tensorboard").glob("events.out.tfevents*"):  # the user's own files stay
+        for events in folder.tensorboard.glob("events.out.tfevents*"):  # the user's own files stay
             events.unlink()
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._board = SummaryWriter(str(folder.tensorboard))
         for record in records:
             self._draw(record)
         for values in diagnosed:
@@ -148,11 +149,6 @@ class MetricsLog:
                 if (value := _middle(layer[key])) is not None:
                     self._board.add_scalar(f"{key}/{layer['name']}", value, values["epoch"])
         self._board.flush()
-
-
-def diagnosis_file(folder: Path) -> Path:
-    """Where a run folder keeps the figures of its layers, a line an epoch."""
-    return folder / "diagnosis.jsonl"
 
 
 def _diagnosed(path: Path, num_epochs: int) -> list[dict[str, Any]]:

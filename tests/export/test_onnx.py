@@ -1,6 +1,4 @@
 import json
-import signal
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ from graphs import DEFAULTS, NOT_FOLDABLE, images, rewritten, step
 
 from export.bundle import class_metadata
 from export.fold import fold
-from export.onnx import NotFoldedError, interruptible, onnx_from_graph, operations_beyond_plain, require_folded_form
+from export.onnx import NotFoldedError, onnx_from_graph, operations_beyond_plain, require_folded_form
 from export.operations import plain_operators
 from pipeline.methods import METHODS
 
@@ -89,21 +87,3 @@ def test_the_weights_in_the_file_are_the_folded_ones_and_every_batch_runs(size: 
     assert logits.shape == (size, 10)
     # A loose sanity bound against gross faults; the derived budget is the business of deploy/verify.
     assert np.abs(logits - folded(batch).numpy()).max() < 1e-4
-
-
-def test_ctrl_c_that_pytorch_loses_is_raised_at_the_end() -> None:
-    with pytest.raises(KeyboardInterrupt), interruptible(), suppress(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_what_an_export_says_after_ctrl_c_is_no_error() -> None:
-    def fail_after_ctrl_c() -> None:
-        with suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        raise RuntimeError("half done")
-
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        fail_after_ctrl_c()
-    with pytest.raises(ValueError, match="its own"), interruptible():
-        raise ValueError("its own")

@@ -13,6 +13,8 @@ from commands import Done, pipeline
 from pipeline import run
 from pipeline.cli.console import Console
 from pipeline.config import load_config
+from pipeline.request import TrainExportRequest
+from pipeline.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[3]
 SHORT = ("training.epochs=3", "training.schedule={name: constant}", "verify.samples=100", "training.seed=7")
@@ -22,7 +24,12 @@ SHORT = ("training.epochs=3", "training.schedule={name: constant}", "verify.samp
 def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of another training of the same network."""
     folder = tmp_path_factory.mktemp("another")
-    assert run.train_export(load_config(ROOT / "configs" / "quickstart.yaml", SHORT), folder, None, (), Console()).failure is None
+    assert (
+        run.carry_out(
+            TrainExportRequest(config=load_config(ROOT / "configs" / "quickstart.yaml", SHORT), folder=RunFolder(folder)), Console()
+        ).failure
+        is None
+    )
     return folder / "bundle"
 
 

@@ -23,11 +23,12 @@ from export.tensorrt.record import EngineRecord, Shapes, parsed_record
 from export.tensorrt.runtime import FLAVOURS, Gpu
 from pipeline import run
 from pipeline.bundle import chain, engines
-from pipeline.bundle.engines import BuiltEngine, EngineOptions, build_engines
+from pipeline.bundle.engines import BuiltEngine, EngineOptions, build_engines, engines_of_a_run
 from pipeline.cli.console import Console
 from pipeline.config import parse_config
 from pipeline.config.sections import Batch
-from pipeline.run import _facts, engines_of_a_run, export_engines
+from pipeline.request import EngineExportRequest
+from pipeline.run import _facts
 
 pytest.importorskip("tensorrt_rtx", reason="not run: tensorrt-rtx is not installed")
 ROOT = Path(__file__).parents[3]
@@ -39,7 +40,8 @@ Content = dict[str, bytes]
 def with_engines(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with engines in all precisions but TF32, made by the command's own function. Not to be changed."""
     bundle = Path(shutil.copytree(finished_run / "bundle", tmp_path_factory.mktemp("with engines") / "bundle"))
-    outcome = export_engines(bundle, EngineOptions(precisions=("float32", "exact", "float16")), None, (), Console())
+    options = EngineOptions(precisions=("float32", "exact", "float16"))
+    outcome = run.carry_out(EngineExportRequest(bundle=bundle, options=options), Console())
     assert outcome.failure is None
     return bundle
 
@@ -319,10 +321,9 @@ class TestOfARun:
             return [BuiltEngine("exact", Engine(b"", None, None), None)]  # type: ignore[arg-type]
 
         (folder / "model.exact.trt.onnx").write_bytes(b"")
-        monkeypatch.setattr(run, "runnable_flavour", lambda: FLAVOURS["tensorrt"])
-        monkeypatch.setattr(run, "build_engines", fails)
+        monkeypatch.setattr(engines, "build_engines", fails)
         config = parse_config({"method": {"name": "nonorm"}, "export": {"tensorrt": wanted == "true" or wanted}})
-        return [each.name for each in engines_of_a_run(folder, config, Console())]
+        return [each.name for each in engines_of_a_run(folder, FLAVOURS["tensorrt"], config.export, Console())]
 
     def test_a_build_that_fails_costs_that_engine_alone(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -18,6 +18,8 @@ from pipeline.cli.console import Console
 from pipeline.config import load_config
 from pipeline.config.sections import FreezeStatistics, Training
 from pipeline.methods.statistics import Statistics
+from pipeline.request import TrainExportRequest
+from pipeline.run_folder import RunFolder
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 SHORT = (
@@ -35,7 +37,7 @@ Capture = pytest.CaptureFixture[str]
 def frozen_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("frozen") / str(request.param)
     config = load_config(QUICKSTART, (*SHORT, f"method={{name: {request.param}}}"))
-    assert run.train_export(config, folder, None, (), Console()).failure is None
+    assert run.carry_out(TrainExportRequest(config=config, folder=RunFolder(folder)), Console()).failure is None
     return folder
 
 

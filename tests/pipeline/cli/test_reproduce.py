@@ -44,7 +44,7 @@ def test_a_table_is_run_and_its_runs_are_compared(small: None, tmp_path: Path, c
 def test_another_table_is_not_written_over(small: None, tmp_path: Path, capfd: Capture) -> None:
     (tmp_path / "table.json").write_text('{"table": "czmig-table1"}')
     done = pipeline(capfd, "reproduce", "small-table", "--seeds", 1, "--epochs", 1, "--out", tmp_path)
-    assert (done.code, done.error) == (2, f"error: {tmp_path} holds the table czmig-table1, asked for is small-table; choose another --out")
+    assert (done.code, done.error) == (2, f"error: {tmp_path} holds the table czmig-table1, expected small-table; choose another --out")
     assert [each.name for each in tmp_path.iterdir()] == ["table.json"]
 
 

@@ -277,7 +277,7 @@ def test_the_shell_completes_commands() -> None:
     assert (done.returncode, done.stdout) == (0, "plain,doctor\n")
 
 
-NOT_IMPORTED: dict[str, object] = {"network": None, "weights": None, "images": None, "finetune": 0, "out": None, "overrides": ()}
+NOT_IMPORTED: dict[str, object] = {"network": None, "weights": None, "images": None, "finetune": 0, "out": None, "overrides": (), "dry_run": False}
 
 
 @pytest.mark.parametrize(
@@ -285,15 +285,15 @@ NOT_IMPORTED: dict[str, object] = {"network": None, "weights": None, "images": N
     [
         (
             "train-export",
-            ["a/b.yaml", "--set", "x=1", "--set", "y=2", "--fresh", "--json"],
-            {"config": Path("a/b.yaml"), "out": None, "overrides": ("x=1", "y=2"), "resume": False, "required": ()},
+            ["a/b.yaml", "--set", "x=1", "--set", "y=2", "--fresh", "--dry-run", "--json"],
+            {"config": Path("a/b.yaml"), "out": None, "overrides": ("x=1", "y=2"), "resume": False, "required": (), "dry_run": True},
         ),
         (
             "train",
             ["b.yaml", "--out", "there", "--resume"],
-            {"config": Path("b.yaml"), "out": Path("there"), "overrides": (), "resume": True},
+            {"config": Path("b.yaml"), "out": Path("there"), "overrides": (), "resume": True, "dry_run": False},
         ),
-        ("train", ["b.yaml"], {"config": Path("b.yaml"), "out": None, "overrides": (), "resume": None}),
+        ("train", ["b.yaml"], {"config": Path("b.yaml"), "out": None, "overrides": (), "resume": None, "dry_run": False}),
         ("export", ["runs/b"], {"run_folder": Path("runs/b"), "required": (), **NOT_IMPORTED}),
         (
             "export",
@@ -307,6 +307,7 @@ NOT_IMPORTED: dict[str, object] = {"network": None, "weights": None, "images": N
                 "out": Path("o"),
                 "overrides": ("a=b",),
                 "required": (),
+                "dry_run": False,
             },
         ),
         (

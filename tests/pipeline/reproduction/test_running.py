@@ -122,7 +122,7 @@ def test_more_seeds_are_added_to_those_that_are_there(whole: Path, tmp_path: Pat
 def test_runs_of_other_lengths_do_not_share_a_folder(tmp_path: Path) -> None:
     run_in(tmp_path, rows=("nonorm*",), num_seeds=1, epochs=1)
     before = (tmp_path / "table.md").read_text()
-    with pytest.raises(UsageError, match=r"seed-0 holds a run with training\.epochs = 1, asked for is 2; choose another --out, or remove"):
+    with pytest.raises(UsageError, match=r"seed-0 holds a run with training\.epochs = 1, expected 2; choose another --out, or remove"):
         run_in(tmp_path, rows=("nonorm*",), num_seeds=1)
     assert (tmp_path / "table.md").read_text() == before
 

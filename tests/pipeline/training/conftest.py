@@ -13,6 +13,7 @@ from pipeline.graph import Normalise, trace
 from pipeline.methods import method_from_options
 from pipeline.methods.base import RewrittenGraph
 from pipeline.networks import network_by_name
+from pipeline.run_folder import RunFolder
 from pipeline.training import Settings, TrainingData
 from pipeline.training.protocols import Batch
 
@@ -66,7 +67,7 @@ def build() -> Callable[[MethodOptions], RewrittenGraph]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     training = Training(epochs=2, learning_rate=0.01, precision="float32", device="cpu")
-    return Settings(training=training, folder=tmp_path / "run", config={"training": {"learning_rate": 0.01}})
+    return Settings(training=training, folder=RunFolder(tmp_path / "run"), config={"training": {"learning_rate": 0.01}})
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from export.bundle import TRAINING_WEIGHTS as WEIGHTS
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, MimicnormOptions, NonormOptions
 from pipeline.config.sections import ModelEma
 from pipeline.methods.base import RewrittenGraph
+from pipeline.run_folder import RunFolder
 from pipeline.training import Settings, TrainingData, read_checkpoint, train
 from pipeline.training.checkpoint import checkpoint_bytes, write_checkpoint
 from pipeline.training.evaluation import WeightAverage, decay_after, evaluate
@@ -104,7 +105,7 @@ def with_average(settings: Settings, decay: float = 0.8) -> Settings:
 def test_the_average_is_what_is_evaluated_left_and_exported(build: Build, data: TrainingData, settings: Settings, method: MethodOptions) -> None:
     network = build(method)
     history = train(network, data, with_average(settings))
-    checkpoint = read_checkpoint(settings.last_checkpoint)
+    checkpoint = read_checkpoint(settings.folder.last_checkpoint)
     left = {name: value for name, value in network.graph.state_dict().items() if name in checkpoint.average}
     assert left.keys() == checkpoint.average.keys() == checkpoint.weights.keys()
     assert all(torch.equal(value, checkpoint.average[name]) for name, value in left.items())
@@ -119,9 +120,9 @@ def test_the_average_is_what_is_evaluated_left_and_exported(build: Build, data: 
 
 def test_training_itself_goes_on_with_the_weights(build: Build, data: TrainingData, settings: Settings, tmp_path: Path) -> None:
     plain, averaged = build(NonormOptions(name="nonorm")), build(NonormOptions(name="nonorm"))
-    train(plain, data, replace(with_average(settings, decay=0.0), folder=tmp_path / "plain"))
+    train(plain, data, replace(with_average(settings, decay=0.0), folder=RunFolder(tmp_path / "plain")))
     train(averaged, data, with_average(settings))
-    kept = read_checkpoint(settings.last_checkpoint)
+    kept = read_checkpoint(settings.folder.last_checkpoint)
     assert all(torch.equal(value, kept.weights[name]) for name, value in plain.graph.state_dict().items())
     assert read_checkpoint(tmp_path / "plain" / "checkpoints" / "last.safetensors").average == {}
 
@@ -130,11 +131,11 @@ def test_a_run_that_begins_with_given_weights_has_no_average_yet(build: Build, d
     """As a network of any origin becomes a run: a checkpoint before the first step."""
     settings = with_average(settings)
     fresh, given, resumed = (build(NonormOptions(name="nonorm")) for _ in range(3))
-    train(fresh, data, replace(settings, folder=tmp_path / "fresh"))
+    train(fresh, data, replace(settings, folder=RunFolder(tmp_path / "fresh")))
     position = {"epoch": 0, "step": 0, "steps_per_epoch": 4, "tally": Tally().as_dict(), "records": []}
     optimiser = sgd(given.rules.parameter_groups, settings.training)
-    write_checkpoint(settings.last_checkpoint, checkpoint_bytes(given.graph, optimiser, position, settings.config))
-    train(resumed, data, settings, resume=read_checkpoint(settings.last_checkpoint))
+    write_checkpoint(settings.folder.last_checkpoint, checkpoint_bytes(given.graph, optimiser, position, settings.config))
+    train(resumed, data, settings, resume=read_checkpoint(settings.folder.last_checkpoint))
     assert all(torch.equal(value, resumed.graph.state_dict()[name]) for name, value in fresh.graph.state_dict().items())
 
 

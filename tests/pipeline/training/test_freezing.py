@@ -15,6 +15,7 @@ from pipeline.config.methods import BatchnormOptions, CzmigOptions, EquinormOpti
 from pipeline.config.sections import FreezeStatistics, ModelEma, Training
 from pipeline.methods.base import RewrittenGraph
 from pipeline.methods.statistics import recompute_statistics, statistics_parts
+from pipeline.run_folder import RunFolder
 from pipeline.training import EpochRecord, Settings, SilentWatcher, TrainingData, load_checkpoint, read_checkpoint, train
 from pipeline.training.evaluation import BATCH_SIZE, evaluate
 from pipeline.training.freezing import require_usable_statistics
@@ -99,17 +100,17 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
     build: Build, data: TrainingData, freezing: Settings, tmp_path: Path, method: MethodOptions, place: str
 ) -> None:
     whole, resumed = build(method), build(method)
-    expected = train(whole, data, replace(freezing, folder=tmp_path / "whole"))
+    expected = train(whole, data, replace(freezing, folder=RunFolder(tmp_path / "whole")))
     watchers = {"step before": AfterStep(2, 4), "frozen": WhenFrozen(), "step after": AfterStep(3, 1), "last epoch": AfterStep(4, 2)}
     passes = {"in the pass": 2, "behind the pass": STEPS}
     interrupting = replace(data, training=InterruptingPass(data.training, passes.get(place, 0)))
     with pytest.raises(KeyboardInterrupt):
         train(build(method), interrupting, freezing, watchers.get(place))
-    history = train(resumed, data, freezing, resume=load_checkpoint(freezing.last_checkpoint, freezing.config))
+    history = train(resumed, data, freezing, resume=load_checkpoint(freezing.folder.last_checkpoint, freezing.config))
     assert_same(state(resumed), state(whole))
     assert figures(history.records) == figures(expected.records)
     assert all(part.frozen for part in statistics_parts(resumed.graph).values())
-    one, other = (read_checkpoint(folder / "checkpoints" / "last.safetensors") for folder in (freezing.folder, tmp_path / "whole"))
+    one, other = (read_checkpoint(folder.last_checkpoint) for folder in (freezing.folder, RunFolder(tmp_path / "whole")))
     assert_same(one.momentum, other.momentum)
 
 
@@ -188,10 +189,10 @@ def test_with_whatever_else_training_has_a_resumed_run_has_the_same_bits(
 ) -> None:
     settings = replace(freezing, training=freezing.training.model_copy(update=extra))
     whole, resumed = build(METHODS[0]), build(METHODS[0])
-    train(whole, data, replace(settings, folder=tmp_path / "whole"))
+    train(whole, data, replace(settings, folder=RunFolder(tmp_path / "whole")))
     with pytest.raises(KeyboardInterrupt):
         train(build(METHODS[0]), data, settings, AfterStep(3, 1))
-    train(resumed, data, settings, resume=read_checkpoint(settings.last_checkpoint))
+    train(resumed, data, settings, resume=read_checkpoint(settings.folder.last_checkpoint))
     assert_same(state(resumed), state(whole))
 
 

@@ -15,6 +15,7 @@ from export.errors import UsageError
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, NonormOptions
 from pipeline.config.sections import AdaptiveClipping, Mixup, ModelEma, NormClipping, Schedule, Training
 from pipeline.methods.base import RewrittenGraph
+from pipeline.run_folder import RunFolder
 from pipeline.training import (
     Checkpoint,
     EpochRecord,
@@ -79,17 +80,17 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
     build: Build, data: TrainingData, settings: Settings, tmp_path: Path, method: MethodOptions, place: tuple[int, int]
 ) -> None:
     whole = build(method)
-    expected = train(whole, data, replace(settings, folder=tmp_path / "whole"))
+    expected = train(whole, data, replace(settings, folder=RunFolder(tmp_path / "whole")))
 
     with pytest.raises(KeyboardInterrupt):
         train(build(method), data, settings, _SignalAt(*place))
     resumed = build(method)
-    checkpoint = load_checkpoint(settings.last_checkpoint, settings.config)
+    checkpoint = load_checkpoint(settings.folder.last_checkpoint, settings.config)
     history = train(resumed, data, settings, resume=checkpoint)
 
     _assert_same(_state(resumed), _state(whole))
     assert _figures(history.records) == _figures(expected.records)
-    end, expected_end = (read_checkpoint(folder / "checkpoints" / "last.safetensors") for folder in (settings.folder, tmp_path / "whole"))
+    end, expected_end = (read_checkpoint(folder.last_checkpoint) for folder in (settings.folder, RunFolder(tmp_path / "whole")))
     _assert_same(end.weights, expected_end.weights)
     _assert_same(end.momentum, expected_end.momentum)
 
@@ -119,7 +120,7 @@ def test_with_whatever_training_adds_an_interrupted_run_ends_with_the_same_bits(
     build: Build, data: TrainingData, settings: Settings, tmp_path: Path, method: MethodOptions, place: tuple[int, int], extra: str
 ) -> None:
     settings = _with(settings, **EXTRAS[extra])
-    whole_settings = replace(settings, folder=tmp_path / "whole")
+    whole_settings = replace(settings, folder=RunFolder(tmp_path / "whole"))
 
     def mixed() -> RewrittenGraph:
         network = build(method)
@@ -130,14 +131,14 @@ def test_with_whatever_training_adds_an_interrupted_run_ends_with_the_same_bits(
     expected = train(whole, data, whole_settings)
     with pytest.raises(KeyboardInterrupt):
         train(mixed(), data, settings, _SignalAt(*place))
-    history = train(resumed, data, settings, resume=load_checkpoint(settings.last_checkpoint, settings.config))
+    history = train(resumed, data, settings, resume=load_checkpoint(settings.folder.last_checkpoint, settings.config))
 
     _assert_same(_state(resumed), _state(whole))
     assert _figures(history.records) == _figures(expected.records)
-    for one, other in zip(*(_parts(read_checkpoint(each.last_checkpoint)) for each in (settings, whole_settings)), strict=True):
+    for one, other in zip(*(_parts(read_checkpoint(each.folder.last_checkpoint)) for each in (settings, whole_settings)), strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(value, other[name]) for name, value in one.items())
-    diagnoses = [each.folder / "diagnosis.jsonl" for each in (settings, whole_settings)]
+    diagnoses = [each.folder.diagnosis for each in (settings, whole_settings)]
     assert [path.exists() for path in diagnoses] == [settings.training.diagnosis == "epoch"] * 2
     assert not diagnoses[0].exists() or diagnoses[0].read_bytes() == diagnoses[1].read_bytes()
 
@@ -149,7 +150,7 @@ def test_whatever_training_adds_changes_the_weights_but_diagnosis(
     settings = _with(settings, **EXTRAS[extra])
     plain, other = build(METHODS[0]), build(METHODS[0])
     insert_mixup(other.graph, settings.training.mixup)
-    train(plain, data, replace(_with(settings, **PLAIN), folder=tmp_path / "plain"))
+    train(plain, data, replace(_with(settings, **PLAIN), folder=RunFolder(tmp_path / "plain")))
     train(other, data, settings)
     same = all(torch.equal(value, _state(other)[name]) for name, value in _state(plain).items())
     assert same == (extra == "diagnosis")
@@ -172,7 +173,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(build: Build, data
 
     accumulated, joined = build(METHODS[2]), build(METHODS[2])
     records = train(accumulated, data, _with(settings, accumulate=2)).records
-    expected = train(joined, replace(data, training=Joined()), replace(settings, folder=tmp_path / "joined")).records
+    expected = train(joined, replace(data, training=Joined()), replace(settings, folder=RunFolder(tmp_path / "joined"))).records
     assert [record.step for record in records] == [record.step for record in expected] == [2, 4]
     for (name, value), other in zip(_state(accumulated).items(), _state(joined).values(), strict=True):
         torch.testing.assert_close(value, other, rtol=0, atol=1e-6, msg=name)
@@ -206,7 +207,7 @@ def test_the_threshold_of_clipping_is_that_of_the_epoch(build: Build, data: Trai
     constant, growing = build(METHODS[2]), build(METHODS[2])
     for network, growth in ((constant, "constant"), (growing, "times_log")):
         clip = NormClipping.model_validate({"name": "norm", "threshold": 0.01, "growth": growth})
-        train(network, data, replace(_with(settings, clip=clip, epochs=epochs), folder=tmp_path / growth))
+        train(network, data, replace(_with(settings, clip=clip, epochs=epochs), folder=RunFolder(tmp_path / growth)))
     same = all(torch.equal(value, _state(growing)[name]) for name, value in _state(constant).items())
     assert same == (epochs == 1)
 
@@ -240,16 +241,16 @@ def test_every_batch_of_a_step_draws_for_itself(
 def test_more_batches_to_a_step_than_an_epoch_has_are_refused(build: Build, data: TrainingData, settings: Settings) -> None:
     with pytest.raises(UsageError, match=r"^training\.accumulate 5 is more than the 4 batches of an epoch; set it to 4 or less$"):
         train(build(METHODS[2]), data, _with(settings, accumulate=5))
-    assert not settings.folder.exists()
+    assert not settings.folder.path.exists()
 
 
 def test_the_precision_and_layout_do_not_disturb_resuming(build: Build, data: TrainingData, settings: Settings, tmp_path: Path) -> None:
     settings = _with(settings, precision="bfloat16", deterministic=True, nesterov=True)
     whole, resumed = build(METHODS[0]), build(METHODS[0])
-    train(whole, data, replace(settings, folder=tmp_path / "whole"))
+    train(whole, data, replace(settings, folder=RunFolder(tmp_path / "whole")))
     with pytest.raises(KeyboardInterrupt):
         train(build(METHODS[0]), data, settings, _SignalAt(1, 3, signal.SIGTERM))
-    train(resumed, data, settings, resume=read_checkpoint(settings.last_checkpoint))
+    train(resumed, data, settings, resume=read_checkpoint(settings.folder.last_checkpoint))
     _assert_same(_state(resumed), _state(whole))
 
 
@@ -276,15 +277,15 @@ def test_a_run_counts_its_own_memory(build: Build, data: TrainingData, settings:
 
 def test_the_folder_holds_a_line_an_epoch_and_both_checkpoints(build: Build, data: TrainingData, settings: Settings) -> None:
     history = train(build(METHODS[0]), data, settings)
-    lines = [json.loads(line) for line in (settings.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (settings.folder.metrics).read_text().splitlines()]
     assert lines == [record.as_dict() for record in history.records]
     assert [(line["epoch"], line["step"]) for line in lines] == [(1, 4), (2, 8)]
     assert all(line["penalty"] > 0 for line in lines)
-    assert sorted(path.name for path in settings.last_checkpoint.parent.iterdir()) == [
+    assert sorted(path.name for path in settings.folder.last_checkpoint.parent.iterdir()) == [
         "best.safetensors",
         "last.safetensors",
     ]
-    best = read_checkpoint(settings.best_checkpoint).position["records"]
+    best = read_checkpoint(settings.folder.best_checkpoint).position["records"]
     accuracies = [record.test_accuracy for record in history.records]
     assert len(best) == 1 + accuracies.index(max(accuracies))
 
@@ -309,13 +310,13 @@ def test_the_graph_is_left_as_it_is_deployed(build: Build, data: TrainingData, s
     train(network, data, settings)
     assert not network.graph.training
     assert all(value.is_contiguous() for value in network.graph.state_dict().values())
-    _assert_same(_state(network), read_checkpoint(settings.last_checkpoint).weights)
+    _assert_same(_state(network), read_checkpoint(settings.folder.last_checkpoint).weights)
 
 
 def test_a_finished_run_can_be_taken_up_again_and_does_nothing(build: Build, data: TrainingData, settings: Settings) -> None:
     first, again = build(METHODS[0]), build(METHODS[0])
     history = train(first, data, settings)
-    assert train(again, data, settings, resume=read_checkpoint(settings.last_checkpoint)) == history
+    assert train(again, data, settings, resume=read_checkpoint(settings.folder.last_checkpoint)) == history
     _assert_same(_state(again), _state(first))
 
 
@@ -323,17 +324,17 @@ def test_a_fresh_run_leaves_nothing_of_the_earlier_one(build: Build, data: Train
     train(build(METHODS[0]), data, settings)
     with pytest.raises(KeyboardInterrupt):
         train(build(METHODS[0]), data, settings, _SignalAt(1, 1))
-    assert (settings.folder / "metrics.jsonl").read_text() == ""
-    assert [path.name for path in settings.last_checkpoint.parent.iterdir()] == ["last.safetensors"]
-    assert read_checkpoint(settings.last_checkpoint).position["step"] == 1
+    assert (settings.folder.metrics).read_text() == ""
+    assert [path.name for path in settings.folder.last_checkpoint.parent.iterdir()] == ["last.safetensors"]
+    assert read_checkpoint(settings.folder.last_checkpoint).position["step"] == 1
 
 
 def test_a_fresh_run_leaves_the_files_of_the_user(build: Build, data: TrainingData, settings: Settings) -> None:
-    checkpoints = settings.last_checkpoint.parent
+    checkpoints = settings.folder.last_checkpoint.parent
     checkpoints.mkdir(parents=True)
     for name in ("epoch-3.safetensors", "notes.txt", ".last.safetensors.0123456789ab", ".best.safetensors.0123456789ab"):
         (checkpoints / name).touch()
-    settings.best_checkpoint.touch()
+    settings.folder.best_checkpoint.touch()
     with pytest.raises(KeyboardInterrupt):
         train(build(METHODS[0]), data, settings, _SignalAt(1, 1))
     assert sorted(path.name for path in checkpoints.iterdir()) == ["epoch-3.safetensors", "last.safetensors", "notes.txt"]
@@ -343,7 +344,7 @@ def test_data_of_another_size_is_refused_on_resume(build: Build, data: TrainingD
     train(build(METHODS[0]), data, settings)
     more = replace(data, training=replace(data.training, steps_per_epoch=5))  # type: ignore[type-var]
     with pytest.raises(UsageError, match="4 steps an epoch, the data now gives 5"):
-        train(build(METHODS[0]), more, settings, resume=read_checkpoint(settings.last_checkpoint))
+        train(build(METHODS[0]), more, settings, resume=read_checkpoint(settings.folder.last_checkpoint))
 
 
 def test_the_global_random_numbers_are_left_alone(build: Build, data: TrainingData, settings: Settings) -> None:
@@ -361,7 +362,7 @@ def test_a_second_signal_stops_at_once(build: Build, data: TrainingData, setting
 
     with pytest.raises(KeyboardInterrupt):
         train(build(METHODS[0]), data, settings, Twice(1, 2))
-    assert not settings.last_checkpoint.exists()
+    assert not settings.folder.last_checkpoint.exists()
 
 
 def test_handlers_are_put_back(build: Build, data: TrainingData, settings: Settings) -> None:
@@ -399,11 +400,11 @@ def test_weights_that_are_not_finite_stop_the_run_at_the_next_step(build: Build,
     message = str(caught.value)
     assert "epoch 2, step 7, at learning rate 0.01" in message
     assert "derivation.direction of layer network.stages.1.0.conv2 is not finite" in message
-    assert f"the last good checkpoint is {settings.last_checkpoint}" in message
+    assert f"the last good checkpoint is {settings.folder.last_checkpoint}" in message
     assert "learning_rate" in message
     assert "\n" not in message
     assert caught.value.exit_code == 2
-    assert read_checkpoint(settings.last_checkpoint).position["step"] == 4
+    assert read_checkpoint(settings.folder.last_checkpoint).position["step"] == 4
 
 
 def test_activations_that_are_not_finite_are_traced_to_their_layer_and_the_weights_stay_good(
@@ -443,7 +444,7 @@ def test_bad_weights_are_never_written(build: Build, data: TrainingData, setting
     step = 2 if interrupted else 4
     with pytest.raises(NotFiniteError, match=f"step {step + 5}, .* weight of layer network.stages.0.0.conv1"):
         train(network, data, settings, PoisonThenSignal(network, "network.stages.0.0.conv1.weight", 2, step, float("inf")))
-    kept = read_checkpoint(settings.last_checkpoint)
+    kept = read_checkpoint(settings.folder.last_checkpoint)
     assert kept.position["step"] == 4
     assert all(value.isfinite().all() for value in kept.weights.values())
 

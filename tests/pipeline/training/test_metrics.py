@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from export.errors import DamagedError
-from pipeline.training.metrics import EpochRecord, MetricsLog, Tally, diagnosis_file
+from pipeline.run_folder import RunFolder
+from pipeline.training.metrics import EpochRecord, MetricsLog, Tally
 
 
 def _record(epoch: int, penalty: float | None = None) -> EpochRecord:
@@ -30,23 +31,23 @@ def _record(epoch: int, penalty: float | None = None) -> EpochRecord:
 
 
 def _lines(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in RunFolder(folder).metrics.read_text().splitlines()]
 
 
 def _steps(folder: Path, tag: str) -> list[int]:
-    board = EventAccumulator(str(folder / "tensorboard"))
+    board = EventAccumulator(str(RunFolder(folder).tensorboard))
     board.Reload()
     return [event.step for event in board.Scalars(tag)]
 
 
 def _values(folder: Path, tag: str) -> list[float]:
-    board = EventAccumulator(str(folder / "tensorboard"))
+    board = EventAccumulator(str(RunFolder(folder).tensorboard))
     board.Reload()
     return [event.value for event in board.Scalars(tag)]
 
 
 def test_a_line_has_exactly_the_promised_keys(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, [])
+    log = MetricsLog(RunFolder(tmp_path), [])
     log.add(_record(1))
     log.add(_record(2, penalty=0.125))
     log.close()
@@ -58,13 +59,13 @@ def test_a_line_has_exactly_the_promised_keys(tmp_path: Path) -> None:
 
 
 def test_no_epoch_is_there_twice_after_going_back(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, [])
+    log = MetricsLog(RunFolder(tmp_path), [])
     for epoch in (1, 2, 3):
         log.add(_record(epoch))
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "st')
-    resumed = MetricsLog(tmp_path, [_record(1)])
+    resumed = MetricsLog(RunFolder(tmp_path), [_record(1)])
     resumed.add(_record(2))
     resumed.close()
     assert [line["epoch"] for line in _lines(tmp_path)] == [1, 2]
@@ -78,14 +79,14 @@ def _layers(epoch: int) -> list[dict[str, object]]:
 
 
 def test_the_figures_of_layers_are_kept_as_far_as_the_records_go(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, [])
+    log = MetricsLog(RunFolder(tmp_path), [])
     for epoch in (1, 2, 3):
         log.add(_record(epoch), _layers(epoch))
     log.close()
-    path = diagnosis_file(tmp_path)
+    path = RunFolder(tmp_path).diagnosis
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines) + lines[0][:40])  # what a kill leaves
-    resumed = MetricsLog(tmp_path, [_record(1), _record(2)])
+    resumed = MetricsLog(RunFolder(tmp_path), [_record(1), _record(2)])
     assert path.read_text() == "".join(lines[:2])
     resumed.add(_record(3), _layers(3))
     resumed.close()
@@ -97,18 +98,18 @@ def test_the_figures_of_layers_are_kept_as_far_as_the_records_go(tmp_path: Path)
 
 @pytest.mark.parametrize("line", ["[1]\n", '"}\n', '{"epoch": "x"}\n', "{}\n"])
 def test_figures_that_somebody_changed_are_not_gone_on_with(tmp_path: Path, line: str) -> None:
-    diagnosis_file(tmp_path).write_text('{"epoch": 1, "layers": []}\n' + line.replace("[1]", "[1}"))
+    RunFolder(tmp_path).diagnosis.write_text('{"epoch": 1, "layers": []}\n' + line.replace("[1]", "[1}"))
     with pytest.raises(DamagedError, match=r"diagnosis\.jsonl does not hold an epoch a line: .*; take it away"):
-        MetricsLog(tmp_path, [_record(1)])
-    MetricsLog(tmp_path, []).close()
-    assert not diagnosis_file(tmp_path).exists()
+        MetricsLog(RunFolder(tmp_path), [_record(1)])
+    MetricsLog(RunFolder(tmp_path), []).close()
+    assert not RunFolder(tmp_path).diagnosis.exists()
 
 
 def test_only_our_events_are_removed(tmp_path: Path) -> None:
     (board := tmp_path / "tensorboard").mkdir()
     (board / "events.out.tfevents.1.host.2.0").touch()
     (board / "layout.json").touch()
-    MetricsLog(tmp_path, []).close()
+    MetricsLog(RunFolder(tmp_path), []).close()
     left = {path.name for path in board.iterdir()}
     assert "layout.json" in left
     assert "events.out.tfevents.1.host.2.0" not in left

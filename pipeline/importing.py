@@ -1,0 +1,72 @@
+"""A network that was trained elsewhere becomes a run: its weights go into the network as it is written, and a run folder is written for them.
+
+Takes a safetensors file, and later the graph that the weights are in. Trains nothing.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from export.errors import DamagedError, UsageError
+from export.files import write_file
+from pipeline.config import Config, training_part
+from pipeline.data import DataSet
+from pipeline.methods import RewrittenGraph
+from pipeline.run_folder import RunFolder
+from pipeline.training.checkpoint import checkpoint_bytes, write_checkpoint
+from pipeline.training.evaluation import BATCH_SIZE, evaluate
+from pipeline.training.metrics import Tally
+from pipeline.training.step import sgd
+
+
+@dataclass(frozen=True)
+class GivenWeights:
+    """A network's trained weights, under the names that the network itself has for them."""
+
+    path: Path
+
+    def load_into(self, network: nn.Module) -> None:
+        """Every tensor, or one line that says which does not fit."""
+        try:
+            network.load_state_dict(self._without_counters(network), strict=True)
+        except RuntimeError as error:
+            first, *more = str(error).splitlines()[1].strip().split(", ")
+            first = ", ".join([first, *more[:2], *([f"and {len(more) - 2} more"] if len(more) > 2 else [])])
+            raise UsageError(
+                f"{self.path} does not fit the network and the classes of the images: {first}; give the weights of this network"
+            ) from error
+
+    def _without_counters(self, network: nn.Module) -> dict[str, torch.Tensor]:
+        """How many batches a norm has seen matters to no output, and many files leave it out."""
+        counters = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
+        return counters | self._tensors()
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        try:
+            return safetensors.torch.load(self.path.read_bytes())
+        except safetensors.SafetensorError as error:
+            how = "save it with safetensors.torch.save_file(network.state_dict(), FILE); pickles are not read, because they run code"
+            raise DamagedError(f"{self.path} is not a safetensors file ({error}); {how}") from error
+
+
+def store_as_run(network: RewrittenGraph, config: Config, data: DataSet, folder: RunFolder) -> float:
+    """Write what training writes, as after epoch 0, so that `pipeline export RUN` takes it too. Returns the accuracy on the test images."""
+    found = evaluate(network.graph, data.test.batches(BATCH_SIZE), data.train.device)
+    position: dict[str, object] = {
+        "epoch": 0,
+        "step": 0,
+        "steps_per_epoch": data.train.num_samples // config.data.batch_size // config.training.accumulate,
+        "tally": Tally().as_dict(),
+        "records": [],
+    }
+    optimiser = sgd([group for group in network.rules.parameter_groups if group.parameters], config.training)
+    folder.store_config(config)
+    write_checkpoint(folder.last_checkpoint, checkpoint_bytes(network.graph, optimiser, position, training_part(config)))
+    record = {"epoch": 0, "step": 0, "test_loss": found.loss, "test_accuracy": found.accuracy}
+    write_file(folder.metrics, (json.dumps(record) + "\n").encode())
+    return found.accuracy

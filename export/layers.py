@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -173,8 +173,14 @@ def filter_kind(layer: nn.Conv2d | nn.Linear | DerivedLayer) -> FilterKind:
     return "pointwise" if layer.kernel_size == (1, 1) else "spatial"
 
 
+TrainingKind = Literal["noise", "dropout", "statistics", "mixup"]
+"""What a part does to training. Statistics and mixup make what a sample gives depend on its batch."""
+
+
 class TrainingPart(nn.Module, ABC):
     """A part that acts in training mode only: noise, dropout, batch statistics. `active` switches it off without leaving training mode."""
+
+    kind: ClassVar[TrainingKind]
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,9 +11,8 @@ from deploy.verify.verdict import ENOUGH, weakness
 
 _LONGEST_REASON = 240
 _PRECISION = "precision"
-"""The name in training_only of what is no part of the graph: how the training steps computed."""
-_OF_THE_BATCH = ("batch statistics", "channel means of")
-"""How the words begin for a part that made a sample's training outputs depend on its batch."""
+_OF_THE_BATCH = ("statistics", "mixup")
+"""The kinds of parts that made a sample's training outputs depend on its batch."""
 
 
 @dataclass(frozen=True)
@@ -68,22 +67,23 @@ def _training_only(verification: Json) -> list[str]:
     listed: Sequence[Json] | None = verification.get("training_only")
     if listed is None:
         return []
-    computed = [str(part.get("what")) for part in listed if part.get("name") == _PRECISION]
-    parts = [part for part in listed if part.get("name") != _PRECISION]
-    to_the_end = [str(part.get("what")) for part in parts if part.get("off_since_step") is None]
+    computed = [str(part.get("what")) for part in listed if part.get("kind") == _PRECISION]
+    parts = [part for part in listed if part.get("kind") != _PRECISION]
+    to_the_end = [part for part in parts if part.get("off_since_step") is None]
     sentences = [*_acting(to_the_end), *_frozen(verification, parts, to_the_end)] or ["The training graph had nothing that the deployed one lacks."]
     return [*sentences, *(f"{what[:1].upper()}{what[1:]}." for what in computed)]
 
 
-def _acting(parts: Sequence[str]) -> list[str]:
+def _acting(parts: Sequence[Json]) -> list[str]:
     if not parts:
         return []
     number = "1 part" if len(parts) == 1 else f"{len(parts)} parts"
-    another = ", so its training graph was another than the deployed one" if any(what.startswith(_OF_THE_BATCH) for what in parts) else ""
-    return [f"Training also had {number} that deployment has not, switched off for this comparison: {spoken_counts(parts)}{another}."]
+    another = ", so its training graph differed from the deployed one" if any(part.get("kind") in _OF_THE_BATCH for part in parts) else ""
+    counted = spoken_counts(str(part.get("what")) for part in parts)
+    return [f"Training also had {number} that deployment lacks, switched off for this comparison: {counted}{another}."]
 
 
-def _frozen(verification: Json, parts: Sequence[Json], to_the_end: Sequence[str]) -> list[str]:
+def _frozen(verification: Json, parts: Sequence[Json], to_the_end: Sequence[Json]) -> list[str]:
     """From which step on the two graphs were the same, and what that did to the accuracy."""
     frozen: Json | None = verification.get("frozen_statistics")
     off = [str(part.get("what")) for part in parts if part.get("off_since_step") is not None]

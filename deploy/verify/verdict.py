@@ -157,11 +157,16 @@ class Samples:
     how: tuple[str, ...]
 
 
+TrainingKind = Literal["noise", "dropout", "statistics", "mixup", "precision"]
+"""What it does. The last is no part of the graph: it says how the training steps computed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingOnlyPart:
     """A part that acts in training only, and was switched off for the comparison unless training itself had done that."""
 
     name: str
+    kind: TrainingKind
     what: str
     off_since_step: int | None = None
     """The step behind which training did without it; None where it acted to the end."""

@@ -192,9 +192,9 @@ def _training_only(graph: GraphModule, precision: str, frozen: FrozenStatistics 
         return frozen.since_step if frozen is not None and is_frozen(part) else None
 
     found = training_only_parts(graph).items()
-    parts = [TrainingOnlyPart(name=name, what=part.summary, off_since_step=off_since(part)) for name, part in found]
+    parts = [TrainingOnlyPart(name=name, kind=part.kind, what=part.summary, off_since_step=off_since(part)) for name, part in found]
     if precision != "float32":
-        parts.append(TrainingOnlyPart(name="precision", what=f"the training steps computed in {precision}"))
+        parts.append(TrainingOnlyPart(name="precision", kind="precision", what=f"the training steps computed in {precision}"))
     return tuple(parts)
 
 

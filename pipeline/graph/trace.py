@@ -4,7 +4,7 @@ Takes any `nn.Module` that torch.fx can trace; refuses, by name, each node that 
 """
 
 import operator
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import nn
@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from export.errors import UsageError
 from export.graphs import image_size_of, note_shapes, output_of, replace_layer, shape_of
-from export.layers import GlobalAveragePool, Normalise, TrainingPart
+from export.layers import GlobalAveragePool, Normalise, TrainingKind, TrainingPart
 from export.operations import Step, walk
 
 
 class Dropout(TrainingPart):
     """Inverted dropout that can be switched off without leaving training mode."""
+
+    kind: ClassVar[TrainingKind] = "dropout"
 
     def __init__(self, probability: float) -> None:
         super().__init__()

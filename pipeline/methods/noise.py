@@ -1,16 +1,18 @@
 """Multiplicative noise around 1, one of the things that exist in training only; and the ReLU that carries it without a cost in memory."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from export.layers import FoldableLayer, TrainingPart
+from export.layers import FoldableLayer, TrainingKind, TrainingPart
 
 
 class Noise(TrainingPart):
     """x -> x u with u uniform around 1, one draw per sample and channel, or per value."""
+
+    kind: ClassVar[TrainingKind] = "noise"
 
     def __init__(self, amplitude: float, *, per_element: bool) -> None:
         super().__init__()

@@ -5,11 +5,12 @@ Knows no method and no loop. A frozen part never acts again: training then compu
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from export.layers import TrainingPart, parts_off, training_only_parts
+from export.layers import TrainingKind, TrainingPart, parts_off, training_only_parts
 
 
 class Moments:
@@ -47,6 +48,8 @@ class Moments:
 
 class Statistics(TrainingPart):
     """A part that acts by the statistics of the batch in training, and by stored ones in evaluation."""
+
+    kind: ClassVar[TrainingKind] = "statistics"
 
     one_in = 1
     """It sees the first of so many equal parts of the batch; one sample at least."""

@@ -6,7 +6,7 @@ Takes a graph and its options. Draws depend on (seed, epoch, step) alone.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from export.errors import UsageError
 from export.graphs import insert_between
-from export.layers import TrainingPart
+from export.layers import TrainingKind, TrainingPart
 from export.operations import walk
 from pipeline.config.sections import Mixup as MixupOptions
 from pipeline.config.sections import Training
@@ -36,6 +36,8 @@ class Mixing:
 @final
 class Mixup(TrainingPart):
     """A place at which a batch can be mixed; without a mixing it passes the batch on."""
+
+    kind: ClassVar[TrainingKind] = "mixup"
 
     def __init__(self, alpha: float, where: str) -> None:
         super().__init__()

@@ -45,17 +45,17 @@ def test_a_pass_is_a_sentence_with_what_was_compared_and_what_was_not() -> None:
         ([], "The training graph had nothing that the deployed one lacks."),
         (
             [("noise_1", "a factor"), ("noise_2", "a factor"), ("dropout", "dropout with probability 0.5")],
-            "Training also had 3 parts that deployment has not, switched off for this comparison: 2 x a factor; 1 x dropout with probability 0.5.",
+            "Training also had 3 parts that deployment lacks, switched off for this comparison: 2 x a factor; 1 x dropout with probability 0.5.",
         ),
         (
             [("bn", "batch statistics of a BatchNorm")],
-            "Training also had 1 part that deployment has not, switched off for this comparison: 1 x batch statistics of a BatchNorm, "
-            "so its training graph was another than the deployed one.",
+            "Training also had 1 part that deployment lacks, switched off for this comparison: 1 x batch statistics of a BatchNorm, "
+            "so its training graph differed from the deployed one.",
         ),
         (
             [("means", "channel means of the batch, in the filters")],
-            "Training also had 1 part that deployment has not, switched off for this comparison: 1 x channel means of the batch, in the filters, "
-            "so its training graph was another than the deployed one.",
+            "Training also had 1 part that deployment lacks, switched off for this comparison: 1 x channel means of the batch, in the filters, "
+            "so its training graph differed from the deployed one.",
         ),
         (
             [("precision", "the training steps computed in bfloat16")],
@@ -65,7 +65,7 @@ def test_a_pass_is_a_sentence_with_what_was_compared_and_what_was_not() -> None:
     ids=["nothing", "noise", "batchnorm", "equinorm", "bfloat16"],
 )
 def test_a_pass_says_what_training_had_and_deployment_has_not(parts: list[tuple[str, str]], sentence: str) -> None:
-    listed = [{"name": name, "what": what} for name, what in parts]
+    listed = [{"name": name, "kind": KINDS.get(name, name), "what": what} for name, what in parts]
     text = Page(report_html({**whole(), "training_only": listed})).text
     assert f"✓ PASS What was validated is what will run. {sentence} 3 links were compared" in text
     failed = report_html({**whole(), "training_only": listed, "verdict": "fail"})
@@ -84,8 +84,8 @@ FROZEN = {"since_step": 110, "last_step": 176, "accuracy_before": 0.975, "accura
 
 
 def test_a_pass_says_since_when_training_did_without_what_deployment_has_not() -> None:
-    off = {"name": "bn", "what": "batch statistics of a BatchNorm", "off_since_step": 110}
-    acting = {"name": "dropout", "what": "dropout with probability 0.5", "off_since_step": None}
+    off = {"name": "bn", "kind": "statistics", "what": "batch statistics of a BatchNorm", "off_since_step": 110}
+    acting = {"name": "dropout", "kind": "dropout", "what": "dropout with probability 0.5", "off_since_step": None}
     identical = "After step 110 of 176 the training graph and the deployed graph were identical"
     recomputed = "2 x batch statistics of a BatchNorm had been recomputed over the whole training set and frozen; "
     accuracies = "test accuracy 97.50% before, 97.25% right after recomputing, 98.00% at the end."
@@ -94,13 +94,13 @@ def test_a_pass_says_since_when_training_did_without_what_deployment_has_not() -
     assert "bn batch statistics of a BatchNorm, frozen after step 110" in text
     text = Page(report_html({**whole(), "training_only": [off, acting, off], "frozen_statistics": FROZEN})).text
     assert (
-        "Training also had 1 part that deployment has not, switched off for this comparison: 1 x dropout with probability 0.5. "
+        "Training also had 1 part that deployment lacks, switched off for this comparison: 1 x dropout with probability 0.5. "
         f"{identical} but for what is named above: {recomputed}{accuracies}"
     ) in text
 
 
 def test_accuracies_that_are_no_numbers_are_not_shown_as_any() -> None:
-    off = {"name": "bn", "what": "batch statistics", "off_since_step": 110}
+    off = {"name": "bn", "kind": "statistics", "what": "batch statistics", "off_since_step": 110}
     broken = {**FROZEN, "accuracy_recomputed": "NaN", "accuracy_at_end": None}
     text = Page(report_html({**whole(), "training_only": [off], "frozen_statistics": broken})).text.replace("\N{EN DASH}", "-")
     assert "test accuracy 97.50% before, - right after recomputing, - at the end." in text

@@ -33,7 +33,7 @@ IMAGES = pixels(40)
 RECORD = Record(
     files={"model.onnx": "ab" * 32},
     samples_made=("noise of PCG64",),
-    training_only=(TrainingOnlyPart(name="noise", what="uniform around 1"),),
+    training_only=(TrainingOnlyPart(name="noise", kind="noise", what="uniform around 1"),),
 )
 
 
@@ -439,7 +439,7 @@ def test_json_has_the_fields_of_the_design(tmp_path: Path) -> None:
         *("max_ulp", "max_abs", "budget", "tolerance", "top1_changes", "ties", "changes", "first_difference", "worst", "place", "growth"),
     }
     assert content["links"][1]["first_difference"]["output"] == "logits"
-    assert content["training_only"] == [{"name": "noise", "what": "uniform around 1", "off_since_step": None}]
+    assert content["training_only"] == [{"name": "noise", "kind": "noise", "what": "uniform around 1", "off_since_step": None}]
     assert content["files"] == {"model.onnx": "ab" * 32}
     assert content["samples"]["how"] == ["noise of PCG64"]
     assert content["stages"]["onnx"]["providers"] == ["CPUExecutionProvider"]

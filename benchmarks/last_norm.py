@@ -21,6 +21,7 @@ from pipeline.reproduction.papers.table import CIFAR100, Row, Table
 from pipeline.reproduction.plan import Plan, PlanRequest, planned
 from pipeline.reproduction.result import Result, result_of
 from pipeline.reproduction.running import require_same_runs, run_plan
+from pipeline.run_folder import RunFolder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RATES = (0.01, 0.05, 0.2, 0.5, 1.0)
@@ -103,7 +104,7 @@ def _row(rate: float, variant: str, epochs: int) -> Row:
 def _run(plan: Plan) -> None:
     require_same_runs(plan)
     for run in run_plan(plan, Console()):
-        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(RunFolder(run.folder).checkpoints, ignore_errors=True)
 
 
 def _facts(result: Result, options: argparse.Namespace) -> dict[str, Any]:

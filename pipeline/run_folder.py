@@ -48,12 +48,16 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
     def last_checkpoint(self) -> Path:
-        return self.path / "checkpoints" / "last.safetensors"
+        return self.checkpoints / "last.safetensors"
 
     @property
     def best_checkpoint(self) -> Path:
-        return self.path / "checkpoints" / "best.safetensors"
+        return self.checkpoints / "best.safetensors"
 
     @property
     def exact(self) -> "RunFolder":

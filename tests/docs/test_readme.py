@@ -23,7 +23,7 @@ from pipeline.data.images import MemoryImages
 from pipeline.methods import METHODS
 from pipeline.networks import FAMILIES, NETWORKS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -9,23 +9,36 @@ import shutil
 from pathlib import Path
 
 import pytest
+from exported_files import ExportedFiles
+from made_once import MadeOnce
+from quickstart import QUICKSTART, SHORT
 
 from pipeline import run
 from pipeline.cli.console import Console
 from pipeline.config import load_config
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-ROOT = Path(__file__).parents[1]
-SHORT = ("training.epochs=3", "training.schedule={name: constant}", "verify.samples=100")
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    return MadeOnce.of_this_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def exported_files(made_once: MadeOnce) -> ExportedFiles:
+    return ExportedFiles(made_once)
+
+
+@pytest.fixture(scope="session")
+def finished_run(made_once: MadeOnce) -> Path:
     """A run folder with a bundle that passed. Not to be changed."""
-    folder = tmp_path_factory.mktemp("runs") / "quickstart"
-    outcome = run.train_export(load_config(ROOT / "configs" / "quickstart.yaml", SHORT), folder, None, (), Console())
-    assert outcome.failure is None
-    return folder
+
+    def make(folder: Path) -> None:
+        outcome = run.train_export(load_config(QUICKSTART, SHORT), folder, None, (), Console())
+        assert outcome.failure is None
+
+    return made_once.path("quickstart", make)
 
 
 @pytest.fixture

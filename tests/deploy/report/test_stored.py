@@ -9,21 +9,22 @@ from typing import Any
 import pytest
 from bundles import relist, rewrite_verdict
 from commands import Done, pipeline
+from made_once import MadeOnce
+from quickstart import QUICKSTART, SHORT
 
 from pipeline import run
 from pipeline.cli.console import Console
 from pipeline.config import load_config
 
-ROOT = Path(__file__).parents[3]
-SHORT = ("training.epochs=3", "training.schedule={name: constant}", "verify.samples=100", "training.seed=7")
-
 
 @pytest.fixture(scope="module")
-def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def another(made_once: MadeOnce) -> Path:
     """A bundle of another training of the same network."""
-    folder = tmp_path_factory.mktemp("another")
-    assert run.train_export(load_config(ROOT / "configs" / "quickstart.yaml", SHORT), folder, None, (), Console()).failure is None
-    return folder / "bundle"
+
+    def make(folder: Path) -> None:
+        assert run.train_export(load_config(QUICKSTART, (*SHORT, "training.seed=7")), folder, None, (), Console()).failure is None
+
+    return made_once.path("another_seed", make) / "bundle"
 
 
 @pytest.fixture

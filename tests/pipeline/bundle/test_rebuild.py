@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from commands import pipeline
+from made_once import MadeOnce
 from pydantic import JsonValue
+from quickstart import QUICKSTART
 
 from deploy.verify.verdict import FrozenStatistics
 from export.bundle import Facts, Manifest, write_manifest
@@ -19,7 +21,6 @@ from pipeline.config import load_config
 from pipeline.config.sections import FreezeStatistics, Training
 from pipeline.methods.statistics import Statistics
 
-QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 SHORT = (
     "training.epochs=3",
     "training.schedule={name: constant}",
@@ -32,11 +33,13 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module", params=["batchnorm", "mimicnorm", "equinorm"])
-def frozen_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("frozen") / str(request.param)
+def frozen_run(request: pytest.FixtureRequest, made_once: MadeOnce) -> Path:
     config = load_config(QUICKSTART, (*SHORT, f"method={{name: {request.param}}}"))
-    assert run.train_export(config, folder, None, (), Console()).failure is None
-    return folder
+
+    def make(folder: Path) -> None:
+        assert run.train_export(config, folder, None, (), Console()).failure is None
+
+    return made_once.path(f"frozen_{request.param}", make)
 
 
 def records_of(folder: Path) -> list[dict[str, JsonValue]]:

@@ -6,18 +6,29 @@ benchmarks.gpu_acceptance, which a test runs where there is one.
 
 import os
 import shutil
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from exported_files import ExportedFiles
 from made_once import MadeOnce
 from quickstart import QUICKSTART, SHORT
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pipeline import run
 from pipeline.cli.console import Console
 from pipeline.config import load_config
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_read_once() -> Iterator[None]:
+    """For each file torch.onnx reads the sources of five hundred operators anew, as long as it takes to write a small one; here it does so once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(scope="session")

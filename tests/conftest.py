@@ -6,9 +6,15 @@ benchmarks.gpu_acceptance, which a test runs where there is one.
 
 import os
 import shutil
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from exported_files import ExportedFiles
+from made_once import MadeOnce
+from quickstart import QUICKSTART, SHORT
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pipeline import run
 from pipeline.cli.console import Console
@@ -17,17 +23,35 @@ from pipeline.request import TrainExportRequest
 from pipeline.run_folder import RunFolder
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-ROOT = Path(__file__).parents[1]
-SHORT = ("training.epochs=3", "training.schedule={name: constant}", "verify.samples=100")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_read_once() -> Iterator[None]:
+    """For each file torch.onnx reads the sources of five hundred operators anew, as long as it takes to write a small one; here it does so once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    return MadeOnce.of_this_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def exported_files(made_once: MadeOnce) -> ExportedFiles:
+    return ExportedFiles(made_once)
+
+
+@pytest.fixture(scope="session")
+def finished_run(made_once: MadeOnce) -> Path:
     """A run folder with a bundle that passed. Not to be changed."""
-    folder = tmp_path_factory.mktemp("runs") / "quickstart"
-    outcome = run.carry_out(TrainExportRequest(config=load_config(ROOT / "configs" / "quickstart.yaml", SHORT), folder=RunFolder(folder)), Console())
-    assert outcome.failure is None
-    return folder
+
+    def make(folder: Path) -> None:
+        outcome = run.carry_out(TrainExportRequest(config=load_config(QUICKSTART, SHORT), folder=RunFolder(folder)), Console())
+        assert outcome.failure is None
+
+    return made_once.path("quickstart", make)
 
 
 @pytest.fixture

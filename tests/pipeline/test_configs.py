@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.config import Config, load_config
 from pipeline.training.mixup import Mixup
@@ -34,7 +35,15 @@ def test_every_folder_is_one_of_a_data_set() -> None:
     assert all(load_config(path).data.name in (path.parent.name, "imagefolder") for path in FILES)
 
 
+@pytest.fixture
+def no_initial_weights_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a network draws for itself takes longer than all the rest, and methods draw anew."""
+    for name in ("kaiming_uniform_", "kaiming_normal_", "normal_", "uniform_", "trunc_normal_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor.detach().zero_())
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_initial_weights_of_its_own")
 @pytest.mark.parametrize("path", one_of_a_kind(), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_config_becomes_a_training_graph(path: Path) -> None:
     config = load_config(path)

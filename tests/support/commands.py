@@ -1,5 +1,6 @@
 """Runs `pipeline` commands in this process: the same shell as the installed command, without the seconds that importing torch takes."""
 
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -29,12 +30,18 @@ class Done:
 def pipeline(capfd: pytest.CaptureFixture[str], *arguments: object) -> Done:
     """Run a command and catch what it writes."""
     capfd.readouterr()
+    typed = [str(each) for each in arguments]
+    standard_output = os.dup(1)  # a command with --json leaves it turned to standard error
 
     def run() -> None:
-        with group.make_context("pipeline", [str(each) for each in arguments], obj=console) as context:
+        with group.make_context("pipeline", typed, obj=console) as context:
             group.invoke(context)
 
-    console = Console()
-    code = exit_code_of(run, console)
+    console = Console.for_arguments(typed)
+    try:
+        code = exit_code_of(run, console)
+    finally:
+        os.dup2(standard_output, 1)
+        os.close(standard_output)
     out, err = capfd.readouterr()
     return Done(code, out, err)

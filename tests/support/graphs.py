@@ -1,5 +1,7 @@
 """Training graphs for tests: a network by name, rewritten by a method with its default options unless others are given."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -21,6 +23,8 @@ from pipeline.config.methods import (
 from pipeline.graph import Normalise, trace
 from pipeline.methods import RewrittenGraph, method_from_options
 from pipeline.networks import network_by_name
+
+Shape = tuple[int, int, int]
 
 
 class PreActivation(nn.Module):
@@ -70,11 +74,13 @@ NOT_FOLDABLE = frozenset({"groupnorm"})
 NUM_CLASSES = 10
 
 
-def traced(network: str, image_shape: tuple[int, int, int]) -> torch.fx.GraphModule:
+def traced(network: str, image_shape: Shape, change: Callable[[nn.Module, Shape], None] = lambda network, image_shape: None) -> torch.fx.GraphModule:
     torch.manual_seed(0)
     channels = image_shape[0]
     normalise = Normalise((128.0,) * channels, (64.0,) * channels)
-    return trace(network_by_name(network, NUM_CLASSES, channels), normalise, image_shape, NUM_CLASSES)
+    built = network_by_name(network, NUM_CLASSES, channels)
+    change(built, image_shape)
+    return trace(built, normalise, image_shape, NUM_CLASSES)
 
 
 def rewritten(network: str, image_shape: tuple[int, int, int], options: MethodOptions) -> RewrittenGraph:

@@ -86,7 +86,7 @@ from in_process import HereHost
 
 @pytest.fixture(autouse=True)
 def in_this_process(request, monkeypatch):
-    if request.node.name not in ("test_wrong_file", "test_modules"):  # for the others the seconds of a process of its own are saved
+    if request.node.name != "test_modules":  # for the others the seconds of a process of its own are saved
         monkeypatch.setattr("deploy.verify.forms.HostProcess", HereHost)
 """
 MISTAKES = {

@@ -1,68 +1,61 @@
 """Every network of the project in float32 and exact: the parser of TensorRT-RTX takes the file, and its builder makes an engine of it.
 
 The parser's and the builder's word only: nothing is run. Networks that are more of the same blocks, or wider, are marked slow; those are not built
-in float16 as well. What takes long is torch's exporter, so the forms of one network that start from the same file follow each other.
+in float16 as well, and of those that differ in depth alone only the shallowest and the deepest are built. What takes long is torch's exporter:
+`../test_every_pair.py` runs files of the same forms, so that they are made once for both.
 """
-
-from collections.abc import Callable
-from functools import lru_cache
 
 import pytest
 from engines import RTX, Counts
 from exact_files import calibrated
+from exported_files import ExportedFiles, Shape
 from graphs import DEFAULTS, rewritten
 from torchvision.models import list_models
 
 from export.exact.onnx import exact_tensorrt_onnx
 from export.fold import fold
-from export.onnx import onnx_from_graph
 from export.tensorrt.builder import Batches, EngineRequest, engine_from_onnx
 from export.tensorrt.float16 import float16_onnx
 from export.tensorrt.record import EnginePrecision, EngineRecord
 from pipeline.networks import FAMILIES, NETWORKS
 
 pytest.importorskip("tensorrt_rtx", reason="not run: tensorrt-rtx is not installed")
-Shape = tuple[int, int, int]
-
 OF_A_FAMILY = {"wrn-DEPTH-WIDTH": "wrn-10-2"}
 TORCHVISION = ("resnet18", "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v2")
 """One of each kind that this project takes; ours of the same kinds are of the same layers."""
 LARGE = frozenset(
     {
-        *("resnet32", "resnet44", "resnet56", "resnet110", "resnet34", "resnet50", "resnet101", "vgg11", "vgg16", "wrn20", "shufflenetv2_x1_0"),
-        *("preactresnet34", "preactresnet50", "preactresnet101", "preactresnet152"),
+        *("resnet110", "resnet34", "resnet50", "resnet101", "vgg11", "vgg16", "wrn20", "shufflenetv2_x1_0"),
+        *("preactresnet34", "preactresnet50", "preactresnet152"),
     }
 )
-NAMES = [*NETWORKS, *OF_A_FAMILY.values(), *(f"torchvision:{name}" for name in TORCHVISION)]
+BETWEEN = frozenset({"resnet32", "resnet44", "resnet56", "preactresnet101"})
+NAMES = [*(name for name in NETWORKS if name not in BETWEEN), *OF_A_FAMILY.values(), *(f"torchvision:{name}" for name in TORCHVISION)]
 WANTED = Batches(1, 8, 64)
 
 
 def shape_of(name: str) -> Shape:
     if name == "small":
         return 1, 8, 8
-    return (3, 32, 32) if name.startswith("vgg") else (3, 48, 48) if name.startswith("torchvision") else (3, 16, 16)
+    if name == "torchvision:squeezenet1_1":
+        return 3, 48, 48
+    return (3, 32, 32) if name.startswith(("vgg", "torchvision")) else (3, 16, 16)
 
 
-@lru_cache(maxsize=1)
-def float_file(name: str) -> bytes:
-    return onnx_from_graph(fold(rewritten(name, shape_of(name), DEFAULTS["batchnorm"]).graph.eval()), shape_of(name), {})
+def file_of(name: str, precision: EnginePrecision, exported_files: ExportedFiles) -> bytes:
+    shape = shape_of(name)
+    if precision == "exact":
+        return exact_tensorrt_onnx(calibrated(name, shape), shape, 10, {})
+    content = exported_files.file_of(fold(rewritten(name, shape, DEFAULTS["batchnorm"]).graph.eval()), shape)
+    return float16_onnx(content) if precision == "float16" else content
 
 
-def exact_file(name: str) -> bytes:
-    return exact_tensorrt_onnx(calibrated(name, shape_of(name)), shape_of(name), 10, {})
-
-
-FILES: dict[EnginePrecision, Callable[[str], bytes]] = {
-    "float32": float_file,
-    "float16": lambda name: float16_onnx(float_file(name)),
-    "exact": exact_file,
-}
 PRECISIONS: tuple[EnginePrecision, ...] = ("float32", "float16", "exact")
 
 
 def test_the_table_is_complete() -> None:
     assert set(OF_A_FAMILY) == {family.form for family in FAMILIES}
-    assert set(NETWORKS) >= LARGE
+    assert set(NETWORKS) >= LARGE | BETWEEN
     assert len(CASES) == 3 * len(NAMES) - len(LARGE)
     assert set(TORCHVISION) <= set(list_models())
 
@@ -84,7 +77,7 @@ CASES = [marked(name, precision) for name in NAMES for precision in PRECISIONS i
 
 
 @pytest.mark.parametrize(("name", "precision"), CASES)
-def test_its_file_is_parsed_and_an_engine_built(name: str, precision: EnginePrecision) -> None:
-    record = built(name, precision, FILES[precision](name))
+def test_its_file_is_parsed_and_an_engine_built(name: str, precision: EnginePrecision, exported_files: ExportedFiles) -> None:
+    record = built(name, precision, file_of(name, precision, exported_files))
     assert record.precision == precision
     assert record.batches == range(1, 65)

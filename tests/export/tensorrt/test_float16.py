@@ -1,11 +1,13 @@
 """The float16 form of a file: which numbers have which type, that nothing else changed, and that it runs within float16's budget."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from exported_files import ExportedFiles
 from graphs import DEFAULTS, images, rewritten
 from onnx import TensorProto, numpy_helper
 from onnx_files import random_weights, write_onnx
@@ -21,8 +23,8 @@ SHAPE = (3, 16, 16)
 NAMES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 
 
-def file_of(network: str, method: str = "batchnorm") -> bytes:
-    return onnx_from_graph(fold(rewritten(network, SHAPE, DEFAULTS[method]).graph.eval()), SHAPE, {"classes": "[]"})
+def file_of(network: str, exported_files: ExportedFiles) -> bytes:
+    return exported_files.file_of(fold(rewritten(network, SHAPE, DEFAULTS["batchnorm"]).graph.eval()), SHAPE)
 
 
 def types_of(content: bytes) -> list[tuple[str, str]]:
@@ -32,8 +34,8 @@ def types_of(content: bytes) -> list[tuple[str, str]]:
     return [(node.op_type, NAMES[types[node.output[0]]]) for node in model.graph.node if types[node.output[0]] in NAMES]
 
 
-def test_normalisation_means_and_logits_stay_float32() -> None:
-    types = types_of(float16_onnx(file_of("resnet20")))
+def test_normalisation_means_and_logits_stay_float32(exported_files: ExportedFiles) -> None:
+    types = types_of(float16_onnx(file_of("resnet20", exported_files)))
     assert types[:4] == [("Cast", "float32"), ("Sub", "float32"), ("Div", "float32"), ("Cast", "float16")]
     assert types[-5:] == [("Cast", "float32"), ("ReduceMean", "float32"), ("ReduceMean", "float32"), ("Reshape", "float32"), ("Gemm", "float32")]
     assert {kind for _, kind in types[4:-5]} == {"float16"}
@@ -41,15 +43,16 @@ def test_normalisation_means_and_logits_stay_float32() -> None:
 
 
 @pytest.mark.parametrize("network", ["squeezenet", "shufflenetv2_x0_5", "preactresnet18", "small"])
-def test_every_convolution_but_a_last_one_is_float16(network: str) -> None:
-    types = types_of(float16_onnx(file_of(network) if network != "small" else small()))
+def test_every_convolution_but_a_last_one_is_float16(network: str, exported_files: ExportedFiles) -> None:
+    types = types_of(float16_onnx(file_of(network, exported_files) if network != "small" else small()))
     weighted = [kind for name, kind in types if name in ("Conv", "Gemm")]
     assert weighted == ["float16"] * (len(weighted) - 1) + ["float32"]
     assert {kind for name, kind in types if name == "ReduceMean"} <= {"float32"}
 
 
+@cache
 def small() -> bytes:
-    return onnx_from_graph(fold(rewritten("small", (1, 8, 8), DEFAULTS["czmig"]).graph.eval()), (1, 8, 8), {})
+    return onnx_from_graph(fold(rewritten("small", (1, 8, 8), DEFAULTS["czmig"]).graph.eval()), (1, 8, 8), {"classes": "[]"})
 
 
 def test_weights_are_rounded_once_and_nothing_else_changes() -> None:
@@ -73,9 +76,9 @@ def test_the_same_bytes_each_time() -> None:
 
 
 @pytest.mark.parametrize("network", ["resnet20", "squeezenet"])
-def test_it_runs_within_the_budget_of_float16_and_outside_that_of_float32(network: str, tmp_path: Path) -> None:
+def test_it_runs_within_the_budget_of_float16_and_outside_that_of_float32(network: str, exported_files: ExportedFiles, tmp_path: Path) -> None:
     """Measured against the float32 file: its own error is a thousandth of what is looked for here."""
-    content, batch = file_of(network), {"image": images(8, SHAPE).numpy()}
+    content, batch = file_of(network, exported_files), {"image": images(8, SHAPE).numpy()}
     outputs: dict[str, Any] = {}
     for name, data in {"float32": content, "float16": float16_onnx(content)}.items():
         (tmp_path / f"{name}.onnx").write_bytes(data)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from commands import pipeline
+from made_once import MadeOnce
 from pydantic import JsonValue
+from quickstart import QUICKSTART
 
 from deploy.verify.verdict import FrozenStatistics
 from export.bundle import Facts, Manifest, write_manifest
@@ -21,7 +23,6 @@ from pipeline.methods.statistics import Statistics
 from pipeline.request import TrainExportRequest
 from pipeline.run_folder import RunFolder
 
-QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 SHORT = (
     "training.epochs=3",
     "training.schedule={name: constant}",
@@ -34,11 +35,13 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module", params=["batchnorm", "mimicnorm", "equinorm"])
-def frozen_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("frozen") / str(request.param)
+def frozen_run(request: pytest.FixtureRequest, made_once: MadeOnce) -> Path:
     config = load_config(QUICKSTART, (*SHORT, f"method={{name: {request.param}}}"))
-    assert run.carry_out(TrainExportRequest(config=config, folder=RunFolder(folder)), Console()).failure is None
-    return folder
+
+    def make(folder: Path) -> None:
+        assert run.carry_out(TrainExportRequest(config=config, folder=RunFolder(folder)), Console()).failure is None
+
+    return made_once.path(f"frozen_{request.param}", make)
 
 
 def records_of(folder: Path) -> list[dict[str, JsonValue]]:

@@ -1,12 +1,11 @@
 """`pipeline verify` as it is typed: bundles and pairs, what is written, and one line for each mistake."""
 
 import errno
+import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,14 +14,24 @@ import numpy as np
 import onnx
 import pytest
 from commands import Done, pipeline
+from in_process import HereHost
 from odd_files import node, write
 from onnx import TensorProto
 from onnx_files import pixels, random_weights, write_onnx
 
-ROOT = Path(__file__).parents[3]
+from deploy.compare.bits import Arrays
+from deploy.compare.samples import SampleHash
+
 Run = Callable[..., Done]
 WEIGHTS = random_weights()
 CHECKS = ("alone", "batches", "partial", "duplicated")
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of these are about what is asked and said; those in which it matters that files have a process of their own have it."""
+    if "hosted" not in request.keywords:
+        monkeypatch.setattr("deploy.verify.forms.HostProcess", HereHost)
 
 
 @pytest.fixture
@@ -55,7 +64,6 @@ def test_a_pair_that_is_the_same(verify: Run, files: Path, tmp_path: Path) -> No
     assert "model.onnx" in (tmp_path / "there" / "report.html").read_text()
 
 
-@pytest.mark.hosted
 def test_every_check_that_failed_has_its_line(verify: Run, files: Path, tmp_path: Path) -> None:
     """A network that looks at its whole batch."""
     nodes = [node("ReduceMean", ["x"], "mean", keepdims=0), node("Add", ["x", "mean"], "y")]
@@ -89,7 +97,6 @@ def test_a_name_that_is_no_text(verify: Run, files: Path, tmp_path: Path, monkey
     assert any("\udcff" in name for name in json.loads((tmp_path / "there" / "verification.json").read_bytes())["files"])
 
 
-@pytest.mark.hosted
 def test_a_full_disk_does_not_swallow_the_verdict(verify: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
@@ -117,7 +124,6 @@ def test_samples_of_an_empty_name(verify: Run, files: Path, monkeypatch: pytest.
     assert (done.code, "--samples: '' is neither a file, nor a folder, nor a number" in done.error) == (2, True)
 
 
-@pytest.mark.hosted
 def test_a_step_summary_that_cannot_be_written(verify: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "not" / "there"))
@@ -136,7 +142,6 @@ def test_a_size_that_is_not_free(verify: Run, files: Path) -> None:
     assert (done.code, "--size length=3: the inputs have no such free size, only none; drop it" in done.error) == (2, True)
 
 
-@pytest.mark.hosted
 def test_a_pair_that_is_not(verify: Run, files: Path) -> None:
     done = verify(*typed(files, "wrong.onnx"))
     assert done.code == 3
@@ -240,16 +245,19 @@ def test_the_files_of_the_examples_are_models(files: Path) -> None:
 
 
 @pytest.mark.hosted
-@pytest.mark.slow
-def test_ctrl_c_leaves_a_report_of_what_was_compared(files: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline", "verify", "--reference", str(files / "model.onnx"), "--candidate", str(files / "model.onnx")]
-    asked = ["--samples", "100000000", "--report", str(tmp_path), "--json"]
-    with subprocess.Popen([*command, *asked], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        time.sleep(25)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
-    assert (process.returncode, "Traceback" in err) == (130, False), err
-    found = json.loads(out)
+def test_ctrl_c_leaves_a_report_of_what_was_compared(verify: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes at some moment behind the third batch, while the processes of the two files are at work."""
+    update, batches = SampleHash.update, itertools.count(1)
+
+    def with_ctrl_c_to_come(samples: SampleHash, batch: Arrays) -> None:
+        update(samples, batch)
+        if next(batches) == 3:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    monkeypatch.setattr(SampleHash, "update", with_ctrl_c_to_come)
+    done = verify(*typed(files)[:4], "--samples", "100000000", "--report", tmp_path, "--json")
+    assert (done.code, "Traceback" in done.err) == (130, False), done.err
+    found = json.loads(done.out)
     assert found["error"]["kind"] == "Interrupted"
     written = json.loads((tmp_path / "verification.json").read_text())
     assert written == found["verification"]

@@ -1,12 +1,20 @@
 import pytest
 import torch
-from graphs import PreActivation, traced
+from graphs import PreActivation, Shape
+from graphs import traced as traced_with_weights
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from export.errors import UsageError
 from pipeline.graph import Normalise, Parts, find_parts, trace
 from pipeline.methods.branches import last_convolutions
+
+
+def traced(network: str, shape: Shape) -> GraphModule:
+    """Without weights, which no part depends on: VGG has a hundred million."""
+    with torch.device("meta"):
+        return traced_with_weights(network, shape)
 
 
 def kinds(parts: Parts) -> dict[str, int]:

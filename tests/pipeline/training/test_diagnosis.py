@@ -150,14 +150,18 @@ def test_it_goes_to_the_run_folder_tensorboard_the_bundle_and_the_report(tmp_pat
     assert "The layers from epoch to epoch" in (tmp_path / "again" / "report.html").read_text()
 
 
-def test_without_it_there_is_none_and_a_fresh_run_takes_the_old_one_away(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_it_there_is_none(finished_run: Path) -> None:
+    assert not (finished_run / "diagnosis.jsonl").exists()
+    assert not open_bundle(finished_run / "bundle").has("training/diagnosis.jsonl")
+    assert "The layers from epoch to epoch" not in (finished_run / "bundle" / "report.html").read_text()
+
+
+def test_a_fresh_run_takes_the_old_one_away(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    assert pipeline(capfd, "train", QUICKSTART, "--out", run, *DIAGNOSED).code == 0
+    assert pipeline(capfd, "train", QUICKSTART, "--out", run, *DIAGNOSED, "--set", "training.epochs=1").code == 0
     assert (run / "diagnosis.jsonl").exists()
-    assert pipeline(capfd, "train-export", QUICKSTART, "--out", run, "--fresh", *SHORT).code == 0
+    assert pipeline(capfd, "train", QUICKSTART, "--out", run, "--fresh", *SHORT, "--set", "training.epochs=1").code == 0
     assert not (run / "diagnosis.jsonl").exists()
-    assert not open_bundle(run / "bundle").has("training/diagnosis.jsonl")
-    assert "The layers from epoch to epoch" not in (run / "bundle" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("content", ["[1]\n", "{\n", '{"epoch": 1}\n', '{"epoch": 1, "layers": [3]}\n', '{"epoch": "x", "layers": []}\n'])

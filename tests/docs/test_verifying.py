@@ -8,7 +8,7 @@ from benchmarks.corpus import FAULTS, HARMLESS, UNCOMPARABLE
 from benchmarks.foreign_models import NETWORKS, NUM_WRONG
 from benchmarks.verifiers import SCALES, table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "verifying.md").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The figures that docs/reproducing.md states are those of the result files, and the targets that those name are met."""
+"""What docs/reproducing.md states: figures are those of the result files and reach the targets named there; the tables are those there are."""
 
 import json
 import re
@@ -7,10 +7,13 @@ from typing import Any
 
 from pipeline.config import load_config
 from pipeline.config.methods import ZeroMeanOptions
+from pipeline.reproduction.papers import TABLES
+from pipeline.reproduction.plan import needs_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-SECTION = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8").split("## What was run for this repository\n")[1].split("\n## ")[0]
+TEXT = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
+SECTION = TEXT.split("## What was run for this repository\n")[1].split("\n## ")[0]
 
 
 def result(name: str) -> Any:
@@ -88,3 +91,21 @@ def test_the_long_run_is_the_one_that_is_stated() -> None:
     assert [each["epoch"] for each in epochs] == list(range(1, 201))
     best, last = (100 * value for value in (max(each["test_accuracy"] for each in epochs), epochs[-1]["test_accuracy"]))
     assert f"{last:.2f} % after the last epoch, {best:.2f} % in the best one" in SECTION
+
+
+def test_the_tables_are_those_of_the_document() -> None:
+    listed = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if re.match(r"\| `[a-z]+-\w+` \|", line)]
+    expected = []
+    for table in TABLES.values():
+        needs = needs_of(table, ROOT / "configs")
+        epochs, rows = needs["epochs"], needs["rows"]
+        assert isinstance(epochs, list)
+        assert isinstance(rows, list)
+        how = f"{table.num_runs}, {table.statistic if table.runs_stated else 'number not stated'}"
+        expected.append([f"`{table.name}`", table.images.name, ", ".join(map(str, epochs)), str(len(rows)), how])
+    assert [cells[:5] for cells in listed] == expected
+
+
+def test_the_commands_of_the_document_name_what_there_is() -> None:
+    for name in re.findall(r"pipeline reproduce (\w+-\w+)", TEXT):
+        assert name in TABLES

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = {"`czmig`, `czmi`": ("czmig", "czmi"), "`weightnorm` without its dropout": ("weightnorm-without-dropout",)}
 
 

@@ -1,5 +1,6 @@
 """The running average of weights and statistics: the recursion in NumPy and float64, what it keeps, and that it is what is deployed."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -140,13 +141,16 @@ def test_a_run_that_begins_with_given_weights_has_no_average_yet(build: Build, d
 
 
 def test_exporting_a_run_exports_the_average(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Straight after training, and from the checkpoint that training left."""
+    run, bundles = tmp_path / "run", []
     options = ["training.epochs=2", "training.schedule={name: constant}", "verify.samples=50", "training.model_ema.decay=0.9"]
     given = [part for option in options for part in ("--set", option)]
-    assert pipeline(capfd, "train-export", QUICKSTART, "--out", tmp_path / "whole", *given).code == 0
-    assert pipeline(capfd, "train", QUICKSTART, "--out", tmp_path / "halves", *given).code == 0
-    assert pipeline(capfd, "export", tmp_path / "halves").code == 0
-    whole, halves = (safetensors.torch.load((tmp_path / name / "bundle" / WEIGHTS).read_bytes()) for name in ("whole", "halves"))
-    kept = read_checkpoint(tmp_path / "halves" / "checkpoints" / "last.safetensors")
+    for command in (["train-export", QUICKSTART, "--out", run, *given], ["export", run]):
+        assert pipeline(capfd, *command).code == 0
+        bundles.append(safetensors.torch.load((run / "bundle" / WEIGHTS).read_bytes()))
+        shutil.rmtree(run / "bundle")
+    whole, halves = bundles
+    kept = read_checkpoint(run / "checkpoints" / "last.safetensors")
     assert whole.keys() == halves.keys() == kept.average.keys()
     assert all(torch.equal(value, whole[name]) and torch.equal(value, kept.average[name]) for name, value in halves.items())
     assert not all(torch.equal(value, kept.weights[name]) for name, value in halves.items())

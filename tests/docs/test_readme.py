@@ -24,7 +24,7 @@ from pipeline.exact_training import NoExactForm
 from pipeline.methods import METHODS
 from pipeline.networks import FAMILIES, NETWORKS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -68,10 +68,20 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
         done = pipeline(capfd, *arguments)
         assert done.code == 0, (command, done.err)
     assert (tmp_path / "runs" / "my" / "bundle" / "manifest.json").is_file()
+    require_accuracy_and_bits(tmp_path / "runs" / "quickstart")
     (use_of_the_model,) = (block for block in blocks("python") if "onnxruntime" in block)
     found: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
     exec(use_of_the_model, found)
     assert found["logits"].shape == (1, 10)
+
+
+def require_accuracy_and_bits(quickstart: Path) -> None:
+    verification = json.loads((quickstart / "bundle" / "verification.json").read_bytes())
+    assert verification["verdict"] == "pass"
+    assert verification["samples"]["count"] == 355 + 19
+    last = json.loads((quickstart / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["epoch"] == 30
+    assert last["test_accuracy"] >= 0.97
 
 
 def test_the_two_commands_at_the_top_are_in_the_makefile() -> None:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("\n## Speed on an H200\n")[1].split("\n## ")[0]
 RESULT: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / "gpu_acceptance.json").read_bytes())

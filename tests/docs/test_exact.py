@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import exact_bits
 from pipeline.networks import NETWORKS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def result(name: str) -> Any:

@@ -1,20 +1,20 @@
 """Evaluates an ONNX file in float64: the function that the file means, apart from the rounding of any runtime.
 
-Takes a model. ONNX's own reference evaluator runs it, with PyTorch's float64 kernels for what is slow there. Knows no runtime.
+Takes a model. ONNX's own reference evaluator runs it, with NumPy's products for what is slow there. Knows no runtime.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import RuntimeContextError, RuntimeTypeError
 from onnx.reference.ops.op_average_pool import AveragePool_19 as ReferenceAveragePool
 from onnx.reference.ops.op_conv import Conv as ReferenceConv
 from onnx.reference.ops.op_max_pool import MaxPool as ReferenceMaxPool
-from torch.nn import functional as F
 
 from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.onnx_file import shapes_of
@@ -22,9 +22,6 @@ from export.errors import UsageError
 
 _NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _CASTS = ("to", "dtype")
-_CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_AVERAGE_POOL: dict[int, Callable[..., torch.Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 class OnnxFloat64Runner(Runner):
@@ -50,7 +47,7 @@ class OnnxFloat64Runner(Runner):
         if self._evaluator is None:
             raise RuntimeError(f"{self.name} is closed")
         try:
-            with np.errstate(all="ignore"), torch.inference_mode():
+            with np.errstate(all="ignore"):
                 found = self._evaluator.run(None, {name: _wide_array(rows) for name, rows in batch.items()}, intermediate=True)
         except (RuntimeContextError, RuntimeTypeError, NotImplementedError, TypeError) as error:
             raise no_float64(error) from error
@@ -120,24 +117,23 @@ def _is_narrow(rows: Array) -> bool:
 
 
 class Conv(ReferenceConv):
-    """Convolution by PyTorch, where the padding is stated."""
+    """Convolution as one product of matrices for each place of the kernel, where the padding is stated: ONNX's own is slow."""
 
     def _run(self, X, W, B=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, pads=None, strides=None):  # type: ignore[no-untyped-def] # noqa: N803
-        if not _is_stated(auto_pad) or X.ndim - 2 not in _CONVOLUTION:
+        if not _is_stated(auto_pad):
             return super()._run(X, W, B, auto_pad, dilations, group, kernel_shape, pads, strides)  # type: ignore[no-untyped-call]
-        bias = None if B is None else _tensor(B)
-        convolution = _CONVOLUTION[X.ndim - 2]
-        return (convolution(_padded(X, pads, 0.0), _tensor(W), bias, strides or 1, 0, dilations or 1, group or 1).numpy(),)
+        window = _Window(_padded(X, pads, 0.0), W.shape[2:], strides, dilations)
+        total = _convolved(window, W, group or 1)
+        return (total if B is None else total + B.reshape(1, -1, *[1] * (X.ndim - 2)),)
 
 
 class MaxPool(ReferenceMaxPool):
-    """Max pooling by PyTorch, where only the values are asked for and the padding is stated."""
+    """Max pooling place by place of the kernel, where only the values are asked for and the padding is stated."""
 
     def _run(  # type: ignore[no-untyped-def,override]
         self, x, auto_pad=None, ceil_mode=None, dilations=None, kernel_shape=None, pads=None, storage_order=None, strides=None
     ):
-        plain = _is_stated(auto_pad) and not ceil_mode and len(self.onnx_node.output) == 1 and x.dtype == np.float64
-        if not plain or len(kernel_shape) not in _MAX_POOL:
+        if not _is_stated(auto_pad) or ceil_mode or len(self.onnx_node.output) != 1 or x.dtype != np.float64:
             return super()._run(  # type: ignore[no-untyped-call]
                 x,
                 auto_pad=auto_pad,
@@ -148,18 +144,17 @@ class MaxPool(ReferenceMaxPool):
                 storage_order=storage_order,
                 strides=strides,
             )
-        pool = _MAX_POOL[len(kernel_shape)]
-        return (pool(_padded(x, pads, -np.inf), kernel_shape, strides or 1, 0, dilations or 1).numpy(),)
+        window = _Window(_padded(x, pads, -np.inf), kernel_shape, strides, dilations)
+        return (reduce(np.maximum, window.shifted()).copy(),)
 
 
 class AveragePool(ReferenceAveragePool):
-    """Average pooling by PyTorch, where padding is either absent or counted."""
+    """Average pooling place by place of the kernel, where padding is either absent or counted."""
 
     def _run(  # type: ignore[no-untyped-def,override]
         self, x, auto_pad=None, ceil_mode=None, dilations=None, kernel_shape=None, pads=None, strides=None, count_include_pad=None
     ):
-        plain = _is_stated(auto_pad) and not ceil_mode and (count_include_pad or not any(pads or ())) and set(dilations or (1,)) == {1}
-        if not plain or len(kernel_shape) not in _AVERAGE_POOL:
+        if not _is_stated(auto_pad) or ceil_mode or (any(pads or ()) and not count_include_pad):
             return super()._run(  # type: ignore[no-untyped-call]
                 x,
                 auto_pad=auto_pad,
@@ -170,27 +165,57 @@ class AveragePool(ReferenceAveragePool):
                 strides=strides,
                 count_include_pad=count_include_pad,
             )
-        pool = _AVERAGE_POOL[len(kernel_shape)]
-        return (pool(_padded(x, pads, 0.0), kernel_shape, strides or 1).numpy(),)
+        window = _Window(_padded(x, pads, 0.0), kernel_shape, strides, dilations)
+        return (reduce(np.add, window.shifted()) / math.prod(kernel_shape),)
+
+
+class _Window:
+    """What a kernel sees of padded images, place by place of the kernel: as many views as it has places, each of the output's size."""
+
+    def __init__(self, values: Array, kernel: Sequence[int], strides: Sequence[int] | None, dilations: Sequence[int] | None) -> None:
+        axes = len(kernel)
+        self._values, self._kernel = values, tuple(kernel)
+        self._strides, self._dilations = strides or [1] * axes, dilations or [1] * axes
+        reaches = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, self._dilations, strict=True)]
+        self.sizes = tuple((length - reach) // stride + 1 for length, reach, stride in zip(values.shape[2:], reaches, self._strides, strict=True))
+
+    def places(self) -> Iterator[tuple[int, ...]]:
+        """Of the kernel."""
+        yield from np.ndindex(self._kernel)
+
+    def at(self, place: tuple[int, ...]) -> Array:
+        """What this place of the kernel lies on, for every place of the output."""
+        axes = zip(place, self._dilations, self._strides, self.sizes, strict=True)
+        return self._values[:, :, *(slice(at * dilation, at * dilation + (size - 1) * stride + 1, stride) for at, dilation, stride, size in axes)]
+
+    def shifted(self) -> Iterator[Array]:
+        """All of them."""
+        return map(self.at, self.places())
+
+
+def _convolved(window: _Window, weights: Array, groups: int) -> Array:
+    """The sum over the places of the kernel; one channel a group needs no product of matrices."""
+    filters, channels = weights.shape[:2]
+    by_group = weights.reshape(groups, filters // groups, channels, *weights.shape[2:])
+    total: Array = np.zeros(())
+    for place in window.places():
+        seen, weight = window.at(place), by_group[(slice(None),) * 3 + place]
+        if channels == 1:
+            found = seen[:, :, None] * weight.reshape(1, groups, filters // groups, *[1] * len(place))
+        else:
+            found = weight @ seen.reshape(len(seen), groups, channels, -1)
+        total = total + found
+    return total.reshape(len(total), filters, *window.sizes)
 
 
 def _is_stated(auto_pad: str | None) -> bool:
     return auto_pad in (None, "", "NOTSET")
 
 
-def _tensor(values: Array) -> torch.Tensor:
-    return torch.from_numpy(np.array(values))
-
-
-def _padded(values: Array, pads: Sequence[int] | None, filling: float) -> torch.Tensor:
-    """ONNX lists the starts of all axes and then their ends, PyTorch both of each axis from the last one on."""
-    tensor = _tensor(values)
+def _padded(values: Array, pads: Sequence[int] | None, filling: float) -> Array:
+    """ONNX lists the starts of all axes and then their ends."""
     if not any(pads or ()):
-        return tensor
-    return F.pad(tensor, list(_by_axis(pads or ())), value=filling)
-
-
-def _by_axis(pads: Sequence[int]) -> Iterator[int]:
-    half = len(pads) // 2
-    for axis in reversed(range(half)):
-        yield from (pads[axis], pads[half + axis])
+        return values
+    half = len(pads or ()) // 2
+    widths = [(0, 0), (0, 0), *zip((pads or ())[:half], (pads or ())[half:], strict=True)]
+    return np.pad(values, widths, constant_values=filling)

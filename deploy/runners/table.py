@@ -3,6 +3,7 @@
 Importing this imports no runtime: each does that itself, when it opens a file.
 """
 
+import importlib.util
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -160,6 +161,17 @@ def other_runs(choices: Iterable[Choice], options: RunOptions) -> Iterator[Other
 def threads_in_words(number: int) -> str:
     """How many threads, to be read."""
     return f"{number} thread" + ("s" if number > 1 else "")
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed; it is not imported to find out."""
+    return importlib.util.find_spec(TORCH) is not None
+
+
+def require_torch(what: str) -> None:
+    """NotHereError where PyTorch is not installed; `what` needs it."""
+    if not has_torch():
+        raise NotHereError(f"{what} needs PyTorch, which is not installed; {RUNTIMES[TORCH].remedy}")
 
 
 def open_file(runtime: str, path: Path, options: RunOptions = AS_IT_IS) -> Runner:

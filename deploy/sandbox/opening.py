@@ -13,6 +13,7 @@ import onnx
 from deploy.runners.base import Point, Runner
 from deploy.runners.forms import Form, OnnxForm, engine_form
 from deploy.runners.onnx_file import checked_bytes, points_of, shapes_of
+from deploy.runners.table import require_torch
 from deploy.runners.tensorrt import EngineFile, specs_of
 from deploy.sandbox.forms import RECORD, Kind, Opening
 from export.errors import DamagedError, UsageError
@@ -41,6 +42,7 @@ def _form_of(opening: Opening) -> Form:
         case "onnx":
             return OnnxForm(runtime=opening.runtime, options=opening.options, path=path)
         case "pt2":
+            require_torch(f"{path}, a torch.export program,")
             from deploy.runners.pt2 import ProgramForm, load_program
 
             return ProgramForm(program=load_program(path), options=opening.options)
@@ -59,6 +61,7 @@ def contents_of(kind: Kind, path: Path) -> dict[str, object]:
         require_the_engine_of(record, path.read_bytes(), str(path))
         ends, floats, points = specs_of(record), [], ()
     else:
+        require_torch(f"{path}, a torch.export program,")
         from deploy.runners.pt2 import load_program
 
         program = load_program(path)

@@ -3,10 +3,10 @@
 Takes an opened bundle and samples. Without PyTorch, the links whose ends are files run, and the others say why they did not.
 """
 
-import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -18,6 +18,7 @@ from deploy.compare.samples import NamedImages, hostile_images
 from deploy.report.differences import pictures_of
 from deploy.report.stored import require_its_own_verdict
 from deploy.report.verification import Verification
+from deploy.runners.table import has_torch
 from deploy.runners.tensorrt import EngineFile
 from deploy.verify.links import Batches, Chain, Record, required_runtimes, selected
 from deploy.verify.request import BundleRequest
@@ -55,8 +56,8 @@ from pipeline.bundle.engines import stored_engines
 from pipeline.config import Config
 from pipeline.progress import Console, shown
 
-if importlib.util.find_spec("torch") is not None:
-    from pipeline.bundle.rebuild import RebuiltModel, rebuilt_model
+if TYPE_CHECKING:
+    from pipeline.bundle.rebuild import RebuiltModel
 
 COMPARED_FILES = {MODEL, FLOAT16_MODEL, WEIGHTS, TRAINING_WEIGHTS, CONFIG, *EXACT_FILES}
 
@@ -106,7 +107,11 @@ def verify_bundle(
 
 def _rebuilt(bundle: Bundle, config: Config, network: str | None, frozen: FrozenStatistics | None) -> "RebuiltModel | None":
     """What needs PyTorch; None where it is not installed."""
-    return None if importlib.util.find_spec("torch") is None else rebuilt_model(bundle, config, network, frozen)
+    if not has_torch():
+        return None
+    from pipeline.bundle.rebuild import rebuilt_model
+
+    return rebuilt_model(bundle, config, network, frozen)
 
 
 def _with(samples: SampleSource, hostile: NamedImages, bundle: Bundle) -> Iterator[Arrays]:

@@ -42,6 +42,9 @@ dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done
 def carry_out(request: RunRequest | EngineExportRequest, console: Console, *, dry_run: bool) -> None:
     """Refuse what needs no torch to be refused, before torch is imported; then do what was requested, or only say what that would be."""
     request.require_possible()
+    from deploy.runners.table import require_torch
+
+    require_torch("this command")
     from pipeline import run
 
     outcome = run.dry_run(request, console) if dry_run else run.carry_out(request, console)

@@ -31,6 +31,8 @@ def reproduce(
     overrides: tuple[str, ...],
 ) -> None:
     """Run a table of a paper, and set its figures beside ours."""
+    from deploy.runners.table import require_torch
+
     if list_asked:
         _list(console)
         return
@@ -43,6 +45,7 @@ def reproduce(
     names = tuple(name.strip() for some in rows for name in some.split(","))
     asked = PlanRequest(rows=names, num_seeds=seeds, epochs=epochs, data=data, overrides=overrides)
     plan = planned(table_by_name(table), asked, configs_folder(), folder)  # before torch is imported: a mistake is said at once
+    require_torch("this command")
     from pipeline.reproduction import commands
 
     outcome = commands.reproduce(plan, folder, console)
@@ -66,6 +69,9 @@ def _list(console: Console) -> None:
 @click.pass_obj
 def compare(console: Console, runs: tuple[Path, ...], out: Path | None) -> None:
     """Set any runs side by side, grouped by their config without the seed."""
+    from deploy.runners.table import require_torch
+
+    require_torch("this command")
     from pipeline.reproduction import commands
 
     outcome = commands.compare(runs, out)

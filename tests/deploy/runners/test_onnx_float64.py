@@ -57,6 +57,22 @@ def test_convolution(attributes: dict[str, Any], expected: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("filters", "groups", "axes"),
+    [(6, 3, 2), (3, 3, 2), (6, 1, 1), (4, 1, 3), (4, 2, 1)],
+    ids=["two filters a channel", "depthwise", "one axis", "three axes", "groups"],
+)
+def test_convolution_in_groups_and_of_other_axes(filters: int, groups: int, axes: int) -> None:
+    channels = 4 if groups == 2 else 3
+    x = RNG.normal(size=(2, channels, *[6] * axes)).astype(np.float32)
+    w = RNG.normal(size=(filters, channels // groups, *[3] * axes)).astype(np.float32)
+    convolution = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[axes]
+    found = OnnxFloat64Runner(one_node("Conv", 2 + axes, {"w": w}, group=groups, pads=[1] * 2 * axes, strides=[2] * axes)).run({"x": x})["y"]
+    wanted = convolution(torch.tensor(x).double(), torch.tensor(w).double(), None, 2, 1, 1, groups).numpy()
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() < 1e-13
+
+
+@pytest.mark.parametrize(
     ("operation", "attributes", "expected"),
     [
         ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}, lambda x: F.max_pool2d(x, 3, 2, 1)),

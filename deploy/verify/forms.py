@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -125,14 +126,17 @@ class _Reader:
         return {name: rows[:number] for name, rows in found.items()}
 
 
-def side_of(path: Path, is_reference: bool, folder: Path, limits: Limits, stack: ExitStack) -> PairSide:
-    """What a path names. `folder` is private, and exists until `stack` is closed."""
+def begin_side(path: Path, is_reference: bool, folder: Path, limits: Limits, stack: ExitStack) -> Callable[[], PairSide]:
+    """Start the process for what a path names; the side is there when the result is called, so that two processes start beside each other.
+
+    `folder` is private, and exists until `stack` is closed.
+    """
     if path.is_dir():
         return _bundle(path, is_reference, folder, limits, stack)
     if not path.is_file():
         raise UsageError(f"{path} {'is not a file' if path.exists() else 'does not exist'}; give {_EXPECTED}")
     if path.suffix in RECORDED:
-        return _recording(path)
+        return partial(_recording, path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path} is of no kind that can be compared; give {_EXPECTED}")
     if path.suffix == ".onnx":
@@ -144,7 +148,7 @@ def side_of(path: Path, is_reference: bool, folder: Path, limits: Limits, stack:
     return _model(path, copy, is_reference, limits, stack)
 
 
-def _engine(path: Path, copy: Path, limits: Limits, stack: ExitStack) -> ModelSide:
+def _engine(path: Path, copy: Path, limits: Limits, stack: ExitStack) -> Callable[[], ModelSide]:
     beside = path.with_suffix(RECORD)
     if not beside.is_file():
         raise UsageError(f"{path} has no {beside.name} beside it, the record of what it was built from and for; give an engine of a bundle")
@@ -153,10 +157,10 @@ def _engine(path: Path, copy: Path, limits: Limits, stack: ExitStack) -> ModelSi
     shutil.copyfile(path, copy)
     shutil.copyfile(beside, copy.with_suffix(RECORD))
     side = _model(path, copy, False, replace(limits, gibibytes=0), stack)  # CUDA reserves more than any file may have
-    return replace(side, precision=PRECISIONS_OF_ENGINES[record.precision], largest_batch=record.batches[-1], engine=record)
+    return lambda: replace(side(), precision=PRECISIONS_OF_ENGINES[record.precision], largest_batch=record.batches[-1], engine=record)
 
 
-def _bundle(path: Path, is_reference: bool, folder: Path, limits: Limits, stack: ExitStack) -> PairSide:
+def _bundle(path: Path, is_reference: bool, folder: Path, limits: Limits, stack: ExitStack) -> Callable[[], PairSide]:
     if not (path / MANIFEST).is_file():
         raise UsageError(f"{path} is a folder without {MANIFEST}, so no bundle; give a bundle or a file")
     copy = folder / f"{len(list(folder.iterdir()))}.onnx"
@@ -164,8 +168,11 @@ def _bundle(path: Path, is_reference: bool, folder: Path, limits: Limits, stack:
     return _model(path / MODEL, copy, is_reference, limits, stack)
 
 
-def _model(path: Path, copy: Path, is_reference: bool, limits: Limits, stack: ExitStack) -> ModelSide:
-    host = stack.enter_context(HostProcess(limits, {str(copy): str(path)}))
+def _model(path: Path, copy: Path, is_reference: bool, limits: Limits, stack: ExitStack) -> Callable[[], ModelSide]:
+    return partial(_look, path, copy, is_reference, stack.enter_context(HostProcess(limits, {str(copy): str(path)})))
+
+
+def _look(path: Path, copy: Path, is_reference: bool, host: HostProcess) -> ModelSide:
     kind = SUFFIXES[copy.suffix]
     contents = host.contents(kind, copy)
     return ModelSide(

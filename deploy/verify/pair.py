@@ -17,7 +17,7 @@ from deploy.runners.base import TensorSpec
 from deploy.runners.forms import Form, OpenedForm, RenamedForm
 from deploy.runners.table import RUNTIMES
 from deploy.sandbox.process import HostError, Limits
-from deploy.verify.forms import PairSide, RecordingSide, side_of
+from deploy.verify.forms import PairSide, RecordingSide, begin_side
 from deploy.verify.links import Chain, Link, Record, Stage, selected
 from deploy.verify.request import PairRequest
 from deploy.verify.run import run_chain
@@ -52,8 +52,8 @@ def compare_pair(pair: PairRequest, shown: Shown | None = None) -> PairResult:
         raise UsageError("--precision is what the derived budget is scaled by, and something else was asked for than that budget; drop one of them")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        reference = side_of(pair.reference, True, folder, pair.limits, stack)
-        candidate = side_of(pair.candidate, False, folder, _limits(pair), stack)
+        sides = [begin_side(pair.reference, True, folder, pair.limits, stack), begin_side(pair.candidate, False, folder, _limits(pair), stack)]
+        reference, candidate = (side() for side in sides)
         matched = _MatchedForms(pair, reference, candidate)
         given = matched.samples()
         (chain,) = selected([matched.chain(_budget_source(pair, reference, given))], pair)

@@ -13,7 +13,7 @@ from commands import pipeline
 from PIL import Image
 
 from pipeline import training_graph as graphs
-from pipeline.bundle import rebuild
+from pipeline.bundle import contents
 from pipeline.cli.console import Console
 from pipeline.config import loading
 from pipeline.networks import network_by_name
@@ -214,7 +214,7 @@ def test_the_graph_is_built_once_to_train_and_once_to_verify(tmp_path: Path, cap
 
     counted(graphs, "trace")
     counted(loading, "parse_config")
-    counted(rebuild, "parse_config")
+    counted(contents, "parse_config")
     options = ["--set", "training.epochs=1", "--set", "training.schedule={name: constant}", "--set", "verify.samples=20"]
     assert pipeline(capfd, "train-export", QUICKSTART, "--out", tmp_path / "run", *options).code == 0
     assert calls == {"trace": 2, "parse_config": 2}

@@ -17,7 +17,7 @@ from deploy.verify.request import BundleRequest
 from deploy.verify.verdict import LinkVerdict
 from export.bundle import open_bundle, write_manifest
 from pipeline.bundle.make import TrainedRun, test_set, write_bundle_files
-from pipeline.bundle.verify import verify_bundle
+from pipeline.bundle.verify_bundle import verify_bundle
 from pipeline.config import Config, parse_config
 from pipeline.data import Split
 from pipeline.data.images import MemoryImages

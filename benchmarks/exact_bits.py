@@ -34,8 +34,8 @@ from torch.nn import functional as F
 from benchmarks.environment import RESULTS, write_result
 from deploy.compare.samples import hostile_images
 from export.exact.calibration import calibrate, mend
+from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import GridBits, GridGraph
-from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
 from export.exact.rewrite import grid_graph
 from export.fold import fold
 from pipeline.config import parse_config

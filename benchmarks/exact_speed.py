@@ -24,8 +24,8 @@ from torch import nn
 from benchmarks.environment import RESULTS, environment, write_result
 from benchmarks.measured_session import SHAPE, OutputErrors, measured_in_a_process
 from export.exact.calibration import calibrate
+from export.exact.dialects import exact_onnx
 from export.exact.grid import GridBits
-from export.exact.onnx import exact_onnx
 from export.exact.rewrite import grid_graph
 from export.fold import fold
 from export.onnx import onnx_from_graph

@@ -20,8 +20,8 @@ from benchmarks.environment import write_result
 from pipeline import run
 from pipeline.cli.console import Console
 from pipeline.config import load_config
-from pipeline.request import TrainRequest
 from pipeline.run_folder import RunFolder
+from pipeline.run_request import TrainRequest
 
 ROOT = Path(__file__).parents[1]
 RATES = {"batchnorm": 0.05, "mimicnorm": 0.05, "equinorm": 0.05}

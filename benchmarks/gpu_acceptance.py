@@ -37,15 +37,15 @@ from torch import nn
 
 from benchmarks.environment import RESULTS, environment
 from benchmarks.replayed_training import METHODS, different_tensors, seconds_a_step
-from deploy.runners.base import Runner
-from deploy.runners.table import open_file, require_runtimes
+from deploy.runners.runner import Runner
+from deploy.runners.runtimes import open_file, require_runtimes
 from deploy.runners.tensorrt import EngineFile, open_engine
 from deploy.runners.torch import available_device
 from export.bundle import json_bytes
 from export.errors import NotHereError
 from export.exact.calibration import calibrate
+from export.exact.dialects import exact_tensorrt_onnx
 from export.exact.grid import GridBits
-from export.exact.onnx import exact_tensorrt_onnx
 from export.exact.rewrite import grid_graph
 from export.files import write_file
 from export.fold import fold
@@ -59,8 +59,8 @@ from pipeline.bundle.engines import EngineOptions
 from pipeline.cli.console import Console
 from pipeline.config import load_config, parse_config
 from pipeline.progress import Outcome
-from pipeline.request import EngineExportRequest, TrainExportRequest
 from pipeline.run_folder import RunFolder
+from pipeline.run_request import EngineExportRequest, TrainExportRequest
 from pipeline.training_graph import ImageFacts, training_graph
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"

@@ -18,7 +18,7 @@ from benchmarks.environment import write_result
 from pipeline.cli.console import Console
 from pipeline.reproduction.outputs import json_facts, markdown, write_outputs
 from pipeline.reproduction.papers.table import CIFAR100, Row, Table
-from pipeline.reproduction.plan import Plan, PlanRequest, planned
+from pipeline.reproduction.planned_runs import Plan, PlanRequest, planned
 from pipeline.reproduction.result import Result, result_of
 from pipeline.reproduction.running import require_same_runs, run_plan
 from pipeline.run_folder import RunFolder

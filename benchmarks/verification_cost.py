@@ -21,14 +21,14 @@ import onnx
 
 from benchmarks.corpus import images, network, trained_weights
 from benchmarks.environment import write_result
-from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.forms import Form
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
+from deploy.runners.runner import Array, Runner, TensorSpec
 from deploy.runners.torch import TorchRunner
 from deploy.verify.links import Chain, Link, Record, Stage
 from deploy.verify.pair import verify_pair
 from deploy.verify.request import PairRequest
-from deploy.verify.run import run_chain
+from deploy.verify.run_chain import run_chain
 from export.fold import fold
 from export.layers import training_only_parts
 from export.onnx import onnx_from_graph

@@ -1,1 +1,1 @@
-"""What runs the files, checks them and serves them. Of `export` it imports only `export.bundle` and `export.errors`."""
+"""Runs the files, compares what they compute, certifies the exact form, and tells the verdict."""

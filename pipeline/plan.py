@@ -24,8 +24,8 @@ from pipeline.exact_training import ExactStage, NoExactForm, planned_stage
 from pipeline.importing import GivenWeights
 from pipeline.methods import RewrittenGraph
 from pipeline.progress import Console, shown
-from pipeline.request import EngineExportRequest, ExportRequest, ImportRequest, RunRequest, Start, TrainExportRequest, TrainRequest
 from pipeline.run_folder import BundlePlace, RunFolder
+from pipeline.run_request import EngineExportRequest, ExportRequest, ImportRequest, RunRequest, Start, TrainExportRequest, TrainRequest
 from pipeline.training import Checkpoint, autocast_type, device_by_name, load_checkpoint, require_same_steps, steps_per_epoch
 from pipeline.training.freezing import require_usable_statistics
 from pipeline.training_graph import ImageFacts, training_graph

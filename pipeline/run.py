@@ -19,13 +19,13 @@ from export.tensorrt.runtime import Flavour
 from pipeline.bundle.contents import stored_samples
 from pipeline.bundle.engines import BuiltEngine, build_engines, engines_of_a_run, facts_of, second_builds
 from pipeline.bundle.make import TrainedRun, test_set, write_bundle_files
-from pipeline.bundle.verify import verify_bundle
+from pipeline.bundle.verify_bundle import verify_bundle
 from pipeline.config import training_part
 from pipeline.exact_training import ExactRun, ExactStage, NoExactForm, trained_on_the_grid
 from pipeline.importing import GivenWeights, store_as_run
 from pipeline.plan import Plan, PlannedTraining, Publication, StoredWeights, engine_plan, plan_of
 from pipeline.progress import Console, EpochLines, Outcome
-from pipeline.request import EngineExportRequest, RunRequest, bitwise
+from pipeline.run_request import EngineExportRequest, RunRequest, bitwise
 from pipeline.training import Settings, TrainingData
 from pipeline.training import train as train_graph
 

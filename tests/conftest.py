@@ -19,8 +19,8 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 from pipeline import run
 from pipeline.cli.console import Console
 from pipeline.config import load_config
-from pipeline.request import TrainExportRequest
 from pipeline.run_folder import RunFolder
+from pipeline.run_request import TrainExportRequest
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

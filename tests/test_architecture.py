@@ -1,7 +1,9 @@
 """The rules that can be read off the sources: which way imports run, and that every module says what it is for."""
 
 import ast
-from collections.abc import Iterator
+import graphlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ OF_EXPORT_FOR_DEPLOY = ("errors", "files", "bundle", "interruption", "tensorrt")
 """What of `export` needs no torch."""
 PIPELINE = (
     *("config", "run_folder", "data", "networks", "graph", "methods", "training", "training_graph", "progress", "exact_training"),
-    *("bundle", "verification", "request", "importing", "plan", "run", "reproduction", "cli"),
+    *("bundle", "run_verification", "run_request", "importing", "plan", "run", "reproduction", "cli"),
 )
 """The rooms of `pipeline`, each of which may import those before it. Only the command line imports `reproduction`."""
 DEPLOY = {
@@ -25,6 +27,18 @@ DEPLOY = {
     "report": ("runners", "compare", "certificate", "sandbox", "verify"),
 }
 """The rooms of `deploy`, and those that each may import."""
+
+
+SAME_NAME = {
+    "__init__.py": "Python's own name for what a folder says of itself",
+    "__main__.py": "Python's own name for what `python -m` runs",
+    "czmig.py": "the method, and the table of the paper that it is from",
+    "equinorm.py": "the method, and the figures of the paper that it is from",
+    "mimicnorm.py": "the method, and the tables of the paper that it is from",
+}
+"""The only file names that occur more than once, and why."""
+PARTICIPLES = frozenset(("known", "given", "kept", "found", "held", "read", "made", "built", "shown", "chosen", "written", "left", "run"))
+"""With all that end in -ed: class names of one word that say what was done to a thing, not what it is."""
 
 
 def modules() -> frozenset[str]:
@@ -98,21 +112,82 @@ def test_a_module_says_what_it_is_for(path: Path) -> None:
         ("import pipeline", "export.onnx", ["pipeline"]),
         ("from pipeline.config import Config", "export.onnx", ["pipeline.config"]),
         ("def f():\n    from deploy import runners", "export.onnx", ["deploy.runners"]),
-        ("from export import layers, bundle", "deploy.runners.base", ["export.layers"]),
-        ("from export.fold import fold", "deploy.verify.run", ["export.fold"]),
-        ("from ..export import fold", "deploy.verify.run", ["deploy.export"]),
-        ("from ...export import fold", "deploy.verify.run", ["export.fold"]),
-        ("from export.errors import UsageError\nimport export.bundle", "deploy.verify.run", []),
-        ("from deploy.verify.run import run_chain", "deploy.report.page", []),
-        ("from deploy.report.page import report_html", "deploy.verify.run", ["deploy.report.page"]),
-        ("from deploy.verify.run import run_chain", "deploy.compare.bits", ["deploy.verify.run"]),
+        ("from export import layers, bundle", "deploy.runners.runner", ["export.layers"]),
+        ("from export.fold import fold", "deploy.verify.run_chain", ["export.fold"]),
+        ("from ..export import fold", "deploy.verify.run_chain", ["deploy.export"]),
+        ("from ...export import fold", "deploy.verify.run_chain", ["export.fold"]),
+        ("from export.errors import UsageError\nimport export.bundle", "deploy.verify.run_chain", []),
+        ("from deploy.verify.run_chain import run_chain", "deploy.report.page", []),
+        ("from deploy.report.page import report_html", "deploy.verify.run_chain", ["deploy.report.page"]),
+        ("from deploy.verify.run_chain import run_chain", "deploy.compare.bits", ["deploy.verify.run_chain"]),
         ("from pipeline.bundle import make", "pipeline.training.loop", ["pipeline.bundle.make"]),
         ("from pipeline.training import train", "pipeline.bundle.make", []),
-        ("from pipeline.reproduction import plan", "pipeline.run", ["pipeline.reproduction.plan"]),
-        ("from pipeline.reproduction import plan", "pipeline.cli.reproduce", []),
+        ("from pipeline.reproduction import planned_runs", "pipeline.run", ["pipeline.reproduction.planned_runs"]),
+        ("from pipeline.reproduction import planned_runs", "pipeline.cli.reproduce", []),
         ("import torch, onnx\nfrom deploy.runners import base\nfrom export.fold import y", "pipeline.cli.train", []),
         ("import exporter\nfrom deployed import x", "export.onnx", []),
     ],
 )
 def test_the_walk_finds_what_is_forbidden(source: str, importer: str, found: list[str]) -> None:
     assert forbidden(source, importer, modules()) == found
+
+
+def test_a_file_name_that_occurs_twice_has_a_reason() -> None:
+    counts = Counter(path.name for path in SOURCES)
+    assert {name for name, count in counts.items() if count > 1} == set(SAME_NAME)
+
+
+def test_a_class_is_named_for_what_it_is() -> None:
+    assert [name for name in _class_names() if is_participle(name)] == []
+
+
+@pytest.mark.parametrize(("name", "bare"), [("Asked", True), ("_Kept", True), ("Typed", True), ("RebuiltModel", False), ("Mixing", False)])
+def test_a_bare_participle_is_told_from_a_noun(name: str, bare: bool) -> None:
+    assert is_participle(name) == bare
+
+
+def _class_names() -> Iterator[str]:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                yield node.name
+
+
+def is_participle(name: str) -> bool:
+    word = name.lstrip("_")
+    return word[1:].islower() and (word.endswith("ed") or word.lower() in PARTICIPLES)
+
+
+def test_no_folders_import_each_other_in_a_circle() -> None:
+    known = modules()
+    folders = {_folder(name): set[str]() for name in known}
+    for path in SOURCES:
+        importer = _dotted(path)
+        for name in imported(ast.parse((ROOT / path).read_text(encoding="utf-8")), ".".join(path.parts[:-1]), known):
+            folders[_folder(importer)].add(_folder(name))
+    assert circle(folders) == []
+
+
+@pytest.mark.parametrize(
+    ("imports", "found"),
+    [({"a": {"b"}, "b": {"c"}}, []), ({"a": {"b"}, "b": {"c"}, "c": {"a"}}, ["a", "b", "c"]), ({"a": {"a"}}, [])],
+)
+def test_a_circle_is_found(imports: Mapping[str, Iterable[str]], found: list[str]) -> None:
+    assert sorted(set(circle(imports))) == found
+
+
+def circle(imports: Mapping[str, Iterable[str]]) -> list[str]:
+    others = {folder: [each for each in found if each != folder] for folder, found in imports.items()}
+    try:
+        graphlib.TopologicalSorter(others).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def _folder(name: str) -> str:
+    """The folder that a module is in; a module beside the rooms of its package is a room by itself."""
+    path = ROOT / name.replace(".", "/")
+    if path.is_dir() or name.count(".") < 2:
+        return name
+    return name.rpartition(".")[0]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.compare.bits import Array, Arrays, Failure, FailureKind, Magnitudes, is_comparable, is_float, ulp_distance, unmatched
-from deploy.runners.base import Precision
+from deploy.runners.runner import Precision
 
 UNIT_ROUNDOFF: dict[Precision, float] = {
     "float64": 2.0**-53,

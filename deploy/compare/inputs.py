@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from deploy.compare.bits import Array, is_float
-from deploy.runners.base import TensorSpec
+from deploy.runners.runner import TensorSpec
 from export.errors import UsageError
 
 SUFFIXES = (".npz", ".npy", ".safetensors")

@@ -13,7 +13,7 @@ import jinja2
 from deploy.report.differences import Bar, bar_on, histogram_of, inner_errors, worst_of
 from deploy.report.drawing import Axis, CurveChart, curve_chart, figure, log_axis, number_in, percent
 from deploy.report.filters import charts_of_filters, development
-from deploy.report.links import HEADS, SIGNS, chains, check, invariance_table, link, tolerance_words
+from deploy.report.views import HEADS, SIGNS, chains, check, invariance_table, link, tolerance_words
 from deploy.report.words import is_of_a_pair, summary
 
 Json = Mapping[str, Any]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deploy.report.drawing import NOTHING, figure, number_in, percent
-from deploy.report.links import CheckView, Json, LinkView, Tone
+from deploy.report.views import CheckView, Json, LinkView, Tone
 from deploy.verify.verdict import ENOUGH, weakness
 
 _LONGEST_REASON = 240

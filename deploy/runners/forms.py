@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from deploy.runners.base import Array, Point, Precision, RecordedRunner, RenamedRunner, Runner, TensorSpec
 from deploy.runners.onnx_file import checked_bytes, cut_at, points_of
-from deploy.runners.table import AS_IT_IS, RUNTIMES, TORCH, Choice, RunOptions, open_file, other_runs
+from deploy.runners.runner import Array, Point, Precision, RecordedRunner, RenamedRunner, Runner, TensorSpec
+from deploy.runners.runtimes import AS_IT_IS, RUNTIMES, TORCH, Choice, RunOptions, open_file, other_runs
 from deploy.runners.tensorrt import EngineFile, open_engine
 from export.errors import NotHereError, UsageError
 from export.tensorrt.record import EnginePrecision

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.runners.base import Point, TensorSpec
+from deploy.runners.runner import Point, TensorSpec
 from export.errors import DamagedError, UsageError
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from onnx.reference.ops.op_average_pool import AveragePool_19 as ReferenceAverag
 from onnx.reference.ops.op_conv import Conv as ReferenceConv
 from onnx.reference.ops.op_max_pool import MaxPool as ReferenceMaxPool
 
-from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.onnx_file import shapes_of
+from deploy.runners.runner import Array, Runner, TensorSpec
 from export.errors import UsageError
 
 _NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from deploy.runners.base import Array, Finding, Runner, TensorSpec
 from deploy.runners.onnx_file import checked_bytes, squaring_model
+from deploy.runners.runner import Array, Finding, Runner, TensorSpec
 from export.errors import DamagedError, NotHereError, UsageError
 
 ProviderName = Literal["onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt"]

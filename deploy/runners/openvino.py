@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from deploy.runners.base import Array, Finding, Runner
 from deploy.runners.onnx_file import checked_bytes, shapes_of, squaring_model
+from deploy.runners.runner import Array, Finding, Runner
 from export.errors import DamagedError, NotHereError
 
 NAME = "openvino-cpu"

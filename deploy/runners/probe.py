@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from deploy.runners.base import Finding
-from deploy.runners.table import RUNTIMES, TORCH
+from deploy.runners.runner import Finding
+from deploy.runners.runtimes import RUNTIMES, TORCH
 from export.errors import NotHereError
 
 Findings = dict[str, Finding]

@@ -17,10 +17,10 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.node import map_aggregate
 
-from deploy.runners.base import Array, Point, Runner, TensorSpec
 from deploy.runners.forms import Form
 from deploy.runners.pt2_file import require_harmless
-from deploy.runners.table import RUNTIMES, TORCH, Choice
+from deploy.runners.runner import Array, Point, Runner, TensorSpec
+from deploy.runners.runtimes import RUNTIMES, TORCH, Choice
 from deploy.runners.torch import TorchRunner
 from export.errors import DamagedError, UsageError
 

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from deploy.runners.base import Array, Finding, Runner, TensorSpec
 from deploy.runners.cuda import Bytes, CudaDriver, Driver, Graph
+from deploy.runners.runner import Array, Finding, Runner, TensorSpec
 from export.errors import DamagedError, NotHereError, UsageError
 from export.tensorrt import api
 from export.tensorrt.record import EngineRecord, Tensor, require_built_from, require_the_engine_of

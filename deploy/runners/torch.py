@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from deploy.runners.base import Array, Point, Runner, TensorSpec
 from deploy.runners.forms import Form, torch_choices
-from deploy.runners.table import TORCH
+from deploy.runners.runner import Array, Point, Runner, TensorSpec
+from deploy.runners.runtimes import TORCH
 from export.errors import NotHereError
 
 TorchPrecision = Literal["float32", "float64"]

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from deploy.runners.base import Runner, TensorSpec
-from deploy.sandbox.forms import OF_OURS, OUT_OF_MEMORY, Opening
+from deploy.runners.runner import Runner, TensorSpec
+from deploy.sandbox.file_kinds import OF_OURS, OUT_OF_MEMORY, Opening
 from deploy.sandbox.opening import contents_of, open_form
 from deploy.sandbox.wire import ClosedError, Message, receive, send
 from export.errors import SamegraphError

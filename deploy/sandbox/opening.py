@@ -10,12 +10,12 @@ from typing import Any
 
 import onnx
 
-from deploy.runners.base import Point, Runner
 from deploy.runners.forms import Form, OnnxForm, engine_form
 from deploy.runners.onnx_file import checked_bytes, points_of, shapes_of
-from deploy.runners.table import require_torch
+from deploy.runners.runner import Point, Runner
+from deploy.runners.runtimes import require_torch
 from deploy.runners.tensorrt import EngineFile, specs_of
-from deploy.sandbox.forms import RECORD, Kind, Opening
+from deploy.sandbox.file_kinds import RECORD, Kind, Opening
 from export.errors import DamagedError, UsageError
 from export.tensorrt.record import parsed_record, require_the_engine_of
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from deploy.runners.base import Array, Point, Runner, TensorSpec
 from deploy.runners.forms import Form
-from deploy.runners.table import AS_IT_IS, TORCH
-from deploy.sandbox.forms import OF_OURS, OUT_OF_MEMORY, Kind, Opening
+from deploy.runners.runner import Array, Point, Runner, TensorSpec
+from deploy.runners.runtimes import AS_IT_IS, TORCH
+from deploy.sandbox.file_kinds import OF_OURS, OUT_OF_MEMORY, Kind, Opening
 from deploy.sandbox.wire import ClosedError, LateError, Message, receive, send
 from export.errors import DamagedError, SamegraphError, UsageError
 

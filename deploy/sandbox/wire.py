@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 
-from deploy.runners.base import Array
+from deploy.runners.runner import Array
 
 _HEAD = struct.Struct("<Q")
 _LARGEST_HEAD = 64 * 2**20

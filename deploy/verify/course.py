@@ -10,7 +10,7 @@ from deploy.compare.bits import Arrays, Comparator
 from deploy.compare.budget import Budget, Budgets, ErrorMeter, Errors, TopOneMeter, budgets, factor_of, first_class_changes, is_covered
 from deploy.compare.samples import SampleHash
 from deploy.compare.tolerance import ToleranceMeter
-from deploy.runners.base import Runner
+from deploy.runners.runner import Runner
 from deploy.verify.environment import environment
 from deploy.verify.invariance import InvarianceMeter, not_run
 from deploy.verify.judging import Evidence, Side, judged

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deploy.compare.bits import Arrays
-from deploy.runners.base import Runner
 from deploy.runners.forms import Form, RenamedForm
+from deploy.runners.runner import Runner
 from deploy.verify.course import one_pass
 from deploy.verify.links import Chain, Link, Record, Stage
 from deploy.verify.place import CutResult, Pairing, Places, paired, pairings_of

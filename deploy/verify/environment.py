@@ -8,7 +8,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-from deploy.runners.table import RUNTIMES
+from deploy.runners.runtimes import RUNTIMES
 
 _PACKAGES = tuple(dict.fromkeys(["samegraph", "numpy", "onnx", *(name for row in RUNTIMES.values() for name in row.packages)]))
 """What may change a result, the runtimes' own distributions included."""

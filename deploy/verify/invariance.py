@@ -11,8 +11,8 @@ import numpy as np
 from deploy.compare.bits import Arrays, Comparator
 from deploy.compare.budget import Budgets, ErrorMeter
 from deploy.compare.tolerance import Tolerance, ToleranceMeter
-from deploy.runners.base import Runner
 from deploy.runners.forms import Variant
+from deploy.runners.runner import Runner
 from deploy.verify.verdict import InvarianceVerdict, Observed, Requirement, Status, figures, one_line
 from export.errors import NotHereError, UsageError
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from deploy.compare.bits import Arrays
 from deploy.compare.tolerance import Tolerance
-from deploy.runners.base import Point
 from deploy.runners.forms import Form
+from deploy.runners.runner import Point
 from deploy.verify.place import Pairing, paired
 from deploy.verify.request import VerifyRequest
 from deploy.verify.verdict import (

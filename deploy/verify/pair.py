@@ -13,14 +13,14 @@ import numpy as np
 
 from deploy.compare.bits import Arrays
 from deploy.compare.inputs import SampleSource, samples_for
-from deploy.runners.base import TensorSpec
 from deploy.runners.forms import Form, OpenedForm, RenamedForm
-from deploy.runners.table import RUNTIMES
+from deploy.runners.runner import TensorSpec
+from deploy.runners.runtimes import RUNTIMES
 from deploy.sandbox.process import HostError, Limits
-from deploy.verify.forms import PairSide, RecordingSide, begin_side
 from deploy.verify.links import Chain, Link, Record, Stage, selected
 from deploy.verify.request import PairRequest
-from deploy.verify.run import run_chain
+from deploy.verify.run_chain import run_chain
+from deploy.verify.sides import PairSide, RecordingSide, begin_side
 from deploy.verify.verdict import Requirement, Verdict
 from deploy.verify.worst import rows_of, worst_samples
 from export.errors import NotHereError, UsageError

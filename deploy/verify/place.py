@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.compare.budget import Budget
-from deploy.runners.base import Point
+from deploy.runners.runner import Point
 from deploy.verify.verdict import InnerError, LinkVerdict, Place, PlaceInput, StageErrors
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.compare.tolerance import Tolerance
-from deploy.runners.base import Precision
+from deploy.runners.runner import Precision
 from deploy.sandbox.process import Limits
 
 BITWISE = "bitwise"

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from deploy.runners.base import Point
 from deploy.runners.forms import EngineForm, Form, MissingForm, OnnxFloat64Form, OnnxForm, engine_form, onnx_form
-from deploy.runners.table import RUNTIMES, TORCH
+from deploy.runners.runner import Point
+from deploy.runners.runtimes import RUNTIMES, TORCH
 from deploy.runners.tensorrt import EngineFile
 from deploy.verify.links import Chain, Link, Pairs, Stage
 from deploy.verify.place import Pairing, paired, pairings_of

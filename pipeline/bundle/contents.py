@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from deploy.compare.inputs import SampleSource, samples_for
-from deploy.runners.base import TensorSpec
+from deploy.runners.runner import TensorSpec
 from deploy.verify.verdict import FrozenStatistics
 from export.bundle import CONFIG, DIAGNOSIS, LABELS, METRICS, MODEL, PREPROCESSING, SAMPLES, Bundle, TensorEntry, class_metadata
 from export.errors import DamagedError

@@ -39,8 +39,8 @@ from export.bundle import (
     TensorEntry,
     class_metadata,
 )
+from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import integers_of
-from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
 from export.files import sha256_of, write_file
 from export.fold import fold, tensors_bytes
 from export.layers import not_foldable_parts

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from deploy.runners.base import TensorSpec
 from deploy.runners.forms import Form, MissingForm
 from deploy.runners.pt2 import ProgramForm, from_exported
-from deploy.runners.table import TORCH
+from deploy.runners.runner import TensorSpec
+from deploy.runners.runtimes import TORCH
 from deploy.runners.torch import GraphForm, graph_form
 from deploy.verify.verdict import FrozenStatistics, NotFoldablePart, TrainingOnlyPart
 from export.bundle import CONFIG, EXACT_TRAINING_WEIGHTS, EXACT_WEIGHTS, TRAINING_WEIGHTS, WEIGHTS, Bundle

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.config import Config
-    from pipeline.request import EngineExportRequest, ExportRequest, ImportRequest
+    from pipeline.run_request import EngineExportRequest, ExportRequest, ImportRequest
 
 _ONLY = "With --tensorrt:"
 
@@ -95,7 +95,7 @@ def engine_request(bundle: Path | None, network: str | None, required: tuple[str
     if bundle is None:
         raise click.UsageError("--tensorrt needs a bundle; name the folder RUN/bundle")
     from pipeline.bundle.engines import EngineOptions
-    from pipeline.request import EngineExportRequest
+    from pipeline.run_request import EngineExportRequest
 
     wanted = EngineOptions(
         flavour=given["flavour"],
@@ -152,15 +152,15 @@ def export(
 
 
 def export_request(run_folder: Path, required: tuple[str, ...]) -> ExportRequest:
-    from pipeline.request import ExportRequest
     from pipeline.run_folder import RunFolder
+    from pipeline.run_request import ExportRequest
 
     return ExportRequest(folder=RunFolder(run_folder), required=required)
 
 
 def import_request(config: Config, weights: Path | None, out: Path | None, required: tuple[str, ...]) -> ImportRequest:
-    from pipeline.request import ImportRequest
     from pipeline.run_folder import RunFolder
+    from pipeline.run_request import ImportRequest
 
     assert weights is not None  # `config_of_import` has refused that
     folder = out or Path("runs") / config.network.name.replace(":", "-")

@@ -10,7 +10,7 @@ import click
 from pipeline.cli.console import Console
 
 if TYPE_CHECKING:
-    from pipeline.request import EngineExportRequest, RunRequest
+    from pipeline.run_request import EngineExportRequest, RunRequest
 
 as_json = click.option(
     "--json", is_flag=True, expose_value=False, help="One JSON object on standard output, all else on standard error."
@@ -42,7 +42,7 @@ dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done
 def carry_out(request: RunRequest | EngineExportRequest, console: Console, *, dry_run: bool) -> None:
     """Refuse what needs no torch to be refused, before torch is imported; then do what was requested, or only say what that would be."""
     request.require_possible()
-    from deploy.runners.table import require_torch
+    from deploy.runners.runtimes import require_torch
 
     require_torch("this command")
     from pipeline import run

@@ -31,7 +31,7 @@ def reproduce(
     overrides: tuple[str, ...],
 ) -> None:
     """Run a table of a paper, and set its figures beside ours."""
-    from deploy.runners.table import require_torch
+    from deploy.runners.runtimes import require_torch
 
     if list_asked:
         _list(console)
@@ -39,7 +39,7 @@ def reproduce(
     if table is None:
         raise click.UsageError("give a table, or --list to see which there are")
     from pipeline.config.shipped import configs_folder
-    from pipeline.reproduction.plan import PlanRequest, planned, table_by_name
+    from pipeline.reproduction.planned_runs import PlanRequest, planned, table_by_name
 
     folder = out or Path("runs") / table
     names = tuple(name.strip() for some in rows for name in some.split(","))
@@ -56,7 +56,7 @@ def reproduce(
 def _list(console: Console) -> None:
     from pipeline.config.shipped import configs_folder
     from pipeline.reproduction.papers import TABLES
-    from pipeline.reproduction.plan import listing
+    from pipeline.reproduction.planned_runs import listing
 
     facts, text = listing(TABLES.values(), configs_folder())
     console.result({"tables": facts}, text)
@@ -69,7 +69,7 @@ def _list(console: Console) -> None:
 @click.pass_obj
 def compare(console: Console, runs: tuple[Path, ...], out: Path | None) -> None:
     """Set any runs side by side, grouped by their config without the seed."""
-    from deploy.runners.table import require_torch
+    from deploy.runners.runtimes import require_torch
 
     require_torch("this command")
     from pipeline.reproduction import commands

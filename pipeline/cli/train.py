@@ -21,8 +21,8 @@ def train(console: Console, config: Path, out: Path | None, overrides: tuple[str
     from pipeline.config import load_config
 
     loaded = load_config(config, overrides)  # before anything heavier is imported: a mistake in the config is said at once
-    from pipeline.request import Start, TrainRequest
     from pipeline.run_folder import RunFolder
+    from pipeline.run_request import Start, TrainRequest
 
     request = TrainRequest(config=loaded, folder=RunFolder(options.run_folder(config, out)), start=Start.of_option(resume))
     options.carry_out(request, console, dry_run=dry_run)
@@ -44,8 +44,8 @@ def train_export(
     from pipeline.config import load_config
 
     loaded = load_config(config, overrides)
-    from pipeline.request import Start, TrainExportRequest
     from pipeline.run_folder import RunFolder
+    from pipeline.run_request import Start, TrainExportRequest
 
     folder, start = RunFolder(options.run_folder(config, out)), Start.of_option(resume)
     request = TrainExportRequest(config=loaded, folder=folder, start=start, required=required)

@@ -81,7 +81,7 @@ def verify(
         return
     from deploy.report.publish import Destinations
     from deploy.verify.request import BITWISE, BundleRequest, PairRequest, runtimes_among
-    from pipeline.verification import verify as verified
+    from pipeline.run_verification import verify as verified
 
     of_both: dict[str, Any] = {
         "samples": samples,

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from deploy.runners.table import FILE_RUNTIMES
-from pipeline.config.base import Section
+from deploy.runners.runtimes import FILE_RUNTIMES
 from pipeline.config.methods import MethodOptions, NonNegative, Positive, ScaledwsOptions, Share
+from pipeline.config.section import Section
 
 Count = Annotated[int, Field(ge=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]

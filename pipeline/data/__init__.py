@@ -5,6 +5,6 @@
 
 from pipeline.data.batches import TrainingBatches
 from pipeline.data.dataset import Batch, DataSet, Normalisation, Progress, Split, silent
-from pipeline.data.opening import open_data
+from pipeline.data.preparation import open_data
 
 __all__ = ["Batch", "DataSet", "Normalisation", "Progress", "Split", "TrainingBatches", "open_data", "silent"]

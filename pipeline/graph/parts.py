@@ -1,5 +1,6 @@
-"""The parts of a traced network: convolutions and their norms, residual units, the classifier; and the layers of a graph that trains.
+"""The parts of a traced network: convolutions and their norms, residual units, the classifier; the layers of a graph that trains.
 
+And the changes that methods make to them: each leaves a graph that runs once `finish` was called.
 Takes a traced graph. Knows neither methods nor particular networks.
 """
 
@@ -14,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
 from export.fold import fold
-from export.graphs import image_size_of, output_of
+from export.graphs import bypass, image_size_of, output_of
 from export.layers import Derivation, LayerKind, filter_kind
 from export.operations import step_at, walk
 
@@ -280,3 +281,26 @@ def starts_of_units(graph: GraphModule, *, where_images_shrink: bool) -> list[No
 
 def _num_pixels(node: Node) -> int:
     return math.prod(image_size_of(node))
+
+
+def remove_norms(graph: GraphModule, norms: Iterable[Norm]) -> None:
+    """Let the readers of each norm read what the norm read."""
+    for norm in norms:
+        bypass(graph, norm.node)
+        graph.delete_submodule(norm.name)
+
+
+def readers_in(units: list[ResidualUnit], *, on_shortcut: bool) -> list[Node]:
+    """Who reads the common start of these units: their branches, and their shortcuts where asked."""
+    return [node for node in units[0].start.users if any(_reads_at_start(unit, node, on_shortcut) for unit in units)]
+
+
+def is_relu_for(graph: GraphModule, reader: Node) -> bool:
+    """Whether a node reads a ReLU that nothing else reads."""
+    (before,) = reader.all_input_nodes
+    step = step_at(graph, before)
+    return len(before.users) == 1 and step.kind == "rectifier" and isinstance(step.as_layer(), nn.ReLU)
+
+
+def _reads_at_start(unit: ResidualUnit, node: Node, on_shortcut: bool) -> bool:
+    return node in (unit.inside if on_shortcut else unit.inside_branch)

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.config.methods import MethodOptions
-from pipeline.methods.base import Method, ParameterGroup, RewrittenGraph, TrainingRules
 from pipeline.methods.batchnorm import Batchnorm
 from pipeline.methods.czmi import Czmi
 from pipeline.methods.czmig import Czmig
 from pipeline.methods.equinorm import Equinorm
 from pipeline.methods.fixup import Fixup
 from pipeline.methods.groupnorm import Groupnorm
+from pipeline.methods.method import Method, ParameterGroup, RewrittenGraph, TrainingRules
 from pipeline.methods.mimicnorm import Mimicnorm
 from pipeline.methods.nonorm import Nonorm
 from pipeline.methods.scaledws import Scaledws

@@ -13,8 +13,8 @@ from export.graphs import bypass, finish, replace_layer
 from export.layers import Derivation, DerivedConv2d, FoldableLayer, WeightAndBias, derived
 from pipeline.config.methods import BatchnormOptions
 from pipeline.graph import Norm, find_parts
-from pipeline.methods.base import Method, OneGroup, RewrittenGraph
-from pipeline.methods.layers import initialise_as_written, per_filter
+from pipeline.methods.method import Method, OneGroup, RewrittenGraph
+from pipeline.methods.new_layers import initialise_as_written, per_filter
 from pipeline.methods.statistics import Moments, Statistics
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d

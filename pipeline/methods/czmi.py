@@ -7,8 +7,8 @@ import torch
 from torch.fx import GraphModule
 
 from pipeline.config.methods import CzmigOptions, CzmiOptions
-from pipeline.methods.base import Method, RewrittenGraph
 from pipeline.methods.czmig import Czmig
+from pipeline.methods.method import Method, RewrittenGraph
 
 
 class Czmi(Method):

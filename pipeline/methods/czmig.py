@@ -14,9 +14,9 @@ from export.graphs import bypass, finish, insert_between, replace_layer
 from export.layers import Derivation, DerivedConv2d, DerivedLinear, PlainDerivation, WeightAndBias, derived
 from pipeline.config.methods import CzmigOptions
 from pipeline.graph import Convolution, Parts, find_parts
-from pipeline.graph.rewrite import is_relu_for, readers_in, remove_norms
-from pipeline.methods.base import Method, ParameterGroup, RewrittenGraph, Stacks, TrainingRules, gradient_of
-from pipeline.methods.layers import per_filter, unit_uniform, xavier_normal
+from pipeline.graph.parts import is_relu_for, readers_in, remove_norms
+from pipeline.methods.method import Method, ParameterGroup, RewrittenGraph, Stacks, TrainingRules, gradient_of
+from pipeline.methods.new_layers import per_filter, unit_uniform, xavier_normal
 from pipeline.methods.noise import Noise, NoisyReLU
 
 _SLICE_DIMS = (2, 3)

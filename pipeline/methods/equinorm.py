@@ -15,9 +15,9 @@ from export.layers import Derivation, DerivedConv2d, FoldableLayer, WeightAndBia
 from export.operations import walk
 from pipeline.config.methods import EquinormOptions
 from pipeline.graph import Convolution, Normalise, Parts, find_parts
-from pipeline.graph.rewrite import remove_norms
-from pipeline.methods.base import Method, OneGroup, RewrittenGraph
-from pipeline.methods.layers import drawn, he_normal_fan_out, per_filter, with_bias, with_both_signs
+from pipeline.graph.parts import remove_norms
+from pipeline.methods.method import Method, OneGroup, RewrittenGraph
+from pipeline.methods.new_layers import drawn, he_normal_fan_out, per_filter, with_bias, with_both_signs
 from pipeline.methods.statistics import Moments, Statistics
 
 

@@ -15,10 +15,10 @@ from export.layers import Derivation, ScalarBias, WeightAndBias, derived
 from export.operations import walk
 from pipeline.config.methods import FixupOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
-from pipeline.graph.rewrite import remove_norms
-from pipeline.methods.base import Method, ParameterGroup, RewrittenGraph, TrainingRules
+from pipeline.graph.parts import remove_norms
 from pipeline.methods.branches import ends_of_all_branches
-from pipeline.methods.layers import he_normal_fan_out
+from pipeline.methods.method import Method, ParameterGroup, RewrittenGraph, TrainingRules
+from pipeline.methods.new_layers import he_normal_fan_out
 
 
 class FixupWeights(Derivation):

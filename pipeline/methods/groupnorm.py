@@ -15,8 +15,8 @@ from export.graphs import finish, replace_layer, shape_of
 from export.layers import UnfoldableLayer
 from pipeline.config.methods import GroupnormOptions
 from pipeline.graph import Norm, find_parts
-from pipeline.methods.base import Method, OneGroup, RewrittenGraph
-from pipeline.methods.layers import initialise_as_written
+from pipeline.methods.method import Method, OneGroup, RewrittenGraph
+from pipeline.methods.new_layers import initialise_as_written
 
 
 class GroupNormLayer(UnfoldableLayer):

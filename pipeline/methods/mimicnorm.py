@@ -14,11 +14,11 @@ from export.graphs import finish, replace_layer
 from export.layers import derived
 from pipeline.config.methods import MimicnormOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
-from pipeline.graph.rewrite import remove_norms
-from pipeline.methods.base import Method, OneGroup, RewrittenGraph, Stacks
+from pipeline.graph.parts import remove_norms
 from pipeline.methods.branches import BranchScale, chains_to_joins, last_convolutions, last_shortcut_convolutions
 from pipeline.methods.last_norm import normalise_logits
-from pipeline.methods.layers import he_normal, he_normal_fan_out, seen_by_zero_mean, with_bias, xavier_normal
+from pipeline.methods.method import Method, OneGroup, RewrittenGraph, Stacks
+from pipeline.methods.new_layers import he_normal, he_normal_fan_out, seen_by_zero_mean, with_bias, xavier_normal
 
 _CODE_GAIN = math.sqrt(1.4)
 _CODE_GAIN_PER_CONVOLUTION = 1.2

@@ -6,9 +6,9 @@ from torch.fx import GraphModule
 from export.graphs import finish, replace_layer
 from pipeline.config.methods import NonormOptions
 from pipeline.graph import find_parts
-from pipeline.graph.rewrite import remove_norms
-from pipeline.methods.base import Method, OneGroup, RewrittenGraph
-from pipeline.methods.layers import drawn, with_bias
+from pipeline.graph.parts import remove_norms
+from pipeline.methods.method import Method, OneGroup, RewrittenGraph
+from pipeline.methods.new_layers import drawn, with_bias
 
 
 class Nonorm(Method):

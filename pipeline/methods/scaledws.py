@@ -14,10 +14,10 @@ from export.layers import Derivation, WeightAndBias, derived
 from export.operations import walk
 from pipeline.config.methods import ScaledwsOptions
 from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
-from pipeline.graph.rewrite import remove_norms
-from pipeline.methods.base import AdaptiveClipping, Method, OneGroup, RewrittenGraph
+from pipeline.graph.parts import remove_norms
 from pipeline.methods.branches import last_convolutions
-from pipeline.methods.layers import drawn, per_filter, seen_by_zero_mean, with_bias
+from pipeline.methods.method import AdaptiveClipping, Method, OneGroup, RewrittenGraph
+from pipeline.methods.new_layers import drawn, per_filter, seen_by_zero_mean, with_bias
 
 
 class StandardisedWeights(Derivation):

@@ -12,10 +12,10 @@ from export.graphs import finish, insert_in_front, replace_layer
 from export.layers import derived
 from pipeline.config.methods import SkipinitOptions
 from pipeline.graph import Dropout, find_parts
-from pipeline.graph.rewrite import remove_norms
-from pipeline.methods.base import Method, OneGroup, RewrittenGraph
+from pipeline.graph.parts import remove_norms
 from pipeline.methods.branches import BranchScale, ends_of_all_branches
-from pipeline.methods.layers import drawn, with_bias
+from pipeline.methods.method import Method, OneGroup, RewrittenGraph
+from pipeline.methods.new_layers import drawn, with_bias
 
 
 class Skipinit(Method):

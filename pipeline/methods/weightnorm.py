@@ -11,10 +11,10 @@ from export.graphs import finish, insert_in_front, replace_layer
 from export.layers import Derivation, WeightAndBias, derived
 from pipeline.config.methods import WeightnormOptions
 from pipeline.graph import Dropout, Parts, find_parts
-from pipeline.graph.rewrite import remove_norms
-from pipeline.methods.base import Method, OneGroup, RewrittenGraph
+from pipeline.graph.parts import remove_norms
 from pipeline.methods.branches import last_convolutions
-from pipeline.methods.layers import drawn, per_filter, with_bias
+from pipeline.methods.method import Method, OneGroup, RewrittenGraph
+from pipeline.methods.new_layers import drawn, per_filter, with_bias
 
 
 class NormedWeights(Derivation):

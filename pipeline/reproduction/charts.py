@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deploy.report.drawing import Axis, linear_axis, short_number
-from pipeline.reproduction.drawing import Area, Dot, Line, Point, Shape, Sheet, Words
 from pipeline.reproduction.figures import Spread, spread
 from pipeline.reproduction.papers import Statistic
 from pipeline.reproduction.result import Group, Result
+from pipeline.reproduction.sheet import Area, Dot, Line, Point, Shape, Sheet, Words
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#3b3b3b", "#8c564b")
 """Told apart by those who do not see all colours."""

@@ -7,7 +7,7 @@ from export.files import sole_use
 from pipeline.progress import Console, Outcome
 from pipeline.reproduction.comparison import comparison_of
 from pipeline.reproduction.outputs import json_facts, markdown, require_same_table, write_outputs
-from pipeline.reproduction.plan import Plan
+from pipeline.reproduction.planned_runs import Plan
 from pipeline.reproduction.result import Result, result_of
 from pipeline.reproduction.running import require_same_runs, run_plan
 

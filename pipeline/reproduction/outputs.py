@@ -14,10 +14,10 @@ from typing import Any
 from export.errors import UsageError
 from export.files import make_folder, write_file
 from pipeline.reproduction.charts import charts_of, sheet_of
-from pipeline.reproduction.drawing import png, svg
 from pipeline.reproduction.figures import RunFigures, Spread
 from pipeline.reproduction.papers import Quantity
 from pipeline.reproduction.result import Figures, Group, Result, as_printed, footnotes, spoken
+from pipeline.reproduction.sheet import png, svg
 
 Row = dict[str, str]
 _HEADS: dict[Quantity, str] = {"accuracy": "test %", "train_accuracy": "training %", "memory": "peak {}", "minutes": "minutes an epoch"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pipeline.reproduction.figures import RunFigures, Spread, over_runs, run_figures
 from pipeline.reproduction.papers import PrintedFigure, Quantity, Statistic
 from pipeline.reproduction.papers.table import Picture
-from pipeline.reproduction.plan import Plan, PlannedRow
+from pipeline.reproduction.planned_runs import Plan, PlannedRow
 
 _BYTES = {"MB": 2**20, "GB": 2**30}
 

@@ -19,9 +19,9 @@ from pipeline import run
 from pipeline.config import Config, training_part
 from pipeline.progress import Console
 from pipeline.reproduction.figures import RunFigures, run_figures
-from pipeline.reproduction.plan import Plan, PlannedRun
-from pipeline.request import TrainRequest
+from pipeline.reproduction.planned_runs import Plan, PlannedRun
 from pipeline.run_folder import RunFolder
+from pipeline.run_request import TrainRequest
 from pipeline.training import device_by_name
 from pipeline.training.checkpoint import first_difference
 from pipeline.training.finite import NotFiniteError

@@ -20,7 +20,7 @@ from export.errors import UsageError
 from export.interruption import Interruption
 from pipeline.config.sections import Training
 from pipeline.graph.parts import trained_layers
-from pipeline.methods.base import RewrittenGraph
+from pipeline.methods.method import RewrittenGraph
 from pipeline.methods.statistics import freeze_statistics, recompute_statistics
 from pipeline.run_folder import RunFolder
 from pipeline.training.checkpoint import Checkpoint, Config, checkpoint_bytes, write_checkpoint

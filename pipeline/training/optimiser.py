@@ -17,7 +17,7 @@ from pipeline.config.sections import CYCLE_EPOCHS, NoClipping, NormClipping, Sch
 from pipeline.config.sections import AdaptiveClipping as AdaptiveOptions
 from pipeline.config.sections import Clipping as ClippingOptions
 from pipeline.graph.parts import trained_layers
-from pipeline.methods.base import AdaptiveClipping
+from pipeline.methods.method import AdaptiveClipping
 
 _SHARE_OF_ONE_CYCLE = 0.9
 

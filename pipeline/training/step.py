@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from pipeline.config.sections import Training
-from pipeline.methods.base import ParameterGroup, RewrittenGraph
+from pipeline.methods.method import ParameterGroup, RewrittenGraph
 from pipeline.training.mixup import Mixer, Mixing, mixed_loss, mixed_num_correct
 from pipeline.training.optimiser import clipping
 

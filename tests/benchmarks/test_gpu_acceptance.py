@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import gpu_acceptance, replayed_training
 from benchmarks.gpu_acceptance import Contestant, Images, Part, main
-from deploy.runners.table import RunOptions, open_file
+from deploy.runners.runtimes import RunOptions, open_file
 from deploy.verify.environment import nvidia_driver
 from export.tensorrt.record import EnginePrecision
 from pipeline.config import Config

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config import load_config
 from pipeline.config.methods import ZeroMeanOptions
 from pipeline.reproduction.papers import TABLES
-from pipeline.reproduction.plan import needs_of
+from pipeline.reproduction.planned_runs import needs_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

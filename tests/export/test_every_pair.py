@@ -25,11 +25,11 @@ from opened import OpenedBy
 from torch import nn
 from torch.fx import GraphModule
 
-from deploy.runners.base import Runner, TensorSpec
-from deploy.runners.table import RunOptions, open_file
+from deploy.runners.runner import Runner, TensorSpec
+from deploy.runners.runtimes import RunOptions, open_file
 from deploy.runners.torch import TorchPrecision, TorchRunner
 from deploy.verify.links import Chain, Link, Record, Stage
-from deploy.verify.run import run_chain
+from deploy.verify.run_chain import run_chain
 from export.errors import UsageError
 from export.fold import fold
 from export.layers import not_foldable_parts, training_only_parts_off

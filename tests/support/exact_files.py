@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.exact.calibration import calibrate
+from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import GridBits, GridGraph
-from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
 from export.exact.rewrite import grid_graph
 
 Array = NDArray[Any]

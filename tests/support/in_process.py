@@ -5,8 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deploy.runners.base import Runner
-from deploy.sandbox.forms import Kind, Opening
+from deploy.runners.runner import Runner
+from deploy.sandbox.file_kinds import Kind, Opening
 from deploy.sandbox.opening import contents_of, open_form
 from deploy.sandbox.process import Contents, HostError, Limits, contents_from
 from export.errors import SamegraphError

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from deploy.runners.base import TensorSpec
+from deploy.runners.runner import TensorSpec
 
 CLASSES, HIDDEN, SIZE = 5, 16, 4
 IMAGE = TensorSpec("image", "uint8", (None, 1, SIZE, SIZE))

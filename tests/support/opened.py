@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deploy.runners.base import Runner
 from deploy.runners.forms import Form, Variant
+from deploy.runners.runner import Runner
 
 
 @dataclass(frozen=True, kw_only=True)

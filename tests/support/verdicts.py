@@ -6,10 +6,10 @@ import numpy as np
 from onnx_files import IMAGE, LOGITS, Perceptron, pixels, random_weights
 from opened import OpenedBy
 
-from deploy.runners.base import Array, Runner
+from deploy.runners.runner import Array, Runner
 from deploy.runners.torch import TorchRunner
 from deploy.verify.links import Chain, Link, Record, Stage
-from deploy.verify.run import run_chain
+from deploy.verify.run_chain import run_chain
 from deploy.verify.verdict import Verdict
 from export.errors import NotHereError
 

@@ -17,7 +17,7 @@ CUDA_REMEDY = "take a machine with an NVIDIA GPU and its driver, and a PyTorch b
 
 def remedies() -> dict[str, str]:
     """What `--require` takes -> how to get it."""
-    from deploy.runners.table import RUNTIMES
+    from deploy.runners.runtimes import RUNTIMES
 
     return {"cuda": CUDA_REMEDY, **{name: runtime.remedy for name, runtime in RUNTIMES.items()}}
 

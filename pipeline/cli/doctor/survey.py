@@ -15,8 +15,8 @@ from pathlib import Path
 
 import click
 
-from deploy.runners.base import Finding
 from deploy.runners.probe import LOOKS, Findings
+from deploy.runners.runner import Finding
 
 _ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-rocm")
 _REASONS = (re.compile(r"with error: (.+)"), re.compile(r"cudaError \d+: ([^)]+)"))

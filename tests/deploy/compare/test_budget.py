@@ -8,7 +8,7 @@ import pytest
 
 from deploy.compare import budget as budget_module
 from deploy.compare.budget import Budget, Budgets, ErrorMeter, Errors, OutputErrors, TopOneMeter, budget, budgets, ulp
-from deploy.runners.base import Precision
+from deploy.runners.runner import Precision
 
 
 def errors(reference: object, outputs: object, dtype: object = np.float32) -> Errors:

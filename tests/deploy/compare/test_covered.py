@@ -11,11 +11,11 @@ from opened import OpenedBy
 from verdicts import Altered
 
 from deploy.compare.budget import Budgets, ErrorMeter, OutputErrors, budgets, first_class_changes, is_covered
-from deploy.runners.base import Array, Runner
+from deploy.runners.runner import Array, Runner
 from deploy.runners.torch import TorchRunner
 from deploy.verify import course
 from deploy.verify.links import Chain, Link, Record, Stage
-from deploy.verify.run import run_chain
+from deploy.verify.run_chain import run_chain
 from deploy.verify.verdict import Verdict
 
 FACTOR = 4.0

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from deploy.compare.bits import Array
 from deploy.compare.inputs import SampleSource, batches_of, kept_in, random_samples, samples_for, samples_in
-from deploy.runners.base import TensorSpec
+from deploy.runners.runner import TensorSpec
 from export.errors import UsageError
 
 X = TensorSpec("x", "float32", ("n", 2))

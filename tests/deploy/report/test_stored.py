@@ -15,8 +15,8 @@ from quickstart import QUICKSTART, SHORT
 from pipeline import run
 from pipeline.cli.console import Console
 from pipeline.config import load_config
-from pipeline.request import TrainExportRequest
 from pipeline.run_folder import RunFolder
+from pipeline.run_request import TrainExportRequest
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from onnx_files import IMAGE, LOGITS, Perceptron, random_weights, write_onnx
 from torch import fx
 
-from deploy.runners.base import Runner
 from deploy.runners.forms import Form, MissingForm, RecordingForm, RenamedForm, onnx_form
+from deploy.runners.runner import Runner
 from deploy.runners.torch import GraphForm, graph_form
 from export.errors import NotHereError, UsageError
 

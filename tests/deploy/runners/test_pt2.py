@@ -7,8 +7,8 @@ import pytest
 import torch
 from programs import TwoEnds, exported, exported_two_ends, small_net, write_program
 
-from deploy.runners.base import Array
 from deploy.runners.pt2 import cut_at, from_exported, in_float64, load_program
+from deploy.runners.runner import Array
 from deploy.runners.torch import TorchRunner
 from export.errors import DamagedError, UsageError
 

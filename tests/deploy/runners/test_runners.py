@@ -17,9 +17,9 @@ import torch
 from onnx_files import IMAGE, LOGITS, Perceptron, pixels, random_weights, write_onnx
 from torch import nn
 
-from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
-from deploy.runners.table import FILE_RUNTIMES, RUNTIMES, RunOptions, open_file, other_runs
+from deploy.runners.runner import Array, Runner, TensorSpec
+from deploy.runners.runtimes import FILE_RUNTIMES, RUNTIMES, RunOptions, open_file, other_runs
 from deploy.runners.torch import TorchRunner
 from export.errors import DamagedError, NotHereError, UsageError
 
@@ -328,7 +328,7 @@ def test_unknown_runtime(tmp_path: Path) -> None:
 
 
 def test_the_table_imports_no_runtime() -> None:
-    code = "import sys, deploy.runners.table; sys.exit(bool({'torch', 'onnxruntime', 'openvino', 'onnx'} & set(sys.modules)))"
+    code = "import sys, deploy.runners.runtimes; sys.exit(bool({'torch', 'onnxruntime', 'openvino', 'onnx'} & set(sys.modules)))"
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", code], cwd=root, env=dict(os.environ), check=True)
 

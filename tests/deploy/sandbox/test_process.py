@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from onnx_files import pixels, random_weights, write_onnx
 
-from deploy.runners.base import Runner
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
-from deploy.sandbox.forms import OUT_OF_MEMORY, Opening
+from deploy.runners.runner import Runner
+from deploy.sandbox.file_kinds import OUT_OF_MEMORY, Opening
 from deploy.sandbox.process import HostError, HostProcess, Limits
 from deploy.sandbox.wire import Message
 from export.errors import DamagedError, NotHereError, UsageError

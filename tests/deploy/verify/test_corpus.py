@@ -20,7 +20,7 @@ WEIGHTS = trained_weights()
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.verify.forms.HostProcess", HereHost)
+    monkeypatch.setattr("deploy.verify.sides.HostProcess", HereHost)
 
 
 @pytest.fixture(scope="module")

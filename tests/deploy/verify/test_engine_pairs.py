@@ -51,7 +51,7 @@ RECORD = EngineRecord(
 @pytest.fixture
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PairRequest:
     """The first pixel as five logits, in ONNX and in an engine."""
-    monkeypatch.setattr("deploy.verify.forms.HostProcess", HereHost)
+    monkeypatch.setattr("deploy.verify.sides.HostProcess", HereHost)
     nodes = [
         node("Slice", ["image", "from", "to", "axes"], "pixel"),
         node("Reshape", ["pixel", "column"], "flat"),

@@ -24,7 +24,7 @@ def test_processor(tmp_path: Path) -> None:
 
 
 def test_verification_imports_no_runtime() -> None:
-    code = "import sys, deploy.verify.run; sys.exit(bool({'torch', 'onnxruntime', 'onnx'} & set(sys.modules)))"
+    code = "import sys, deploy.verify.run_chain; sys.exit(bool({'torch', 'onnxruntime', 'onnx'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
 
 

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", ["resnet18", "sq
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr("deploy.verify.forms.HostProcess", HereHost)
+    monkeypatch.setattr("deploy.verify.sides.HostProcess", HereHost)
     np.savez(tmp_path / "samples.npz", x=np.random.default_rng(0).standard_normal((8, 3, 64, 64)).astype(np.float32))
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

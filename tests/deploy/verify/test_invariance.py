@@ -8,8 +8,8 @@ import pytest
 
 from deploy.compare.bits import Arrays
 from deploy.compare.budget import Budget, Budgets
-from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.forms import Variant
+from deploy.runners.runner import Array, Runner, TensorSpec
 from deploy.verify.invariance import OF_BATCHES, OF_EVERY_STAGE, PROFILE, InvarianceMeter, not_run
 from deploy.verify.verdict import InvarianceVerdict, Requirement
 from export.errors import NotHereError, UsageError

@@ -23,7 +23,7 @@ ROWS = np.random.default_rng(1).normal(size=(9, 4)).astype(np.float32)
 @pytest.fixture(autouse=True)
 def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "hosted" not in request.keywords:
-        monkeypatch.setattr("deploy.verify.forms.HostProcess", HereHost)
+        monkeypatch.setattr("deploy.verify.sides.HostProcess", HereHost)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ X = np.random.default_rng(0).normal(size=(9, 3, 8, 8)).astype(np.float32)
 def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of these are about what is asked; those that are about files that nobody vouches for have their process."""
     if "hosted" not in request.keywords:
-        monkeypatch.setattr("deploy.verify.forms.HostProcess", HereHost)
+        monkeypatch.setattr("deploy.verify.sides.HostProcess", HereHost)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 import pytest
 
 from deploy.compare.bits import OutputComparison
-from deploy.runners.base import Point
+from deploy.runners.runner import Point
 from deploy.verify.place import CutResult, Pairing, Places, find_place, paired, pairings_of
 from deploy.verify.verdict import LinkVerdict, Status
 

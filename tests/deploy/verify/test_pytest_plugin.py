@@ -87,7 +87,7 @@ from in_process import HereHost
 @pytest.fixture(autouse=True)
 def in_this_process(request, monkeypatch):
     if request.node.name != "test_modules":  # for the others the seconds of a process of its own are saved
-        monkeypatch.setattr("deploy.verify.forms.HostProcess", HereHost)
+        monkeypatch.setattr("deploy.verify.sides.HostProcess", HereHost)
 """
 MISTAKES = {
     "test_an_array_without_a_name": "samples are a ndarray; give arrays by the names of the inputs, as in {'x': array}, a file, or a number",

@@ -22,8 +22,8 @@ from deploy.certificate.certificate import EXACT_BELOW
 from deploy.certificate.walk import certificate_of
 from deploy.runners.onnxruntime import OnnxRuntimeRunner, Optimisation
 from deploy.runners.openvino import OpenVinoRunner
+from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import GridGraph
-from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
 from export.exact.writer import Convolution, sees_only_padding
 from export.fold import fold
 from export.graphs import shape_of

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from random_networks import CLASSES, Form, Head, on_grid
 from torch import nn
 
+from export.exact.dialects import exact_onnx
 from export.exact.grid import GridGraph
-from export.exact.onnx import exact_onnx
 from export.fold import fold
 
 SETS = ("AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")

@@ -13,8 +13,8 @@ from torch.fx import GraphModule
 from deploy.certificate.walk import certificate_of
 from export.exact import rewrite
 from export.exact.calibration import calibrate, mend
+from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import GridBits, off_grid
-from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
 from export.exact.rewrite import grid_graph
 from export.fold import fold
 from pipeline.config import parse_config

@@ -12,7 +12,7 @@ from exported_files import ExportedFiles, Shape
 from graphs import DEFAULTS, rewritten
 from torchvision.models import list_models
 
-from export.exact.onnx import exact_tensorrt_onnx
+from export.exact.dialects import exact_tensorrt_onnx
 from export.fold import fold
 from export.tensorrt.builder import Batches, EngineRequest, engine_from_onnx
 from export.tensorrt.float16 import float16_onnx

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from exact_files import DIALECTS, calibrated
 
-from deploy.runners.base import TensorSpec
+from deploy.runners.runner import TensorSpec
 from deploy.runners.torch import graph_form
 from export.exact.grid import folded_from_integers, integers_of
 from pipeline.bundle.chain import FOLDED, BundleForms, Engines, Graphs, chain_of

@@ -27,8 +27,8 @@ from pipeline.bundle.engines import BuiltEngine, EngineOptions, build_engines, e
 from pipeline.cli.console import Console
 from pipeline.config import parse_config
 from pipeline.config.sections import Batch
-from pipeline.request import EngineExportRequest
 from pipeline.run import _facts
+from pipeline.run_request import EngineExportRequest
 
 pytest.importorskip("tensorrt_rtx", reason="not run: tensorrt-rtx is not installed")
 ROOT = Path(__file__).parents[3]

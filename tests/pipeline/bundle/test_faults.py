@@ -17,7 +17,7 @@ from deploy.verify.request import BundleRequest
 from export.bundle import open_bundle
 from export.errors import DamagedError
 from pipeline.bundle.contents import stored_samples
-from pipeline.bundle.verify import verify_bundle
+from pipeline.bundle.verify_bundle import verify_bundle
 from pipeline.cli.console import Console
 
 Run = Callable[..., Done]

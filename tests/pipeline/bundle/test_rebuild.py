@@ -20,8 +20,8 @@ from pipeline.cli.console import Console
 from pipeline.config import load_config
 from pipeline.config.sections import FreezeStatistics, Training
 from pipeline.methods.statistics import Statistics
-from pipeline.request import TrainExportRequest
 from pipeline.run_folder import RunFolder
+from pipeline.run_request import TrainExportRequest
 
 SHORT = (
     "training.epochs=3",

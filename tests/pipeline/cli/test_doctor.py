@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from deploy.runners.base import Finding
 from deploy.runners.probe import LOOKS
-from deploy.runners.table import RUNTIMES
+from deploy.runners.runner import Finding
+from deploy.runners.runtimes import RUNTIMES
 from export.errors import NotHereError
 from pipeline.cli import doctor
 from pipeline.cli.console import Console

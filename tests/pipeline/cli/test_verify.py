@@ -31,7 +31,7 @@ CHECKS = ("alone", "batches", "partial", "duplicated")
 def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of these are about what is asked and said; those in which it matters that files have a process of their own have it."""
     if "hosted" not in request.keywords:
-        monkeypatch.setattr("deploy.verify.forms.HostProcess", HereHost)
+        monkeypatch.setattr("deploy.verify.sides.HostProcess", HereHost)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pipeline.config.methods import CzmigOptions
 from pipeline.graph import find_parts
 from pipeline.methods import RewrittenGraph
 from pipeline.methods.czmig import ExpScale
-from pipeline.methods.layers import xavier_normal
+from pipeline.methods.new_layers import xavier_normal
 from pipeline.methods.noise import Noise
 
 SHAPE = (3, 32, 32)
@@ -201,7 +201,7 @@ def test_a_filter_of_zeros_is_left_alone_by_the_penalty() -> None:
 
 
 def test_a_layer_rejects_a_shift_of_its_input_away_from_the_border() -> None:
-    """In float64 the filters' means are those of their float32 roundings; `test_layers.py` has the same without any rounding."""
+    """In float64 the filters' means are those of their float32 roundings; `test_new_layers.py` has the same without any rounding."""
     layer = czmig().graph.double().get_submodule("network.stages.0.0.conv1")
     x, shift = torch.randn(2, 16, 12, 12, dtype=torch.float64), torch.randn(1, 16, 1, 1, dtype=torch.float64)
     moved = (layer(x) - layer(x + shift)).abs()

@@ -14,7 +14,7 @@ from pipeline.config.methods import EquinormOptions
 from pipeline.graph import Normalise
 from pipeline.methods import RewrittenGraph
 from pipeline.methods.equinorm import BalancedConv2d, BalancedWeights, InputStatistics
-from pipeline.methods.layers import he_normal_fan_out, with_both_signs
+from pipeline.methods.new_layers import he_normal_fan_out, with_both_signs
 
 SHAPE = (3, 32, 32)
 Array = npt.NDArray[np.float64]

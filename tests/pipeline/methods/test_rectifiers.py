@@ -16,7 +16,7 @@ from pipeline.config.methods import MethodOptions, MimicnormOptions
 from pipeline.graph import find_parts, trace
 from pipeline.methods import METHODS, RewrittenGraph
 from pipeline.methods.batchnorm import NormInWeight
-from pipeline.methods.layers import seen_by_zero_mean
+from pipeline.methods.new_layers import seen_by_zero_mean
 from pipeline.methods.noise import Noise, NoisyReLU
 
 SHAPE = (3, 8, 8)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.reproduction.charts import Chart, Series, charts_of, sheet_of
-from pipeline.reproduction.drawing import Area, Dot, Line, Words
 from pipeline.reproduction.figures import Divergence, RunFigures
 from pipeline.reproduction.papers import PrintedFigure
 from pipeline.reproduction.result import Group, Result
+from pipeline.reproduction.sheet import Area, Dot, Line, Words
 
 
 def run(seed: int, accuracies: list[float], diverged: bool = False) -> RunFigures:

@@ -8,7 +8,7 @@ from small_table import CONFIGS
 
 from pipeline.config import Config, parse_config
 from pipeline.reproduction.papers import TABLES, Row
-from pipeline.reproduction.plan import config_of
+from pipeline.reproduction.planned_runs import config_of
 from pipeline.training_graph import ImageFacts, training_graph
 
 SMALLER = {"resnet110": "resnet20", "vgg16": "vgg11", "torchvision:resnet18": "torchvision:resnet18"}

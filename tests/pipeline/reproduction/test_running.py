@@ -18,7 +18,7 @@ from pipeline.progress import Outcome
 from pipeline.reproduction.commands import reproduce
 from pipeline.reproduction.figures import run_figures
 from pipeline.reproduction.papers import Table
-from pipeline.reproduction.plan import Plan, PlanRequest, planned
+from pipeline.reproduction.planned_runs import Plan, PlanRequest, planned
 from pipeline.reproduction.running import is_finished
 from pipeline.training.finite import NotFiniteError
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config import Config, parse_config
-from pipeline.reproduction.plan import shortened
+from pipeline.reproduction.planned_runs import shortened
 from pipeline.training.optimiser import Moment, momentum, rate_share
 
 

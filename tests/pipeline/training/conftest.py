@@ -11,7 +11,7 @@ from pipeline.config.methods import MethodOptions
 from pipeline.config.sections import Training
 from pipeline.graph import Normalise, trace
 from pipeline.methods import method_from_options
-from pipeline.methods.base import RewrittenGraph
+from pipeline.methods.method import RewrittenGraph
 from pipeline.networks import network_by_name
 from pipeline.run_folder import RunFolder
 from pipeline.training import Settings, TrainingData

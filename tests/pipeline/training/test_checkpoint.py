@@ -9,7 +9,7 @@ import torch
 
 from export.errors import DamagedError, UsageError
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions
-from pipeline.methods.base import RewrittenGraph
+from pipeline.methods.method import RewrittenGraph
 from pipeline.training.checkpoint import (
     checkpoint_bytes,
     first_difference,

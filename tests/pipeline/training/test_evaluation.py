@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from export.bundle import TRAINING_WEIGHTS as WEIGHTS
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, MimicnormOptions, NonormOptions
 from pipeline.config.sections import ModelEma
-from pipeline.methods.base import RewrittenGraph
+from pipeline.methods.method import RewrittenGraph
 from pipeline.run_folder import RunFolder
 from pipeline.training import Settings, TrainingData, read_checkpoint, train
 from pipeline.training.checkpoint import checkpoint_bytes, write_checkpoint

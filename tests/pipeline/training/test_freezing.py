@@ -13,7 +13,7 @@ from export.errors import UsageError
 from export.fold import fold
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, EquinormOptions, MethodOptions, MimicnormOptions
 from pipeline.config.sections import FreezeStatistics, ModelEma, Training
-from pipeline.methods.base import RewrittenGraph
+from pipeline.methods.method import RewrittenGraph
 from pipeline.methods.statistics import recompute_statistics, statistics_parts
 from pipeline.run_folder import RunFolder
 from pipeline.training import EpochRecord, Settings, SilentWatcher, TrainingData, load_checkpoint, read_checkpoint, train

@@ -14,7 +14,7 @@ import torch
 from export.errors import UsageError
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, MethodOptions, NonormOptions
 from pipeline.config.sections import AdaptiveClipping, Mixup, ModelEma, NormClipping, Schedule, Training
-from pipeline.methods.base import RewrittenGraph
+from pipeline.methods.method import RewrittenGraph
 from pipeline.run_folder import RunFolder
 from pipeline.training import (
     Checkpoint,

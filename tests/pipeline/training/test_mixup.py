@@ -17,7 +17,7 @@ from pipeline.config import parse_config
 from pipeline.config.sections import Mixup as MixupOptions
 from pipeline.config.sections import Training
 from pipeline.methods import METHODS
-from pipeline.methods.base import RewrittenGraph
+from pipeline.methods.method import RewrittenGraph
 from pipeline.training.mixup import Mixer, Mixing, Mixup, draw, insert_mixup, mixed_loss, mixed_num_correct
 from pipeline.training.step import TrainingStep
 from pipeline.training_graph import ImageFacts, training_graph

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from pipeline.config.methods import BatchnormOptions, MethodOptions, NonormOptions, SkipinitOptions
 from pipeline.config.sections import AdaptiveClipping, Clipping, NoClipping, NormClipping, Schedule, Training
-from pipeline.methods.base import RewrittenGraph
+from pipeline.methods.method import RewrittenGraph
 from pipeline.training.optimiser import SCHEDULES, Moment, clipping, momentum, rate_share, threshold
 from pipeline.training.step import TrainingStep
 

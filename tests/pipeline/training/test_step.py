@@ -9,7 +9,7 @@ from torch.fx import GraphModule, symbolic_trace
 from torch.nn import functional as F
 
 from pipeline.config.sections import Training
-from pipeline.methods.base import ParameterGroup, RewrittenGraph, TrainingRules
+from pipeline.methods.method import ParameterGroup, RewrittenGraph, TrainingRules
 from pipeline.training.step import TrainingStep, seed_step
 
 

@@ -8,7 +8,7 @@ import pytest
 from pipeline.config.methods import CzmigOptions, CzmiOptions, MimicnormOptions, ZeroMeanOptions
 from pipeline.reproduction.papers import TABLES, PrintedFigure, Row
 from pipeline.reproduction.papers.table import Quantity
-from pipeline.reproduction.plan import config_of
+from pipeline.reproduction.planned_runs import config_of
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 ROWS = [(table, row) for table in TABLES.values() for row in table.rows]

@@ -1,6 +1,6 @@
 """The one interface to whatever runs a model: what goes in, what comes out, what ran, and the inner tensors it can be cut at.
 
-Takes arrays by name. Knows no runtime; a runtime is a file next to this one and a row in `table.py`.
+Takes arrays by name. Knows no runtime; a runtime is a file next to this one and a row in `runtimes.py`.
 """
 
 from abc import ABC, abstractmethod

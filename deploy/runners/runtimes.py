@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from deploy.runners import onnxruntime, openvino, tensorrt
-from deploy.runners.base import Finding, Runner
 from deploy.runners.onnxruntime import Optimisation
+from deploy.runners.runner import Finding, Runner
 from export.errors import NotHereError, UsageError
 from export.tensorrt.runtime import FLAVOURS
 

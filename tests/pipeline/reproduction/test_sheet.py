@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.reproduction.drawing import Area, Dot, Line, Shape, Sheet, Words, _dashes, png, svg
+from pipeline.reproduction.sheet import Area, Dot, Line, Shape, Sheet, Words, _dashes, png, svg
 
 RED, BLUE = "#ff0000", "#0000ff"
 SVG = "{http://www.w3.org/2000/svg}"

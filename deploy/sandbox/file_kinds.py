@@ -6,7 +6,7 @@ Plain data for the owner's side. Importing this imports no runtime.
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from deploy.runners.table import AS_IT_IS, RunOptions
+from deploy.runners.runtimes import AS_IT_IS, RunOptions
 from export.errors import DamagedError, NotHereError, UsageError
 
 Kind = Literal["onnx", "pt2", "engine"]

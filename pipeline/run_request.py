@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from deploy.runners.table import require_runtimes
+from deploy.runners.runtimes import require_runtimes
 from deploy.verify.request import BITWISE, runtimes_among
 from export.bundle import Bundle, open_bundle
 from export.errors import NotHereError, UsageError

@@ -35,7 +35,7 @@ def run_verification(request: VerifyRequest, console: Console) -> Verification:
         case BundleRequest():
             from export.bundle import open_bundle
             from pipeline.bundle.contents import samples_of
-            from pipeline.bundle.verify import verify_bundle
+            from pipeline.bundle.verify_bundle import verify_bundle
 
             bundle = open_bundle(request.folder)
             return verify_bundle(bundle, samples_of(bundle, request.samples), request, console)

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from export.exact.calibration import calibrate
+from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import GridBits, GridGraph, folded_from_integers, integers_of
-from export.exact.onnx import exact_onnx, exact_tensorrt_onnx
 from export.exact.rewrite import grid_graph
 from export.fold import fold
 from export.layers import Normalise

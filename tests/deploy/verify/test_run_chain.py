@@ -15,14 +15,14 @@ import torch
 from onnx_files import IMAGE, LOGITS, Perceptron, Weights, pixels, random_weights, write_onnx
 from opened import OpenedBy
 
-from deploy.runners.base import Array, Runner, TensorSpec
 from deploy.runners.forms import Variant
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
+from deploy.runners.runner import Array, Runner, TensorSpec
 from deploy.runners.torch import TorchRunner
 from deploy.verify.invariance import OF_EVERY_STAGE
 from deploy.verify.links import Chain, Link, Record, Stage
 from deploy.verify.place import Pairing, Places
-from deploy.verify.run import run_chain
+from deploy.verify.run_chain import run_chain
 from deploy.verify.verdict import LinkVerdict, Requirement, TrainingOnlyPart, Verdict, failure_sentence
 from export.errors import DamagedError, NotHereError
 
@@ -487,7 +487,7 @@ class TestInterrupted:
         def interrupt(chain: Chain, link: Link, batch: Mapping[str, Array]) -> Places:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("deploy.verify.run.cut_link", interrupt)
+        monkeypatch.setattr("deploy.verify.run_chain.cut_link", interrupt)
         verdict = run_chain(chain(onnx_stage(tmp_path / "model.onnx", fault(bias=moved(WEIGHTS.bias)))), batches, RECORD)
         assert (verdict.word, verdict.interrupted, verdict.samples.count) == ("fail", True, 40)
         assert last_link(verdict).place is None
@@ -511,7 +511,7 @@ class TestWhereTheSearchRuns:
             tried.append(batch)
             return self.Nowhere()
 
-        monkeypatch.setattr("deploy.verify.run.cut_link", places)
+        monkeypatch.setattr("deploy.verify.run_chain.cut_link", places)
         return tried
 
     def batches_tried(self, path: Path, tried: list[Mapping[str, Array]], *, checked: bool) -> list[Mapping[str, Array]]:

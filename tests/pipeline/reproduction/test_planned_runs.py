@@ -7,7 +7,7 @@ from small_table import CONFIGS, small_table
 
 from export.errors import UsageError
 from pipeline.reproduction.papers import TABLES
-from pipeline.reproduction.plan import Plan, PlanRequest, chosen_rows, planned
+from pipeline.reproduction.planned_runs import Plan, PlanRequest, chosen_rows, planned
 
 OUT = Path("out")
 

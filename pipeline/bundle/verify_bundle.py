@@ -18,11 +18,11 @@ from deploy.compare.samples import NamedImages, hostile_images
 from deploy.report.differences import pictures_of
 from deploy.report.stored import require_its_own_verdict
 from deploy.report.verification import Verification
-from deploy.runners.table import has_torch
+from deploy.runners.runtimes import has_torch
 from deploy.runners.tensorrt import EngineFile
 from deploy.verify.links import Batches, Chain, Record, required_runtimes, selected
 from deploy.verify.request import BundleRequest
-from deploy.verify.run import run_chain
+from deploy.verify.run_chain import run_chain
 from deploy.verify.verdict import FrozenStatistics, Verdict, together
 from deploy.verify.worst import rows_of, worst_samples
 from export.bundle import (

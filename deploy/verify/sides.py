@@ -14,11 +14,11 @@ from pathlib import Path
 
 from deploy.compare.inputs import SUFFIXES as RECORDED
 from deploy.compare.inputs import StoredArray, batches_of, kept_in
-from deploy.runners.base import Array, Precision, TensorSpec
 from deploy.runners.forms import PRECISIONS_OF_ENGINES, Form, RecordingForm
 from deploy.runners.onnx_file import require_size
-from deploy.runners.table import FILE_RUNTIMES, RUNTIMES, TORCH, RunOptions
-from deploy.sandbox.forms import RECORD, SUFFIXES, Kind, Opening
+from deploy.runners.runner import Array, Precision, TensorSpec
+from deploy.runners.runtimes import FILE_RUNTIMES, RUNTIMES, TORCH, RunOptions
+from deploy.sandbox.file_kinds import RECORD, SUFFIXES, Kind, Opening
 from deploy.sandbox.process import Contents, HostProcess, Limits, SandboxedForm
 from export.bundle import MANIFEST, MODEL, open_bundle
 from export.errors import NotHereError, UsageError

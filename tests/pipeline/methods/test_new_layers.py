@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.config.methods import MethodOptions, MimicnormOptions
 from pipeline.graph import Convolution, find_parts
-from pipeline.methods.layers import he_normal, he_normal_fan_out, unit_uniform, xavier_normal
+from pipeline.methods.new_layers import he_normal, he_normal_fan_out, unit_uniform, xavier_normal
 
 Array = npt.NDArray[np.float64]
 SHAPES = [(4, 3, 3, 3), (6, 1, 5, 3), (8, 16, 1, 1), (5, 7)]

@@ -1,1 +1,4 @@
-"""Training and the command line. Imports `export` and `deploy`; neither of them imports this package."""
+"""Training and the command line.
+
+Imports `export` and `deploy`; neither of them imports this package.
+"""

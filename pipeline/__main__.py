@@ -1,4 +1,7 @@
-"""`python -m pipeline`, the same command as `pipeline`; torchrun starts it this way."""
+"""Run `python -m pipeline`, the same command as `pipeline`.
+
+torchrun starts the pipeline this way.
+"""
 
 from pipeline.cli import main
 

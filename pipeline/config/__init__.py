@@ -1,6 +1,7 @@
-"""The run's configuration: YAML in, typed and frozen values out. Needs no torch, so that a typing error costs no time.
+"""The configuration of a run: takes YAML and returns typed, frozen values.
 
-`sections` says what a config may hold, `methods` the options of each training method, `loading` reads all of it.
+`sections` defines what a config may hold, `methods` the options of each training method, and
+`loading` reads a config. Needs no torch, so a typing error is reported at once.
 """
 
 from pipeline.config.loading import dump_config, json_schema, load_config, parse_config, training_part

@@ -1,4 +1,4 @@
-"""`python -m pipeline.config > configs/schema.json` writes the published JSON Schema."""
+"""Print the published JSON Schema: `python -m pipeline.config > configs/schema.json`."""
 
 from pipeline.config.loading import json_schema_text
 

@@ -1,6 +1,6 @@
-"""Config files and `--set` overrides in, a validated `Config` out, and back to YAML.
+"""Load a config: files and `--set` overrides in, a validated `Config` out, and back to YAML.
 
-Every mistake is a `UsageError` of one line that says where, what was given and what is allowed.
+Every mistake is a `UsageError` of one line: where it is, what was given and what is allowed.
 """
 
 import json
@@ -22,12 +22,15 @@ __all__ = ["dump_config", "json_schema", "load_config", "parse_config", "trainin
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `key.path=value` overrides, validate."""
+    """Read a YAML file, apply `key.path=value` overrides and validate the result."""
     return parse_config(_text_of(Path(path)), str(path), overrides)
 
 
 def parse_config(content: str | Mapping[str, object], source: str = "config", overrides: Sequence[str] = ()) -> Config:
-    """The same from YAML text, or from values that are already parsed; `source` names them in errors."""
+    """Do the same with YAML text or with values that are already parsed.
+
+    `source` names the input in error messages.
+    """
     draft = _Draft.of(content, source)
     for override in overrides:
         draft.set(override)
@@ -38,18 +41,24 @@ def parse_config(content: str | Mapping[str, object], source: str = "config", ov
 
 
 def dump_config(config: Config) -> str:
-    """YAML that loads back to an equal config, every default spelled out, in the order of the sections."""
+    """Return YAML that loads back to an equal config.
+
+    Every default is written out, in the order of the sections.
+    """
     return write_yaml(config.model_dump(mode="json"))
 
 
 def training_part(config: Config) -> dict[str, JsonValue]:
-    """What a checkpoint depends on; what is exported and verified may change from one call of a command to the next."""
+    """Return the sections that a checkpoint depends on.
+
+    The other sections (export, verify) may change from one command to the next.
+    """
     return config.model_dump(mode="json", include={"data", "network", "method", "training"})
 
 
 @dataclass
 class _Draft:
-    """Values that are not validated yet, with the place where each was written."""
+    """Values that are not validated yet, and the place where each was written."""
 
     values: dict[str, object]
     source: str
@@ -67,7 +76,8 @@ class _Draft:
         return cls(_copied(located.value), source, places)
 
     def set(self, override: str) -> None:
-        """Write one `key.path=value` over what the file says; a section given as {...} replaces the whole section."""
+        """Overwrite one value with `key.path=value`; a section given as {...} replaces the whole
+        section."""
         place = f"--set {shortened(override)}"
         name, equals, text = override.partition("=")
         path = tuple(name.strip().split("."))
@@ -77,7 +87,10 @@ class _Draft:
         self.set_here.append((path, place))
 
     def place_of(self, path: yaml_text.Path) -> str:
-        """Where a value was written: the last `--set` at, above or below it, else the nearest line of the file."""
+        """Return where a value was written.
+
+        That is the last `--set` at, above or below it, or else the nearest line of the file.
+        """
         for written, place in reversed(self.set_here):
             if written[: len(path)] == path or path[: len(written)] == written:
                 return place
@@ -95,9 +108,10 @@ class _Draft:
 
 
 def _text_of(path: Path) -> str:
-    """The file's text; never more of it than a config can have, so that a huge file costs nothing."""
+    """Read the file, but no more of it than a config can have, so that a huge file costs
+    nothing."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would block
             raise UsageError(f"{path}: not a regular file; give the path of a YAML config")
         with path.open("rb") as file:
             content = file.read(4 * yaml_text.MAX_CHARACTERS + 1)
@@ -115,17 +129,18 @@ def _copied(section: Mapping[str, object]) -> dict[str, object]:
 
 
 def _with_tuples(value: object) -> object:
-    """Lists become tuples: sections are frozen, and the strict validator takes no list for a tuple."""
+    """Turn lists into tuples: sections are frozen, and the strict validator rejects a list for a
+    tuple."""
     if isinstance(value, Mapping):
         return {key: _with_tuples(inner) for key, inner in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema that `configs/schema.json` holds."""
+    """Return the schema that `configs/schema.json` holds."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
 
 
 def json_schema_text() -> str:
-    """The schema as its file has it."""
+    """Return the text of `configs/schema.json`."""
     return json.dumps(json_schema(), indent=2) + "\n"

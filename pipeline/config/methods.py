@@ -1,6 +1,7 @@
-"""The options of each training method; the method itself is the file of the same name in `pipeline/methods`.
+"""The options of each training method.
 
-A new method adds its options here, to `MethodOptions` below, and to the table in `pipeline/methods/__init__.py`.
+The method itself is in the file of the same name in `pipeline/methods`. A new method adds its
+options here and to `MethodOptions` below, and its row to `pipeline/methods/__init__.py`.
 """
 
 from typing import Annotated, Literal
@@ -16,69 +17,90 @@ DropoutShare = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ZeroMeanOptions(Section):
-    """What CZMI and CZMIG (Mean Shift Rejection) have in common: filters that start at zero mean, on a learned scale."""
+    """The options that CZMI and CZMIG (Mean Shift Rejection) share.
+
+    Filters start with zero mean and have a learned scale.
+    """
 
     name: str
     mean_over: Literal["slice", "filter"] = "slice"
-    """slice: the mean over the kernel's height and width. filter: over the input channels too."""
+    """slice: the mean over the kernel's height and width. filter: the mean over the input channels
+    too."""
     initial_scale: Annotated[float, Field(gt=0, le=100)] = 0.8
-    """e^g at the start. Smaller starts more slowly; 1 may diverge in deep networks."""
+    """e^g at the start. Training starts more slowly with a smaller value; 1 may diverge in deep
+    networks."""
     luma: NonNegative = 5.0e-4
     """Weight of the penalty (|V| - 1)^2 per filter, which keeps filters at unit norm."""
     classifier_luma: NonNegative = 5.0e-4
-    """The same for the rows of the classifier."""
+    """The same weight for the rows of the classifier."""
     noise: Share = 0.1
-    """Half the width of the uniform factor around 1. 0 switches it off."""
+    """Half the width of the uniform factor around 1. 0 switches the noise off."""
     noise_at: Literal["units", "layers"] = "units"
-    """units: at the input of each residual unit, as in the paper's experiments. layers: at the input of every layer but the first."""
+    """units: at the input of each residual unit, as in the paper's experiments. layers: at the
+    input of every layer but the first."""
     noise_per: Literal["channel", "element"] = "channel"
-    """channel: one draw per sample and channel. element: one per value, which is slower than what it replaces."""
+    """channel: one draw per sample and channel. element: one draw per value, which is slower than
+    the normalisation it replaces."""
     noise_on_shortcut: bool = True
-    """Whether the shortcut carries a unit's noise as well."""
+    """Whether the shortcut of a unit carries its noise as well."""
     first_layer_zero_mean: bool = False
-    """Whether the slices of the first convolution start at zero mean. The paper says no, its code yes."""
+    """Whether the slices of the first convolution start with zero mean. The paper says no, its code
+    says yes."""
     first_layer_scaled: bool = False
-    """Whether the first convolution has an e^g."""
+    """Whether the first convolution has a learned scale e^g."""
     first_layer_luma: bool = False
-    """Whether the penalty holds for the first convolution too."""
+    """Whether the penalty applies to the first convolution too."""
     classifier_scaled: bool = False
-    """Whether the classifier has an e^g."""
+    """Whether the classifier has a learned scale e^g."""
     pointwise_zero_mean: bool = False
-    """Whether 1x1 filters start at zero mean over their input channels, as in the authors' code."""
+    """Whether 1x1 filters start with zero mean over their input channels, as in the authors'
+    code."""
     biases: Literal["ends", "all"] = "ends"
-    """ends: one after the first convolution and one on the classifier. all: every convolution has one."""
+    """ends: one bias after the first convolution and one on the classifier. all: every convolution
+    has one."""
     slow_share: Positive = 0.25
-    """Learning rate of biases and classifier as a share of the others' (0.1 against 0.4 in the authors' runs)."""
+    """Learning rate of biases and classifier, as a share of that of the other parameters (0.1
+    against 0.4 in the authors' runs)."""
 
 
 class CzmigOptions(ZeroMeanOptions):
-    """Channel-wise zero-mean initialisation and gradients (Mean Shift Rejection), recommended defaults."""
+    """Channel-wise zero-mean initialisation and gradients (Mean Shift Rejection), with the
+    recommended defaults."""
 
     name: Literal["czmig"]
     zmg: Share = 0.85
-    """z: how much of each slice's mean is taken out of its gradient. 0 leaves the initialisation only (CZMI)."""
+    """z: the share of each slice's mean that is removed from its gradient. 0 leaves only the
+    initialisation (CZMI)."""
     zmg_form: Literal["paper", "code"] = "paper"
-    """paper: grad - z mean(grad). code: grad + z (grad - mean(grad)), the later form in the authors' file."""
+    """paper: grad - z mean(grad). code: grad + z (grad - mean(grad)), the later form in the
+    authors' file."""
 
 
 class CzmiOptions(ZeroMeanOptions):
-    """Channel-wise zero-mean initialisation alone: CZMIG with gradients left as they are, the paper's rows with z = 0."""
+    """Channel-wise zero-mean initialisation alone.
+
+    This is CZMIG with unchanged gradients: the paper's rows with z = 0.
+    """
 
     name: Literal["czmi"]
 
 
 class BatchnormOptions(Section):
-    """The network as it is written, with batch normalisation: the baseline."""
+    """The baseline: the network as it is written, with batch normalisation."""
 
     name: Literal["batchnorm"]
     initial_weights: Literal["drawn", "network"] = "drawn"
-    """drawn: He's normal distribution. network: those with which the network is built, or that are imported into it."""
+    """drawn: He's normal distribution. network: the weights that the network is built with, or that
+    are imported into it."""
     weight_decay: NonNegative = 5.0e-4
     """L2 decay on every parameter."""
 
 
 class NonormOptions(Section):
-    """Every normalisation removed, He initialisation, biases. Deep networks diverge early; small rates only."""
+    """Every normalisation is removed; He initialisation, with biases.
+
+    Deep networks diverge early, so use small learning rates only.
+    """
 
     name: Literal["nonorm"]
     weight_decay: NonNegative = 5.0e-4
@@ -86,88 +108,110 @@ class NonormOptions(Section):
 
 
 class MimicnormOptions(Section):
-    """Weight mean after each step, scaled residual branches, a BatchNorm without affine over the logits (MimicNorm)."""
+    """MimicNorm: centred weights, scaled residual branches, and a norm over the logits.
+
+    The mean of the weights is removed after each step. The norm is a BatchNorm without affine.
+    """
 
     name: Literal["mimicnorm"]
     weight_mean: bool = True
-    """Whether each filter's mean over input channels, height and width is taken out of it, at the start and after each step."""
+    """Whether the mean of each filter over input channels, height and width is removed at the start
+    and after each step."""
     centred: Literal["wide", "ungrouped"] = "wide"
-    """wide: convolutions with more than 50 inputs per filter, as on CIFAR. ungrouped: with groups 1, as on ImageNet.
-    Never depthwise, never linear."""
+    """Which convolutions are centred. wide: those with more than 50 inputs per filter, as on CIFAR.
+    ungrouped: those with groups 1, as on ImageNet. Depthwise convolutions and linear layers never
+    are."""
     gain: Literal["code", "paper"] = "code"
-    """What a ReLU takes from zero-mean filters. paper: 1.2112 on every centred weight; less behind a rectifier with a slope, by the same formula.
-    code: 1.2 per convolution in the branch's scale; sqrt(1.4) on weights outside scaled branches, their shortcuts and the first layer in
-    front of them, whatever the slope."""
+    """How the weights make up for what a ReLU takes from zero-mean filters. paper: 1.2112 on every
+    centred weight; less behind a rectifier with a slope, by the same formula. code: 1.2 per
+    convolution in the branch's scale; sqrt(1.4) on weights outside scaled branches, on their
+    shortcuts and on the first layer in front of them, whatever the slope."""
     fan: Literal["in", "out"] = "in"
-    """He's fan of convolutions: in, or out as in the authors' VGG for ImageNet. Linear layers have fan-in."""
+    """He's fan of convolutions: in, or out as in the authors' VGG for ImageNet. Linear layers use
+    fan-in."""
     fan_channels: Annotated[int, Field(ge=1)] = 1
-    """The fan-in reckons with at least so many input channels per group: 4 in the authors' ShuffleNetV2, whose depthwise convolutions have 1."""
+    """The least number of input channels per group that the fan-in counts. The authors'
+    ShuffleNetV2 uses 4; its depthwise convolutions have 1."""
     branch_scale: Literal["code", "paper", "none"] = "code"
-    """A learned scale on each residual branch that ends in a convolution; of the l-th it starts at: code 1.2^k / l, k convolutions; paper
-    1 / sqrt(l). The code's stays bounded in depth."""
+    """A learned scale on each residual branch that ends in a convolution. The scale of branch l
+    starts at: code 1.2^k / l for k convolutions; paper 1 / sqrt(l). The start value of the code
+    stays bounded in depth."""
     joined_scale: Literal["none", "code"] = "none"
-    """Where branches are concatenated. code: a learned scale on the last convolution of each, and of the way from the last join to the
-    classifier, which starts at 1.2^k, k convolutions, as in the authors' ShuffleNetV2."""
+    """For branches that are concatenated. code: a learned scale on the last convolution of each
+    branch, and of the path from the last join to the classifier. It starts at 1.2^k for k
+    convolutions, as in the authors' ShuffleNetV2."""
     shortcut_scale: Positive | None = None
-    """Where a shortcut ends in a convolution, the start of a learned scale on it. null: none (CIFAR); 1.2: the authors' ImageNet networks."""
+    """The start of a learned scale on each shortcut that ends in a convolution. null: no scale
+    (CIFAR). 1.2: the authors' ImageNet networks."""
     last_norm: bool = True
-    """The BatchNorm over the logits. A rectifier between classifier and logits is taken out, as in the authors' networks."""
+    """Whether there is a BatchNorm over the logits. A rectifier between classifier and logits is
+    removed, as in the authors' networks."""
     weight_decay: NonNegative = 5.0e-4
     """L2 decay."""
     decay_on: Literal["all", "weights"] = "all"
-    """all: every parameter. weights: not biases and scales."""
+    """all: every parameter. weights: every parameter but biases and scales."""
 
 
 class EquinormOptions(Section):
-    """Filters balanced by the mean of each input channel (equilibrium normalisation). Inputs of convolutions must not be negative."""
+    """Equilibrium normalisation (EquiNorm): filters balanced by the mean of each input channel.
+
+    Inputs of convolutions must not be negative.
+    """
 
     name: Literal["equinorm"]
     form: Literal["single_pass", "two_pass"] = "single_pass"
-    """single_pass: the positive part is reckoned from the signs of the unshifted filter, as in the paper's experiments. two_pass: from the
-    shifted one, which meets the constraint exactly."""
+    """single_pass: the positive part is computed from the signs of the unshifted filter, as in the
+    paper's experiments. two_pass: it is computed from the shifted filter, which meets the
+    constraint exactly."""
     statistics: Literal["batch", "first_quarter"] = "batch"
-    """Which samples the channel means are of; fewer give the noise that large batches lack."""
+    """Which samples the channel means are taken over. Fewer samples give the noise that large
+    batches lack."""
     differentiate_statistics: bool = True
     """Whether gradients flow through the channel means into the layer's input."""
     statistics_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of the newest batch in the running means that evaluation uses."""
+    """Share of the newest batch in the running means, which evaluation uses."""
     resample_signs: Literal["filter", "slice"] = "filter"
-    """Which part of a filter must not start all positive or all negative: the whole filter or each of its 2-D slices."""
+    """Which part of a filter must not start all positive or all negative: the whole filter, or each
+    of its 2-D slices."""
     shortcuts: Literal["balanced", "plain"] = "balanced"
     """Whether convolutions on shortcuts are balanced too; the paper does not say."""
     eps: Positive = 1.0e-12
-    """Least value of a divisor; the paper has none, but a channel that is dead throughout would give 0 / 0."""
+    """The least value of a divisor. The paper has none, but a channel that is always dead would
+    give 0 / 0."""
     weight_decay: NonNegative = 1.0e-4
     """L2 decay."""
     decay_on: Literal["all", "weights"] = "all"
-    """all: every parameter. weights: not biases and gains."""
+    """all: every parameter. weights: every parameter but biases and gains."""
 
 
 class SkipinitOptions(Section):
-    """No normalisation; one learned scale per residual branch, which starts small (SkipInit)."""
+    """SkipInit: no normalisation, and one learned scale per residual branch, which starts small."""
 
     name: Literal["skipinit"]
     initial_scale: Literal["zero", "inverse_root"] = "zero"
-    """What the scales start at: zero, or 1 / sqrt(d) for d residual units."""
+    """What the scales start at: zero, or 1 / sqrt(d) with d residual units."""
     dropout: DropoutShare = 0.0
-    """Probability of the dropout in front of the classifier; 0 leaves it out."""
+    """Probability of the dropout in front of the classifier. 0: no dropout."""
     weight_decay: NonNegative = 5.0e-4
     """L2 decay."""
     decay_on: Literal["all", "weights"] = "weights"
-    """all: every parameter. weights: not biases and scales."""
+    """all: every parameter. weights: every parameter but biases and scales."""
 
 
 class WeightnormOptions(Section):
-    """Weight normalisation, w = (g / |v|) v, and dropout in the residual branches (Training Without Batch Normalization)."""
+    """Weight normalisation, w = (g / |v|) v, and dropout in the residual branches.
+
+    From the paper Training Without Batch Normalization.
+    """
 
     name: Literal["weightnorm"]
     dropout: DropoutShare = 0.1
-    """Probability of the dropout in front of the last convolution of each residual branch that ends in one; 0 leaves it out.
-    The paper gives neither place nor value."""
+    """Probability of the dropout in front of the last convolution of each residual branch that ends
+    in one. 0: no dropout. The paper gives neither the place nor the value."""
     weight_decay: NonNegative = 0.0
     """L2 decay; the paper mentions none."""
     decay_on: Literal["all", "weights"] = "weights"
-    """all: every parameter. weights: not biases and scales."""
+    """all: every parameter. weights: every parameter but biases and scales."""
 
 
 class ScaledwsOptions(Section):
@@ -175,49 +219,61 @@ class ScaledwsOptions(Section):
 
     name: Literal["scaledws"]
     gamma: Positive = 1.71396
-    """What a ReLU takes from the variance of its input, given back in the weights: 1.71396; 1 gives back nothing. Behind a rectifier with a
-    slope the weights get less of it, by the same formula."""
+    """Factor on the weights that gives back the variance a ReLU takes from its input: 1.71396. 1
+    gives back nothing. Behind a rectifier with a slope the factor is smaller, by the same
+    formula."""
     alpha: Positive = 0.2
-    """Share of each residual branch that ends in a convolution, on the weight and bias of that convolution."""
+    """Share of each residual branch that ends in a convolution. It is applied to the weight and
+    bias of that convolution."""
     beta: bool = True
-    """Whether the convolutions at which a residual unit begins divide by the expected standard deviation of its input, in their weights.
-    The expected variance is 1 behind a convolution, grows by alpha^2 with each unit, and begins anew where a shortcut has a convolution."""
+    """Whether the convolutions at which a residual unit begins divide their weights by the expected
+    standard deviation of their input. The expected variance is 1 behind a convolution and grows by
+    alpha^2 with each unit. It starts again where a shortcut has a convolution."""
     eps: Positive = 1.0e-6
     """Added to each filter's variance."""
     clip: NonNegative = 0.01
-    """Adaptive clipping: the largest norm of a unit's gradient as a share of the norm of its weights. 0 switches it off."""
+    """Adaptive clipping: the largest norm of a unit's gradient, as a share of the norm of its
+    weights. 0 switches it off."""
     clip_eps: Positive = 1.0e-3
-    """The least norm of weights that clipping reckons with."""
+    """The least norm of weights that clipping uses."""
     clip_classifier: bool = False
     """Whether the classifier's gradients are clipped as well."""
     weight_decay: NonNegative = 5.0e-5
     """L2 decay."""
     decay_on: Literal["all", "weights"] = "weights"
-    """all: every parameter. weights: not biases and gains."""
+    """all: every parameter. weights: every parameter but biases and gains."""
 
 
 class FixupOptions(Section):
-    """No normalisation: branches that start at zero, scalar biases and one multiplier per branch instead of norms (Fixup)."""
+    """Fixup: no normalisation, branches that start at zero, and scalar biases and one multiplier
+    per branch."""
 
     name: Literal["fixup"]
     first_layer_bias: bool = False
-    """Whether the first convolution has a scalar bias in front of it. The paper's rule says yes, its code no."""
+    """Whether the first convolution has a scalar bias in front of it. The paper's rule says yes,
+    its code says no."""
     slow_share: Positive = 0.1
-    """Learning rate of biases and multipliers as a share of the others'. 1: the rule under which MimicNorm's authors ran Fixup."""
+    """Learning rate of biases and multipliers, as a share of that of the other parameters. 1: the
+    rule under which MimicNorm's authors ran Fixup."""
     weight_decay: NonNegative = 5.0e-4
     """L2 decay; 1e-4 goes with mixup."""
     decay_on: Literal["all", "weights"] = "all"
-    """all: every parameter. weights: not biases and multipliers."""
+    """all: every parameter. weights: every parameter but biases and multipliers."""
 
 
 class GroupnormOptions(Section):
-    """Every BatchNorm becomes a GroupNorm: statistics of each sample over groups of channels. Not foldable."""
+    """Every BatchNorm becomes a GroupNorm, which takes statistics of each sample over groups of
+    channels.
+
+    Cannot be folded.
+    """
 
     name: Literal["groupnorm"]
     group_by: Literal["number", "channels"] = "number"
     """What `size` counts: groups per norm, or channels per group."""
     size: Annotated[int, Field(ge=1)] = 32
-    """Where it does not divide a norm's channels, the next smaller number that does."""
+    """Number of groups or of channels. Where it does not divide a norm's channels, the next smaller
+    divisor is used."""
     weight_decay: NonNegative = 5.0e-4
     """L2 decay on every parameter."""
 

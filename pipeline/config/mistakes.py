@@ -1,6 +1,7 @@
-"""What the validator found wrong, in one line for a person: where, what was given, what is allowed, the nearest name.
+"""Put the validator's errors into one line for a person.
 
-Takes pydantic's errors and the JSON Schema, from which the allowed types, ranges and choices are read off.
+The line says where the mistake is, what was given, what is allowed and the nearest name. Takes
+pydantic's errors and the JSON Schema, which gives the allowed types, ranges and choices.
 """
 
 import difflib
@@ -26,7 +27,10 @@ _WIDEST = 60
 
 
 def in_one_line(error: ValidationError, value: object, schema: Schema, place_of: Callable[[Path], str]) -> str:
-    """The first mistake, unknown keys first because they tend to be the cause, and how many more there are."""
+    """Return the first mistake and the number of further ones.
+
+    Unknown keys come first because they tend to be the cause.
+    """
     mistakes: dict[Path, str] = {}
     for details in sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden"):
         path, allowed = _walk(schema, details["loc"])
@@ -38,12 +42,12 @@ def in_one_line(error: ValidationError, value: object, schema: Schema, place_of:
 
 
 def key_path(path: Path) -> str:
-    """training.schedule.milestones[0]"""
+    """Return a path as users write it: training.schedule.milestones[0]"""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def shown(value: object) -> str:
-    """A given value as a short piece of YAML on one line."""
+    """Show a given value as a short piece of YAML on one line."""
     try:
         return shortened(json.dumps(value, ensure_ascii=False))
     except (TypeError, ValueError):
@@ -51,13 +55,13 @@ def shown(value: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """Text on one line, its end left out where it is long."""
+    """Return the text on one line, cut off at the end if it is long."""
     line = " ".join(text.split())
     return line if len(line) <= _WIDEST else line[: _WIDEST - 3] + "..."
 
 
 def _key_of(details: ErrorDetails) -> Path:
-    """The key that is meant where the validator speaks of the section around it."""
+    """Return the key in question where the validator reports the section around it."""
     match details["type"]:
         case "extra_forbidden":
             return details["loc"][-1:]
@@ -106,7 +110,8 @@ def _key_paths(node: Schema, schema: Schema, above: Path = ()) -> Iterator[Path]
 
 
 def _walk(schema: Schema, loc: Sequence[str | int]) -> tuple[Path, Schema]:
-    """Follow an error's location as far as it names keys; what comes after is the validator's own business."""
+    """Follow an error's location as long as it names keys; the rest is internal to the
+    validator."""
     node = schema
     path: Path = ()
     for part in loc:
@@ -160,7 +165,7 @@ def _describe(node: Schema, schema: Schema) -> str:
 
 
 def _names(union: Schema) -> list[str]:
-    """The names by which the sections of a union are told apart, in the order of its definition."""
+    """Return the names that tell the sections of a union apart, in the order of its definition."""
     name_of = {reference: name for name, reference in union["discriminator"]["mapping"].items()}
     return [name_of[option["$ref"]] for option in union["oneOf"]]
 

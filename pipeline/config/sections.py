@@ -1,4 +1,7 @@
-"""Everything a config may say, section by section, with its default and its range."""
+"""Every section of a config, with the default and the range of each value.
+
+Holds no values of a run and reads no files; `loading` does that.
+"""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,9 +21,9 @@ Area = Annotated[float, Field(gt=0, le=1)]
 CudaDevice = Annotated[str, Field(pattern=r"^cuda:\d+$", examples=["cuda:0"])]
 
 CYCLE_EPOCHS = 10.0
-"""What the schedule cyclic takes where no length is given."""
+"""The length of a cycle of the schedule cyclic where none is given."""
 _LEAST_ALPHA = 0.001
-"""Below, nearly every draw from Beta(alpha, alpha) is 0 or 1: nothing is mixed."""
+"""Below this, nearly every draw from Beta(alpha, alpha) is 0 or 1, so nothing is mixed."""
 
 
 class Augment(Section):
@@ -31,10 +34,12 @@ class Augment(Section):
     crop_padding: NonNegativeInt = 0
     """Pad with black by this many pixels, then crop back at a random place."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Turn by a random angle of up to this many degrees either way: nearest pixel, black corners."""
+    """Turn by a random angle of up to this many degrees either way: nearest pixel, black
+    corners."""
     resized_crop: tuple[Area, Area] | None = None
-    """imagefolder: cut out a random part, of so much of the image's area at least and at most and 3:4 to 4:3, and scale it to image_size;
-    [0.08, 1] is usual for ImageNet. Each image is read anew in each epoch."""
+    """imagefolder: cut out a random part and scale it to image_size. The two numbers are the least
+    and the largest share of the image's area; the aspect ratio is 3:4 to 4:3. [0.08, 1] is usual
+    for ImageNet. Each image is read again in each epoch."""
 
     @model_validator(mode="after")
     def _areas_rise(self) -> "Augment":
@@ -47,27 +52,32 @@ class Data(Section):
     """What is trained and tested on."""
 
     name: Literal["digits", "cifar10", "cifar100", "svhn", "imagefolder"] = "digits"
-    """digits: scikit-learn's 1,797 handwritten digits, built in. imagefolder: ROOT/train/CLASS/*.png, ROOT/test/..."""
+    """digits: scikit-learn's 1,797 handwritten digits, built in. imagefolder:
+    ROOT/train/CLASS/*.png and ROOT/test/..."""
     root: Text = "data"
-    """imagefolder: the folder that holds train/ and test/ (or val/). cifar10, cifar100, svhn: the folder it is kept in."""
+    """imagefolder: the folder that holds train/ and test/ (or val/). cifar10, cifar100, svhn: the
+    folder that the data set is kept in."""
     download: bool = False
-    """Fetch cifar10, cifar100 or svhn when it is not under root."""
+    """Fetch cifar10, cifar100 or svhn if it is not under root."""
     extra: bool = False
     """svhn: train on the 531,131 images of its extra split as well."""
     batch_size: Count = 128
     image_size: Count | None = None
-    """imagefolder: scale each image's centre square to this height and width. None: all images must have one size."""
+    """imagefolder: scale the centre square of each image to this height and width. None: all images
+    must have one size."""
     resize: Count | None = None
-    """imagefolder: to test, scale each image's shorter side to this and cut the centre image_size out of it (256 and 224 are usual for
-    ImageNet). None: the centre square, scaled."""
+    """imagefolder: for testing, scale the shorter side of each image to this and cut the centre
+    image_size out of it (256 and 224 are usual for ImageNet). None: the centre square, scaled."""
     color: Literal["auto", "rgb", "gray"] = "auto"
     """imagefolder: auto takes gray only where every image is gray."""
     normalisation: Literal["centred", "dataset", "unit", "imagenet", "cifar100"] | tuple[tuple[float, ...], tuple[float, ...]] = "centred"
-    """centred: (p - 128) / 64, exact in floating point. dataset: the data set's own mean and deviation. unit: p / 255, no mean subtracted
-    (EquiNorm). imagenet: mean and deviation of ImageNet (also what CZMIG's code takes for CIFAR-10). cifar100: those in MimicNorm's code.
-    Or [[mean...], [deviation...]] of p / 255."""
+    """centred: (p - 128) / 64, exact in floating point. dataset: the mean and deviation of the data
+    set. unit: p / 255, with no mean subtracted (EquiNorm). imagenet: mean and deviation of ImageNet
+    (CZMIG's code uses them for CIFAR-10 too). cifar100: those in MimicNorm's code. Or [[mean...],
+    [deviation...]] of p / 255."""
     residence: Literal["auto", "device", "stream"] = "auto"
-    """device: the whole set as bytes there. stream: batch by batch, files decoded by workers. auto: device up to 2 GiB."""
+    """device: the whole set as bytes on the device. stream: batch by batch, with files decoded by
+    workers. auto: device up to 2 GiB."""
     workers: NonNegativeInt = 2
     """Processes that decode image files. 0: no extra process."""
     augment: Augment = Augment()
@@ -93,7 +103,7 @@ class Data(Section):
         if self.resize is not None and self.image_size is not None and self.resize < self.image_size:
             raise ValueError(f"resize {self.resize} is less than image_size {self.image_size}, which is cut out of it")
         if self.augment.resized_crop is not None and self.residence == "device":
-            raise ValueError("augment.resized_crop reads each image anew in each epoch, so residence: device cannot be; take auto or stream")
+            raise ValueError("augment.resized_crop reads each image again in each epoch, so residence: device is not possible; use auto or stream")
         return self
 
 
@@ -101,7 +111,8 @@ class Network(Section):
     """Which network, written the ordinary way, with BatchNorm."""
 
     name: Text = "resnet20"
-    """One of `pipeline/networks`, torchvision:NAME, or my_module:my_function (called with num_classes, in_channels)."""
+    """One of `pipeline/networks`, torchvision:NAME, or my_module:my_function (called with
+    num_classes and in_channels)."""
 
 
 _READ_BY = {
@@ -113,33 +124,40 @@ _READ_BY = {
     "cycle_momentum": ("one_cycle",),
     "momentum_after_cycle": ("one_cycle",),
 }
-"""Which schedules read a field."""
+"""The schedules that read each field."""
 
 
 class Schedule(Section):
     """How the learning rate goes from step to step."""
 
     name: Literal["constant", "multistep", "linear", "cosine", "monotonic", "cyclic", "one_cycle", "points"] = "multistep"
-    """linear and cosine fall step by step, monotonic once an epoch, each to `last`. cyclic: triangles. one_cycle: one triangle, then down
-    to `last`, the momentum going the other way. points: straight lines between the given points."""
+    """linear and cosine fall step by step and monotonic once an epoch, each to `last`. cyclic:
+    triangles. one_cycle: one triangle, then down to `last`, with the momentum moving the other way.
+    points: straight lines between the given points."""
     milestones: tuple[Count, ...] = ()
     """multistep: epochs after which the rate is multiplied by factor."""
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """multistep: what each milestone multiplies by."""
+    """multistep: the factor at each milestone."""
     last: Share = 0.0
-    """linear, cosine, monotonic, one_cycle: the share of the rate that is reached at the end. cyclic: the share at the foot of a triangle."""
+    """linear, cosine, monotonic, one_cycle: the share of the rate that is reached at the end.
+    cyclic: the share at the foot of a triangle."""
     cycle_epochs: Positive | None = None
-    """cyclic, one_cycle: how long a triangle takes, up and down. null: 10 epochs; with one_cycle nine tenths of the run."""
+    """cyclic, one_cycle: how long a triangle takes, up and down. null: 10 epochs; with one_cycle
+    nine tenths of the run."""
     cycle_foot: Share = 0.04
-    """one_cycle: the share of the rate at both feet of the triangle; training.learning_rate is its top."""
+    """one_cycle: the share of the rate at both feet of the triangle. training.learning_rate is its
+    top."""
     cycle_momentum: tuple[Momentum, Momentum] = (0.95, 0.85)
-    """one_cycle: the momentum at the feet and at the top of the triangle; it takes the place of training.momentum."""
+    """one_cycle: the momentum at the feet and at the top of the triangle. It replaces
+    training.momentum."""
     momentum_after_cycle: Momentum | None = None
-    """one_cycle: the momentum behind the triangle. null: as at its feet."""
+    """one_cycle: the momentum after the triangle. null: the same as at its feet."""
     rate_points: tuple[tuple[NonNegative, NonNegative], ...] = ()
-    """points: [epoch, share of the rate], with rising epochs; beyond the ends the outer shares hold."""
+    """points: [epoch, share of the rate], with rising epochs. Beyond the ends the outer shares
+    apply."""
     momentum_points: tuple[tuple[NonNegative, Momentum], ...] = ()
-    """With any schedule: [epoch, momentum], in the same way; none keeps the schedule's own, which is training.momentum but with one_cycle."""
+    """With any schedule: [epoch, momentum], in the same way. Without points the schedule's own
+    momentum applies: training.momentum, except with one_cycle."""
     warmup_epochs: NonNegative = 0.0
     """The rate rises linearly, step by step, over this many epochs."""
 
@@ -167,14 +185,19 @@ class Schedule(Section):
 
 
 class Mixup(Section):
-    """Pairs of training samples mixed as lam x + (1 - lam) x', lam ~ Beta(alpha, alpha), one lam a batch; the losses are mixed alike."""
+    """Pairs of training samples, mixed as lam x + (1 - lam) x'.
+
+    lam ~ Beta(alpha, alpha) is drawn once per batch. The losses are mixed in the same way.
+    """
 
     alpha: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """Larger mixes more evenly. 0 switches it off."""
+    """A larger value mixes more evenly. 0 switches mixup off."""
     where: Literal["input", "hidden"] = "input"
-    """input: the images. hidden: manifold mixup, at the images or inside the network, at a place drawn anew for each batch."""
+    """input: the images. hidden: manifold mixup, at the images or inside the network, at a place
+    drawn again for each batch."""
     hidden_at: Literal["stages", "units"] = "stages"
-    """stages: in front of the residual units at which images become smaller, as in manifold mixup's own code. units: of every unit."""
+    """stages: in front of the residual units at which images become smaller, as in manifold mixup's
+    own code. units: in front of every unit."""
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> "Mixup":
@@ -196,18 +219,22 @@ class NormClipping(Section):
     threshold: Positive = 5.0
     """T0, the largest norm in the first epoch."""
     growth: Literal["constant", "times_log", "plus_log", "over_log"] = "constant"
-    """How it changes with the epoch e, counted from 0. times_log: T0 (1 + ln(1 + e)). plus_log: T0 + ln(1 + e).
-    over_log: T0 / (1 + ln(1 + e))."""
+    """How the threshold changes with the epoch e, counted from 0. times_log: T0 (1 + ln(1 + e)).
+    plus_log: T0 + ln(1 + e). over_log: T0 / (1 + ln(1 + e))."""
 
 
 class AdaptiveClipping(Section):
-    """Each filter's gradient is scaled down to a norm of at most `threshold` times that of the filter; a bias or gain is one filter."""
+    """The gradient of each filter is scaled down to at most `threshold` times the norm of the
+    filter.
+
+    A bias or gain counts as one filter.
+    """
 
     name: Literal["agc"]
     threshold: Positive = 0.01
-    """The largest norm of a gradient as a share of the norm of what it changes."""
+    """The largest norm of a gradient, as a share of the norm of the weights it changes."""
     eps: Positive = 1.0e-3
-    """The least norm of weights that is reckoned with."""
+    """The least norm of weights that is used."""
     classifier: bool = False
     """Whether the classifier's gradients are clipped as well."""
 
@@ -216,32 +243,39 @@ Clipping = Annotated[NoClipping | NormClipping | AdaptiveClipping, Field(discrim
 
 
 class ModelEma(Section):
-    """A running average of the weights, and of the statistics with them: avg <- decay avg + (1 - decay) w after each step.
-    The average is what is evaluated, exported and deployed."""
+    """A running average of the weights and statistics: avg <- decay avg + (1 - decay) w after each
+    step.
+
+    The average is what is evaluated, exported and deployed.
+    """
 
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """0 keeps none. The average reaches back over about 1 / (1 - decay) steps."""
+    """0 keeps no average. The average reaches back over about 1 / (1 - decay) steps."""
     warmup: bool = False
-    """Whether the decay starts lower, (1 + t) / (10 + t) after t steps, so that the first steps are soon forgotten."""
+    """Whether the decay starts lower, at (1 + t) / (10 + t) after t steps, so that the first steps
+    are soon forgotten."""
 
 
 class FreezeStatistics(Section):
-    """Training without batch statistics at the end, so that its graph is the deployed one to the last bit."""
+    """Training without batch statistics at the end, so that its graph equals the deployed one to
+    the last bit."""
 
     epochs: NonNegativeInt = 0
-    """At the start of the last so many epochs the statistics are recomputed over the whole training set, as evaluation sees its images, and frozen:
-    from then on training computes on the weights that are deployed. 0: never."""
+    """The number of epochs, at the end, with frozen statistics. Before the first of them the
+    statistics are recomputed over the whole training set, with images as in evaluation, and frozen.
+    From then on training uses the weights that are deployed. 0: never."""
 
 
 class Training(Section):
-    """The loop and its optimiser: SGD with momentum."""
+    """The training loop and its optimiser, SGD with momentum."""
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     learning_rate: Positive = 0.1
     momentum: Momentum = 0.9
     nesterov: bool = False
     accumulate: Count = 1
-    """Batches whose mean gradient makes one step; batch statistics remain those of each batch. Batches that fill no step are left out of an epoch."""
+    """Number of batches whose mean gradient makes one step. Batch statistics remain those of each
+    batch. An epoch leaves out batches that do not fill a step."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mixup: Mixup = Mixup()
     clip: Clipping = NoClipping(name="none")
@@ -249,29 +283,34 @@ class Training(Section):
     model_ema: ModelEma = ModelEma()
     seed: Seed = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast where the device computes in it and images are at least 16 pixels wide."""
+    """auto: bfloat16 autocast where the device computes in bfloat16 and images are at least 16
+    pixels wide."""
     device: Literal["auto", "cpu", "cuda"] | CudaDevice = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: Literal["auto"] | Count = "auto"
-    """Of the CPU, while training. auto: one for images under 16 pixels wide, where threads wait more than they work; else all."""
+    """Number of CPU threads while training. auto: one for images under 16 pixels wide, where
+    threads wait more than they work; otherwise all."""
     deterministic: bool = False
-    """Only algorithms that repeat bit for bit, where the device offers them."""
+    """Use only algorithms that repeat bit for bit, where the device offers them."""
     cuda_graphs: bool = True
-    """On CUDA: forward, backward and the method's rules are captured once an epoch and replayed, with the same bits. Steps that mixup or
-    accumulate make differ from each other are launched one by one all the same."""
+    """On CUDA: forward, backward and the method's rules are captured once an epoch and replayed,
+    with the same bits. Steps that differ from each other, because of mixup or accumulate, are
+    launched one by one."""
     channels_last: bool = True
-    """The memory layout while training; checks always use the contiguous one."""
+    """The memory layout while training. Checks always use the contiguous one."""
     diagnosis: Literal["none", "epoch"] = "none"
-    """epoch: after each epoch the figures of every layer (norms, means, scales, variances, gradients), in diagnosis.jsonl, TensorBoard
-    and the report."""
+    """epoch: after each epoch record figures of every layer (norms, means, scales, variances,
+    gradients) in diagnosis.jsonl, TensorBoard and the report."""
     deflated_below: Positive = 0.05
-    """In the figures of layers: a filter counts as deflated when its norm, before any scale, is below this."""
+    """In the figures of layers, a filter counts as deflated if its norm, before any scale, is below
+    this."""
     schedule: Schedule = Schedule()
     freeze_statistics: FreezeStatistics = FreezeStatistics()
 
     @property
     def first_frozen_epoch(self) -> int | None:
-        """The epoch, counted from 0, at whose start the statistics are frozen; None where they never are."""
+        """The epoch, counted from 0, at whose start the statistics are frozen; None if they never
+        are."""
         return self.epochs - self.freeze_statistics.epochs if self.freeze_statistics.epochs else None
 
     @model_validator(mode="after")
@@ -309,10 +348,14 @@ Bits = Annotated[int, Field(ge=3, le=8)]
 
 
 class ExactBits(Section):
-    """How many bits the integers of each kind of layer have, at most. The certificate may ask for fewer."""
+    """The most bits that the integers of each kind of layer have.
+
+    The certificate may require fewer.
+    """
 
     weights: Bits = 8
-    """8: even integers from -126 to 126; 7: from -62 to 62, and so on. Behind values of both signs never beyond 64."""
+    """8: even integers from -126 to 126; 7: from -62 to 62, and so on. Behind values of both signs
+    never beyond 64."""
     first: Annotated[int, Field(ge=3, le=7)] = 7
     """The layers that read the image."""
     classifier: Bits = 8
@@ -324,22 +367,26 @@ class ExactBits(Section):
     linear: Bits | None = None
     """Linear layers in front of the classifier. null: as weights."""
     activations: Annotated[int, Field(ge=4, le=8)] = 7
-    """Behind a ReLU. 7: 0 to 127. 8: 0 to 255, where weights reach 64 only, and TensorRT's file rounds in float32."""
+    """Behind a ReLU. 7: 0 to 127. 8: 0 to 255, in which case weights reach only 64 and TensorRT's
+    file rounds in float32."""
 
 
 class Exact(Section):
-    """The exact stage: the trained network goes onto an integer grid and trains on there (docs/exact.md)."""
+    """The exact stage: the trained network moves to an integer grid and trains on
+    (docs/exact.md)."""
 
     enabled: Literal["auto"] | bool = "auto"
-    """auto: where the network and the method have an exact form; the verdict says why where not. true: refuse to train where not."""
+    """auto: if the network and the method have an exact form; otherwise the verdict says why not.
+    true: refuse to train if they have none."""
     epochs: NonNegativeInt = 2
-    """How long training goes on with the rounding in it. 0: not at all."""
+    """How many epochs training goes on with the rounding in it. 0: none."""
     learning_rate: Positive = 0.004
-    """Falls along a cosine to 0."""
+    """The initial learning rate. It falls along a cosine to 0."""
     calibration_images: Count = 1024
-    """How many training images, evenly spread, the steps of the grid are chosen on."""
+    """How many training images, evenly spread, are used to choose the steps of the grid."""
     search_rounds: NonNegativeInt = 0
-    """How often every step is tried at twice and half its size, and kept where the outputs on those images come nearer to the float ones."""
+    """How many rounds try every step at twice and half its size. A change is kept if it brings the
+    outputs on those images nearer to the float ones."""
     bits: ExactBits = ExactBits()
 
 
@@ -349,9 +396,10 @@ class Batch(Section):
     min: Literal[1] = 1
     """Every engine is verified on single images."""
     best: Count = 64
-    """The number that TensorRT makes it fastest for."""
+    """The number of images for which TensorRT makes the engine fastest."""
     max: Annotated[int, Field(ge=32, le=2**31 - 1)] = 256
-    """At least 32: engines are verified on that many at once, and on verify.batch_size. TensorRT counts in 31 bits."""
+    """At least 32, because engines are verified on 32 images at once, and on verify.batch_size.
+    TensorRT counts in 31 bits."""
 
     @model_validator(mode="after")
     def _best_is_not_above_max(self) -> "Batch":
@@ -364,17 +412,18 @@ class Export(Section):
     """The files that come out."""
 
     opset: Literal[20] = 20
-    """The one opset that every runtime here takes."""
+    """The one opset that every supported runtime reads."""
     tensorrt: Literal["auto"] | bool = "auto"
-    """auto: engines in float32, and exact where there is an exact form, where TensorRT and a GPU are; the verdict says why where not.
-    true: refuse to train where not. false: none, and no word of them."""
+    """auto: engines in float32, and exact ones if there is an exact form, provided that TensorRT
+    and a GPU are available; otherwise the verdict says why not. true: refuse to train if they are
+    not available. false: build none and do not mention them."""
     batch: Batch = Batch()
 
 
 if TYPE_CHECKING:
     RuntimeName = str
 else:
-    RuntimeName = Literal[FILE_RUNTIMES]  # from the table of runtimes, so that a new one is known here too
+    RuntimeName = Literal[FILE_RUNTIMES]  # from the table of runtimes, so that a new one is accepted here too
 
 
 class Verify(Section):
@@ -382,9 +431,11 @@ class Verify(Section):
 
     runtimes: tuple[RuntimeName, ...] = ("onnxruntime-cpu",)
     samples: Literal["test"] | Count = "test"
-    """test: the whole test set. A number: that many of its first samples. Hostile inputs are always added."""
+    """test: the whole test set. A number: that many of its first samples. Hostile inputs are always
+    added."""
     batch_size: Count = 64
-    """The batch at which links are compared; PyTorch's bits depend on it, so it is one number for all of them."""
+    """The batch size at which links are compared. PyTorch's bits depend on it, so one number is
+    used for all links."""
 
     @model_validator(mode="after")
     def _runtimes_are_some_and_different(self) -> "Verify":
@@ -416,7 +467,7 @@ class Config(Section):
     def _engines_take_the_batch_that_is_verified(self) -> "Config":
         if self.export.tensorrt is not False and self.verify.batch_size > self.export.batch.max:
             raise ValueError(
-                f"export.batch.max {self.export.batch.max} excludes verify.batch_size {self.verify.batch_size}; raise the one or lower the other"
+                f"export.batch.max {self.export.batch.max} excludes verify.batch_size {self.verify.batch_size}; raise the first or lower the second"
             )
         return self
 

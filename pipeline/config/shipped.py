@@ -1,4 +1,4 @@
-"""The configs that come with samegraph, by name: quickstart, cifar10/czmig-resnet110. In a checkout they are in configs/, else in the package.
+"""The configs that come with samegraph, by name: quickstart, cifar10/czmig-resnet110.
 
 Takes names and paths; writes a config to start from. Trains nothing.
 """
@@ -19,7 +19,8 @@ _PLACES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
 def configs_folder() -> Path:
-    """Where they are: in an installed package, or at the top of a checkout."""
+    """Return the folder of the configs: inside an installed package, or at the top of a
+    checkout."""
     for folder in _PLACES:
         if (folder / "schema.json").is_file():
             return folder
@@ -27,14 +28,14 @@ def configs_folder() -> Path:
 
 
 def config_names() -> tuple[str, ...]:
-    """The quickstart first, then one folder a data set."""
+    """Return the names of the configs: the quickstart first, then one folder per data set."""
     folder = configs_folder()
     names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
     return (QUICKSTART, *(name for name in names if name != QUICKSTART))
 
 
 def config_path(name: str) -> Path:
-    """The file of a config of ours; one line where there is none of this name."""
+    """Return the file of a shipped config; an unknown name gives an error of one line."""
     names = config_names()
     if name in names:
         return configs_folder() / f"{name}.yaml"
@@ -45,9 +46,10 @@ def config_path(name: str) -> Path:
 
 
 def write_starting_config(name: str, path: Path) -> Path:
-    """Write a config of ours where the user wants it, and beside it the schema that its first line names; returns the schema's path.
+    """Write a shipped config to `path` and its schema next to it; return the schema's path.
 
-    The schema goes along because a path into an installed package would be wrong on the next machine, and after the next installation.
+    The schema is copied because a path into an installed package would be wrong on another machine
+    and after the next installation.
     """
     content = config_path(name).read_text(encoding="utf-8")
     schema = path.with_name(SCHEMA_FILE)
@@ -62,13 +64,13 @@ def write_starting_config(name: str, path: Path) -> Path:
 
 
 def _for_editors(content: str) -> str:
-    """With the line that leads an editor to the schema, as the first one."""
+    """Return the config with the line that leads an editor to the schema as its first line."""
     rest = content.partition("\n")[2] if content.startswith(_LINE_FOR_EDITORS) else content
     return f"{_LINE_FOR_EDITORS}{SCHEMA_FILE}\n{rest}"
 
 
 def _is_a_schema_of_ours(path: Path) -> bool:
-    """Of any version; it is replaced by the one of this version."""
+    """Accept a schema of any version; this version's schema replaces it."""
     try:
         found, ours = json.loads(path.read_bytes()), json_schema()
     except (OSError, ValueError):

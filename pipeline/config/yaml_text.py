@@ -1,7 +1,7 @@
-"""YAML as configs use it: plain values, lists and sections, each with its line. Takes text, knows no key of any config.
+"""YAML as configs use it: plain values, lists and sections, each with its line number.
 
-Stricter than YAML: a key appears once and is text, no aliases, no tags. Numbers and booleans are those of YAML 1.2:
-5e-4 is a number and `no` is a word.
+Takes text; knows no key of any config. Stricter than YAML: a key appears once and is text; no
+aliases, no tags. Numbers and booleans are those of YAML 1.2: 5e-4 is a number and `no` is a word.
 """
 
 import re
@@ -32,7 +32,7 @@ _SCALARS = (
 
 @dataclass(frozen=True)
 class LocatedText:
-    """What a text says, and the line on which each of its keys stands."""
+    """The value of a text, and the line of each of its keys."""
 
     value: object
     lines: Mapping[Path, int]
@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever YAML 1.1 or 1.2 would take for something else than text."""
+    """Quotes any text that YAML 1.1 or 1.2 would read as something other than text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -75,9 +75,9 @@ _Dumper.add_representer(list, lambda dumper, values: dumper.represent_sequence("
 
 
 def read_yaml(text: str, source: str) -> LocatedText:
-    """Parse `text`; `source` names it in the one line that says what is wrong with it."""
+    """Parse `text`; `source` names it in error messages, which are one line long."""
     if len(text) > MAX_CHARACTERS:
-        raise UsageError(f"{source}: more than {MAX_CHARACTERS // 1024} KiB, which is no config")
+        raise UsageError(f"{source}: more than {MAX_CHARACTERS // 1024} KiB; a config is smaller")
     lines: dict[Path, int] = {}
     try:
         loader = _Loader(text)
@@ -111,7 +111,7 @@ def _items(loader: _Loader, node: yaml.MappingNode, path: Path, lines: dict[Path
         if not isinstance(key, str):
             raise _refusal(key_node, f"a key must be a word, got {key}")
         if key in seen:
-            raise _refusal(key_node, f"{key} stands here twice")
+            raise _refusal(key_node, f"{key} appears twice")
         seen.add(key)
         lines[(*path, key)] = key_node.start_mark.line + 1
         yield key, _value(loader, value_node, (*path, key), lines)
@@ -125,7 +125,7 @@ def _located(loader: _Loader, node: yaml.Node, path: Path, lines: dict[Path, int
 def _scalar(loader: _Loader, node: yaml.Node) -> object:
     known = {tag for tag, _, _ in _SCALARS} | {"tag:yaml.org,2002:str"}
     if not isinstance(node, yaml.ScalarNode):
-        raise _refusal(node, "a list or a section cannot stand here")
+        raise _refusal(node, "a list or a section is not allowed here")
     if node.tag not in known:
         raise _refusal(node, f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} is not used here")
     if node.tag == "tag:yaml.org,2002:int":
@@ -137,14 +137,14 @@ def _scalar(loader: _Loader, node: yaml.Node) -> object:
 
 
 def _integer(node: yaml.ScalarNode) -> int:
-    """Decimal, as YAML 1.2 reads it; PyYAML would take 010 for eight."""
+    """Read a decimal integer as YAML 1.2 does; PyYAML would read 010 as eight."""
     if not re.fullmatch(r"[-+]?[0-9]{1,40}", node.value):
         raise _refusal(node, f"{node.value[:40]!r} is not a whole number of at most 40 digits")
     return int(node.value)
 
 
 def _refusal(at: Any, problem: str) -> yaml.MarkedYAMLError:
-    """`at` is a node or an event of PyYAML: both carry their mark, and nothing else in common."""
+    """Return the error; `at` is a node or an event of PyYAML, which share only their mark."""
     return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
 

@@ -270,9 +270,9 @@ MISTAKES = [
         METHOD + "verify: {runtimes: [tensorflow]}",
         f'a.yaml:2: verify.runtimes[0]: got "tensorflow", expected one of {RUNTIMES}',
     ),
-    (METHOD + METHOD, "a.yaml:2: not valid here: method stands here twice"),
+    (METHOD + METHOD, "a.yaml:2: not valid here: method appears twice"),
     (METHOD + "1: 2", "a.yaml:2: not valid here: a key must be a word, got 1"),
-    (METHOD + "? [a]\n: 1", "a.yaml:2: not valid here: a list or a section cannot stand here"),
+    (METHOD + "? [a]\n: 1", "a.yaml:2: not valid here: a list or a section is not allowed here"),
     (METHOD + "data: [", "a.yaml:2: not valid here: expected the node content, but found '<stream end>'"),
     (METHOD + "---\n" + METHOD, "a.yaml:2: not valid here: but found another document"),
     (METHOD + "data: &x [*x]", "a.yaml:2: not valid here: aliases (*) are not used here"),
@@ -292,7 +292,7 @@ MISTAKES = [
         "data: \x07",
         'a.yaml: not YAML: unacceptable character #x0007: special characters are not allowed in "<unicode string>", position 6',
     ),
-    ("#" * (MAX_CHARACTERS + 1), "a.yaml: more than 256 KiB, which is no config"),
+    ("#" * (MAX_CHARACTERS + 1), "a.yaml: more than 256 KiB; a config is smaller"),
 ]
 
 
@@ -369,7 +369,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
         Path("/dev/zero"): "not a regular file; give the path of a YAML config",
         tmp_path / ("x" * 300): "cannot be read (File name too long); give the path of a YAML config",
         latin: "not UTF-8 text (byte 8); give a YAML config",
-        huge: "more than 256 KiB, which is no config",
+        huge: "more than 256 KiB; a config is smaller",
     }
     for path, message in expected.items():
         with pytest.raises(UsageError) as caught:

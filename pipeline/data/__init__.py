@@ -1,6 +1,6 @@
 """Data sets: labelled uint8 images in a training and a test split, in batches on the device.
 
-`open_data` gives a `DataSet`; `TrainingBatches` shuffles and augments its training split.
+`open_data` returns a `DataSet`; `TrainingBatches` shuffles and augments its training split.
 """
 
 from pipeline.data.batches import TrainingBatches

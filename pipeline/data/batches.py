@@ -1,6 +1,7 @@
-"""Batches for training: shuffled, cut to size and augmented, each a function of (seed, epoch, step) alone.
+"""Batches for training: shuffled, cut to size and augmented.
 
-Takes a split that lies on its device. Knows no network and no method.
+Takes a split that is on its device. Each batch depends on (seed, epoch, step) alone. Knows no
+network and no method.
 """
 
 from collections.abc import Iterator
@@ -15,13 +16,19 @@ from pipeline.data.dataset import Batch, Split, too_large_a_batch
 
 
 def generator_for(seed: int, purpose: str, count: int) -> torch.Generator:
-    """A CPU generator of its own for the count-th time that `purpose` needs random numbers."""
+    """Return a generator of its own for the count-th time that `purpose` needs random numbers.
+
+    It is a CPU generator, so that every device gets the same numbers.
+    """
     digest = blake2b(f"{seed}/{purpose}/{count}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def augmented(images: torch.Tensor, options: Augment, seed: int, step: int) -> torch.Tensor:
-    """Crop each image at its own place, mirror some, turn each by its own angle. Switching one off leaves the draws of the others."""
+    """Crop each image at its own place, mirror some, and rotate each by its own angle.
+
+    Switching one of these off leaves the random draws of the others unchanged.
+    """
     num, padding = len(images), options.crop_padding
     if padding:
         images = _cropped(images, padding, _draws(num, 2, 2 * padding + 1, generator_for(seed, "crop", step)).to(images.device))
@@ -49,9 +56,10 @@ def _flipped(images: torch.Tensor, mirror: torch.Tensor) -> torch.Tensor:
 
 
 def _rotated(images: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Each pixel is the one nearest to where it comes from, black where that lies outside. Counter-clockwise in radians, about the centre.
+    """Rotate images counter-clockwise about their centre, by angles in radians.
 
-    In float64, by products and sums that every device rounds alike.
+    Each pixel takes the value of the nearest source pixel, or black where the source is outside.
+    Computed in float64, with products and sums that every device rounds alike.
     """
     height, width = images.shape[2:]
     cosine, sine = (turn.to(images.device)[:, None, None] for turn in (angles.cos(), angles.sin()))
@@ -66,7 +74,11 @@ def _rotated(images: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """Epochs of full batches. What does not fill one is left out (other samples each epoch): they would weigh more."""
+    """Epochs of full batches.
+
+    Samples that do not fill a batch are left out (different ones in each epoch), because each of
+    them would weigh more than the others.
+    """
 
     split: Split
     batch_size: int
@@ -82,7 +94,7 @@ class TrainingBatches:
         return self.split.num_samples // self.batch_size
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch (counted from 0), from its `first_step` on."""
+        """Yield the batches of an epoch (counted from 0), starting at its `first_step`."""
         if not 0 <= first_step <= self.steps_per_epoch:
             raise ValueError(f"an epoch has steps 0 to {self.steps_per_epoch}, got {first_step}")
         order, draws = (each[first_step * self.batch_size :] for each in (self._order(epoch), self._draws(epoch)))
@@ -91,7 +103,10 @@ class TrainingBatches:
             yield augmented(images, self.augment, self.seed, step), labels
 
     def whole_set(self) -> Iterator[Batch]:
-        """Every image once, as evaluation sees it, shuffled; the batches differ by one image at most, and none is smaller than a training batch."""
+        """Yield every image once, shuffled, as evaluation sees it.
+
+        Batch sizes differ by at most one image, and no batch is smaller than a training batch.
+        """
         num, number = self.split.num_samples, self.steps_per_epoch
         size, num_larger = divmod(num, number)
         order = torch.randperm(num, generator=generator_for(self.seed, "whole set", 0))

@@ -1,6 +1,7 @@
-"""CIFAR-10 and CIFAR-100 in their own file format: 32 x 32, RGB, ten or a hundred (fine) classes; read by torchvision's classes.
+"""CIFAR-10 and CIFAR-100 in their own file format, read by torchvision's classes.
 
-The files are pickles of the data sets' authors; their md5 is compared before they are opened.
+Images are 32 x 32, RGB, of ten or a hundred (fine) classes. The files are pickles from the authors
+of the data sets; their md5 is compared before they are opened.
 """
 
 import warnings
@@ -16,7 +17,7 @@ from pipeline.data.published import NotFetchedError, fetch, require_published
 
 
 def read_cifar(form: type[CIFAR10], options: Data) -> Source:
-    """The official split: 50,000 images for training, 10,000 for testing."""
+    """Read the official split: 50,000 images for training, 10,000 for testing."""
     if options.download:
         fetch(options.name, form.url, options.root, lambda: form(options.root, download=True))
     _require_files(form, Path(options.root) / form.base_folder, options.name)
@@ -34,7 +35,8 @@ def _require_files(form: type[CIFAR10], folder: Path, name: str) -> None:
 
 def _opened(form: type[CIFAR10], root: str, *, train: bool) -> CIFAR10:
     with warnings.catch_warnings():
-        # NumPy 2.4.0 to 2.4.4 complains of pickles as old as these, which say 0 where it wants False.
+        # NumPy 2.4.0 to 2.4.4 warns about pickles as old as these, which have 0 where it expects
+        # False.
         warnings.filterwarnings("ignore", r"dtype\(\): align should be passed")
         return form(root, train=train)
 
@@ -45,10 +47,10 @@ def _labelled(split: CIFAR10) -> LabelledImages:
 
 
 def read_cifar10(options: Data, progress: Progress) -> Source:
-    """From ROOT/cifar-10-batches-py."""
+    """Read it from ROOT/cifar-10-batches-py."""
     return read_cifar(CIFAR10, options)
 
 
 def read_cifar100(options: Data, progress: Progress) -> Source:
-    """From ROOT/cifar-100-python."""
+    """Read it from ROOT/cifar-100-python."""
     return read_cifar(CIFAR100, options)

@@ -1,6 +1,7 @@
-"""What part of an image is taken and how large it becomes: the centre to test, a random part to train where that is asked for.
+"""Decode an image, and take a part of it at a given size.
 
-Takes and returns Pillow images; scaling is bilinear with antialiasing. Knows no files.
+The part is the centre for testing, and a random part for training if requested. Takes paths of
+image files and returns pixels; scaling is bilinear with antialiasing. Knows no data set.
 """
 
 import math
@@ -29,12 +30,17 @@ class Framing:
 
     size: int
     resize: int | None = None
-    """What the shorter side is scaled to before the centre is cut out; none: the centre square is scaled."""
+    """What the shorter side is scaled to before the centre is cut out. None: the centre square is
+    scaled."""
     area: tuple[float, float] | None = None
-    """The least and the largest share of the image that a random part has; none: there are no random parts."""
+    """The least and the largest share of the image that a random part has. None: no random
+    parts."""
 
     def framed(self, image: Image.Image, draw: int | None) -> Image.Image:
-        """The part that the random number `draw` stands for; without one, or without random parts, the centre."""
+        """Return the part that the random number `draw` selects.
+
+        Without `draw`, or without random parts, return the centre.
+        """
         if self.area is not None and draw is not None:
             return _scaled(image.crop(random_box(image.width, image.height, self.area, Random(draw))), self.size, self.size)
         if self.resize is None:
@@ -53,7 +59,11 @@ class Framing:
 
 
 def random_box(width: int, height: int, area: tuple[float, float], random: Random) -> Box:
-    """torchvision's rule: an area and the logarithm of a ratio, both uniform, until such a part fits; after ten attempts the centre."""
+    """Choose a random part by torchvision's rule.
+
+    Draw an area and the logarithm of a ratio, both uniform, until the part fits; after ten attempts
+    take the centre.
+    """
     for _ in range(_ATTEMPTS):
         pixels = width * height * random.uniform(*area)
         ratio = math.exp(random.uniform(*map(math.log, _RATIOS)))
@@ -72,7 +82,7 @@ def _largest_in_the_centre(width: int, height: int) -> Box:
 
 
 def _with_shorter_side(image: Image.Image, side: int) -> Image.Image:
-    """The other side is rounded down."""
+    """Scale the image; the other side is rounded down."""
     shorter = min(image.size)
     return _scaled(image, *(side if length == shorter else int(side * length / shorter) for length in image.size))
 
@@ -93,7 +103,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each EXIF orientation; 1 is upright already, and other numbers have no meaning."""
+"""The transposition that undoes each EXIF orientation. 1 is already upright, and other numbers have
+no meaning."""
 _LIES = range(5, 9)
 """The orientations that swap width and height."""
 Result = TypeVar("Result")
@@ -105,7 +116,7 @@ class Mode:
 
     gray: bool
     conversion: str = ""
-    """What is done to them, where it is worth saying."""
+    """The conversion applied to them, if it is worth mentioning."""
 
 
 _ALPHA = "with transparency read without it"
@@ -124,7 +135,10 @@ _MODES = {
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says of itself before its pixels are decoded. Width and height are the upright image's."""
+    """What an image file says about itself before its pixels are decoded.
+
+    Width and height are those of the upright image.
+    """
 
     width: int
     height: int
@@ -135,14 +149,14 @@ class Header:
 
 @dataclass(frozen=True)
 class UnreadableImage:
-    """Why a file cannot be used, in one line."""
+    """The reason, in one line, why a file cannot be used."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class DecodeRequest:
-    """A file, and the random number that says which part of it; none for the part that is tested."""
+    """A file and the random number that selects a part of it; None for the part used in testing."""
 
     path: str
     draw: int | None = None
@@ -150,9 +164,10 @@ class DecodeRequest:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes files to one shape. With a framing, a part of each image is brought to it.
+    """Decodes files to one shape; with a framing, a part of each image is brought to that shape.
 
-    An image is turned upright as its EXIF orientation says; gray from colour is ITU-R 601 luma; of several frames, the first counts.
+    An image is turned upright as its EXIF orientation says. Gray from colour is ITU-R 601 luma. Of
+    several frames, the first is used.
     """
 
     channels: int
@@ -184,12 +199,12 @@ class Decoder:
 
 
 def read_headers(paths: Sequence[str]) -> list[Header | UnreadableImage]:
-    """The header of each file, or why it has none."""
+    """Return the header of each file, or the reason why it has none."""
     return [_or_unreadable(path, _header) for path in paths]
 
 
 def printable(text: str) -> str:
-    """The text itself, or its escaped form where it would break a line or cannot be written as UTF-8."""
+    """Return the text, escaped if it would break a line or cannot be written as UTF-8."""
     return text if text.isprintable() else ascii(text)
 
 
@@ -202,21 +217,26 @@ def _header(image: Image.Image) -> Header:
 def _mode(image: Image.Image) -> Mode:
     mode, wide = _MODES.get(image.mode), _has_16_bits(image)
     if mode is None or wide:
-        # Which 8 of the bits matter depends on what the image shows, so nobody but its owner can choose.
+        # Which 8 of the 16 bits matter depends on the image, so only its owner can choose.
         kind = f"{image.mode} of 16 bits" if wide else image.mode
         raise ValueError(f"its pixels are {kind}, not 8-bit gray, RGB, palette, CMYK or YCbCr; convert it")
     return mode
 
 
 def _has_16_bits(image: Image.Image) -> bool:
-    """Pillow has no mode for 16-bit colour: it drops the low byte and says RGB. The raw mode of the tiles tells."""
+    """Tell 16-bit colour from 8-bit colour.
+
+    Pillow has no mode for 16-bit colour: it drops the low byte and reports RGB. The raw mode of the
+    tiles shows the difference.
+    """
     arguments = (tile.args for tile in getattr(image, "tile", []))
     raw_modes = (args[0] if isinstance(args, tuple) and args else args for args in arguments)
     return any(isinstance(raw, str) and raw.startswith(("RGB", "LA")) and ";16" in raw for raw in raw_modes)
 
 
 def _orientation(image: Image.Image) -> int:
-    # Only EXIF in front of the pixels: to look for more, Pillow decodes a whole PNG. It turns a TIFF by itself.
+    # Read only EXIF data in front of the pixels: Pillow would decode a whole PNG to look for more.
+    # Pillow turns a TIFF by itself.
     orientation = image.getexif().get(_ORIENTATION) if "exif" in image.info else None
     return orientation if isinstance(orientation, int) else 1
 
@@ -231,9 +251,9 @@ def _or_unreadable(path: str, read: Callable[[Image.Image], Result]) -> Result |
     try:
         with _bombs_raise(), Image.open(path, formats=_FORMATS) as image:
             return read(image)
-    # Pillow's plugins meet damaged bytes with nearly any exception: OSError, SyntaxError, ValueError, struct.error, ...
+    # Pillow's plugins raise nearly any exception for damaged bytes: OSError, SyntaxError, ...
     except Exception as error:
-        return UnreadableImage(f"{printable(path)} cannot be used: {_reason(path, error)}; mend it or take it away")
+        return UnreadableImage(f"{printable(path)} cannot be used: {_reason(path, error)}; fix or remove it")
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""scikit-learn's 1,797 handwritten digits, 8 x 8, which come with the package: the data set that needs no network."""
+"""The built-in data set: scikit-learn's 1,797 handwritten digits of 8 x 8 pixels.
+
+It comes with the package and needs no network access.
+"""
 
 import torch
 from sklearn.datasets import load_digits
@@ -11,7 +14,10 @@ TEST_EVERY = 5
 
 
 def read(options: Data, progress: Progress) -> Source:
-    """Every fifth sample of each class, in file order, is for testing. A value v of 0..16 becomes min(16 v, 255)."""
+    """Take every fifth sample of each class, in file order, for testing.
+
+    A value v of 0..16 becomes min(16 v, 255).
+    """
     values, targets = load_digits(return_X_y=True)
     pixels = torch.from_numpy(values).mul(16).clamp(max=255).to(torch.uint8).reshape(-1, 1, 8, 8)
     labels = torch.from_numpy(targets).to(torch.int64)
@@ -24,7 +30,10 @@ def read(options: Data, progress: Progress) -> Source:
 
 
 def every_nth_of_its_class(labels: torch.Tensor, n: int) -> torch.Tensor:
-    """True for the n-th, 2n-th, 3n-th ... sample of each class: a rule that no library's random numbers can change."""
+    """Return True for the n-th, 2n-th, 3n-th ... sample of each class.
+
+    No library's random numbers can change this rule.
+    """
     classes = torch.arange(int(labels.max()) + 1)
     of_class = (labels[:, None] == classes).to(torch.int64)
     rank = (of_class.cumsum(0) * of_class).sum(1)

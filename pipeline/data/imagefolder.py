@@ -1,7 +1,8 @@
-"""A user's own images: ROOT/train/CLASS/*.png and ROOT/test/CLASS/*.png (or ROOT/val). Classes are the sorted folders.
+"""A user's own images: ROOT/train/CLASS/*.png and ROOT/test/CLASS/*.png (or ROOT/val).
 
-Every file's header is read before anything else happens, so that what is wrong with a set is said at the start.
-Names that begin with a dot are passed over; other files that are no images are counted and listed in the notes.
+The sorted folders are the classes. Every file's header is read first, so problems are reported at
+the start. Names that begin with a dot are ignored; files that are not images are counted and listed
+in the notes.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ class _Listing:
 
 
 def read(options: Data, progress: Progress) -> Source:
-    """Open an image folder: list it, read all headers, and settle on one size and one colour for all images."""
+    """Open an image folder: list it, read all headers, and choose one size and one colour for all
+    images."""
     root = Path(options.root)
     train_folder, test_folder, unused = _split_folders(root)
     train, test = _listed(train_folder), _listed(test_folder)
@@ -76,7 +78,10 @@ def _listed(folder: Path) -> _Listing:
 
 
 def _images_in(folder: Path) -> tuple[list[str], list[str]]:
-    """The images of a class, and what else is there. A class is one folder deep: one inside it has no clear meaning."""
+    """Return the images of a class and the other files in its folder.
+
+    A class is one folder deep: a folder inside it has no clear meaning.
+    """
     if not folder.name.isprintable():
         where = printable(str(folder))
         raise UsageError(f"the name of the class folder {where} holds unprintable characters; rename it")
@@ -84,7 +89,7 @@ def _images_in(folder: Path) -> tuple[list[str], list[str]]:
     others: list[str] = []
     for entry in _visible(folder):
         if entry.is_dir():
-            raise UsageError(f"{printable(str(entry))} is a folder inside a class; move its images up or take it away; {_LAYOUT}")
+            raise UsageError(f"{printable(str(entry))} is a folder inside a class; move its images up or remove it; {_LAYOUT}")
         (images if entry.suffix.lower() in SUFFIXES else others).append(str(entry))
     if not images:
         raise UsageError(f"the class folder {folder} holds no images ({' '.join(SUFFIXES)}); fill it or remove it")

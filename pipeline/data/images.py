@@ -1,6 +1,7 @@
-"""Worker processes that read what is wanted, batch by batch and in order.
+"""Images of a data set, in memory or in files that worker processes decode.
 
-Takes a picklable function of some of it; workers see nothing else, and must not raise: they return errors.
+Takes indices and yields batches in order. Workers see only what they are sent and must not raise:
+they return errors.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +20,10 @@ Result = TypeVar("Result")
 
 @final
 class WorkerPool(Generic[Request, Result]):
-    """Processes that stay alive from one `read` to the next; one `read` at a time. No workers: this process reads."""
+    """Worker processes that stay alive from one `read` to the next.
+
+    Only one `read` may run at a time. With no workers, this process reads.
+    """
 
     def __init__(self, read: Callable[[Sequence[Request]], Result], workers: int, *, pinned: bool = False) -> None:
         self._chunks: list[list[Request]] = []
@@ -32,12 +36,13 @@ class WorkerPool(Generic[Request, Result]):
             # A forked worker may inherit a lock that a thread of this process holds.
             multiprocessing_context="spawn" if workers else None,
             persistent_workers=workers > 0,
-            # Its own generator: a loader without one draws from, and so changes, torch's global random numbers.
+            # Its own generator: without one, a loader draws from torch's global random numbers and
+            # so changes them.
             generator=torch.Generator(),
         )
 
     def read(self, chunks: Sequence[list[Request]]) -> Iterator[Result]:
-        """One result per chunk, in order."""
+        """Yield one result per chunk, in order."""
         self._chunks[:] = chunks
         results = cast("Iterator[Result]", iter(self._loader))
         for _ in chunks:
@@ -46,7 +51,7 @@ class WorkerPool(Generic[Request, Result]):
 
 @final
 class _Requests(Dataset[object], Generic[Request]):
-    """What is sent to a worker; the loader takes what is wanted for its indices."""
+    """What a worker receives; the loader passes requests in place of indices."""
 
     def __init__(self, read: Callable[[Sequence[Request]], object]) -> None:
         self._read = read
@@ -68,7 +73,7 @@ def _next(results: Iterator[Result]) -> Result:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        # The one thing a worker cannot return as a value: that it was killed.
+        # The one thing that a worker cannot return as a value is that it was killed.
         reason = " ".join(str(error).split())
         raise UsageError(f"a process that reads images died, often for want of memory; lower data.workers ({reason})") from error
 
@@ -76,11 +81,14 @@ def _next(results: Iterator[Result]) -> Result:
 Shape = tuple[int, int, int]
 """Channels, height, width."""
 Draws = torch.Tensor | None
-"""A random number (int64, on the CPU) for each image that is wanted, for those of which a random part is read; None: as they are tested."""
+"""One random number (int64, on the CPU) per requested image, which selects a part of it. None: read
+images as for testing."""
 _SECONDS_A_FILE, _SECONDS_A_PIXEL = 1e-4, 1e-8
-"""What one process takes to decode a file, roughly: from JPEG files of 32 x 32 and of several megapixels."""
+"""What one process needs to decode a file, roughly; measured on JPEG files of 32 x 32 and of
+several megapixels."""
 _SECONDS_FOR_WORKERS = 20.0
-"""From this length on, one pass over the files is worth starting workers for, which takes about three seconds each."""
+"""A pass over the files that takes longer than this is worth starting workers, which takes about
+three seconds each."""
 
 
 class Images(ABC):
@@ -96,11 +104,14 @@ class Images(ABC):
 
     @abstractmethod
     def batches(self, order: torch.Tensor, batch_size: int, device: torch.device, draws: Draws = None) -> Iterator[torch.Tensor]:
-        """The images with these indices (int64, on the CPU) on the device; the last batch may be smaller."""
+        """Yield the images with these indices (int64, on the CPU) on the device.
+
+        The last batch may be smaller.
+        """
 
     @property
     def num_bytes(self) -> int:
-        """How much memory they take as one tensor."""
+        """The memory that they take as one tensor."""
         channels, height, width = self.shape
         return self.num_images * channels * height * width
 
@@ -131,7 +142,7 @@ class MemoryImages(Images):
 
 @final
 class FileImages(Images):
-    """Images in files, decoded by worker processes each time they are wanted."""
+    """Images in files, decoded by worker processes each time they are requested."""
 
     def __init__(self, paths: tuple[str, ...], decoder: Decoder, workers: int, num_file_pixels: int) -> None:
         self._paths, self._decoder, self._workers, self._num_file_pixels = paths, decoder, workers, num_file_pixels
@@ -149,7 +160,8 @@ class FileImages(Images):
         paths = [self._paths[index] for index in order.tolist()]
         wanted = [DecodeRequest(path) for path in paths] if draws is None else list(map(DecodeRequest, paths, draws.tolist()))
         chunks = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-        # A pool serves one loop at a time and is kept for the next epoch: starting its processes takes seconds.
+        # A pool serves one loop at a time and is kept for the next epoch, because starting its
+        # processes takes seconds.
         pool = self._idle.pop() if self._idle else self._pool(pinned=device.type == "cuda")
         try:
             for decoded in pool.read(chunks):
@@ -160,7 +172,7 @@ class FileImages(Images):
             self._idle.append(pool)
 
     def for_one_pass(self) -> "FileImages":
-        """The same images for a single pass: with workers only where that is faster."""
+        """Return the same images for a single pass, with workers only if that is faster."""
         seconds = self.num_images * _SECONDS_A_FILE + self._num_file_pixels * _SECONDS_A_PIXEL
         workers = self._workers if seconds > _SECONDS_FOR_WORKERS else 0
         return FileImages(self._paths, self._decoder, workers, self._num_file_pixels)

@@ -1,6 +1,7 @@
-"""What is subtracted from and divided into the raw pixels of a data set, one number each per channel.
+"""Open a data set: read it, place its images, and choose its normalisation.
 
-`centred` is exact in floating point: 128 and 64 leave every pixel a multiple of 1/64.
+Takes the data options and a device; returns a `DataSet`. The normalisation `centred` is exact in
+floating point: 128 and 64 leave every pixel a multiple of 1/64.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,11 +22,11 @@ _NAMED = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-"""Means and deviations of p / 255 that papers or their code give."""
+"""Means and deviations of p / 255 from papers or their code."""
 
 
 def normalisation_for(options: Data, train: Split, progress: Progress) -> Normalisation:
-    """The normalisation that the options ask for, on the scale of raw pixels."""
+    """Return the normalisation that the options request, on the scale of raw pixels."""
     channels = train.images.shape[0]
     if options.normalisation == "centred":
         return Normalisation((128.0,) * channels, (64.0,) * channels)
@@ -40,14 +41,17 @@ def normalisation_for(options: Data, train: Split, progress: Progress) -> Normal
 
 
 def _measured(train: Split, progress: Progress) -> Normalisation:
-    """From counts of each pixel value: the sums are of integers and depend on no order, batch size or device."""
+    """Compute it from counts of each pixel value.
+
+    The sums are of integers, so they depend on no order, batch size or device.
+    """
     counts = _counts(train, progress)
     values = range(256)
     moments = [[sum(n * v**power for n, v in zip(channel, values, strict=True)) for power in (0, 1, 2)] for channel in counts]
     means = tuple(total / n for n, total, _ in moments)
     stds = tuple(sqrt(n * squares - total * total) / n for n, total, squares in moments)
     if min(stds) == 0:
-        raise UsageError("data.normalisation: dataset divides by 0: a channel has one value in all training images; take centred")
+        raise UsageError("data.normalisation: dataset divides by 0: a channel has one value in all training images; use centred")
     return Normalisation(means, stds)
 
 
@@ -68,14 +72,15 @@ _READERS = {
     "imagefolder": "pipeline.data.imagefolder:read",
     "svhn": "pipeline.data.svhn:read",
 }
-"""The function that reads each. Its module is imported when it is needed: torchvision and scikit-learn take seconds, in each worker too."""
+"""The function that reads each data set. Its module is imported only when needed: torchvision and
+scikit-learn take seconds, in each worker too."""
 RESIDENT_BYTES = 2 * 2**30
-"""Up to this size, decoded, `residence: auto` keeps a whole set on the device."""
+"""Up to this decoded size, `residence: auto` keeps a whole set on the device."""
 _DECODED_AT_ONCE = 256
 
 
 def open_data(options: Data, device: torch.device, progress: Progress = silent) -> DataSet:
-    """Open the data set that the options name; its batches come on `device`."""
+    """Open the data set that the options name, with batches on `device`."""
     source = _reader(options.name)(options, progress)
     _require_usable(source, options)
     placing = _Placement(device, _is_resident(source, options), progress)
@@ -101,7 +106,7 @@ def _reader(name: str) -> Reader:
 
 @dataclass(frozen=True)
 class _Placement:
-    """Where the images of a data set shall live."""
+    """Where the images of a data set are kept."""
 
     device: torch.device
     resident: bool

@@ -1,6 +1,7 @@
-"""Files that the authors of a data set published: fetched by torchvision, and opened only when their md5 is the published one.
+"""Files that the authors of a data set published: torchvision fetches them.
 
-Takes paths and md5s; knows no format. What is missing or damaged is one line that says how to get it.
+Takes paths and md5s; knows no format. A file is opened only if its md5 is the published one. The
+error for a missing or damaged file is one line that says how to get it.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ class NotFetchedError(UsageError):
 
 
 def fetch(name: str, url: str, root: str, download: Callable[[], object]) -> None:
-    """Run torchvision's download; it leaves alone what is there already."""
+    """Run torchvision's download, which leaves existing files alone."""
     try:
         download()
     except (OSError, RuntimeError) as error:
@@ -25,7 +26,7 @@ def fetch(name: str, url: str, root: str, download: Callable[[], object]) -> Non
 
 
 def require_published(path: Path, md5: str, remedy: str) -> None:
-    """Raise unless this is the very file."""
+    """Raise unless the file is the published one."""
     if not check_integrity(path, md5):
         what = "is not the data set's file: its md5 differs" if path.exists() else "is missing"
         raise DamagedError(f"{path} {what}; {remedy}")

@@ -1,4 +1,7 @@
-"""Street View House Numbers, cropped digits: 32 x 32, RGB, in the authors' MATLAB files, read by torchvision's class."""
+"""Street View House Numbers (SVHN), cropped digits of 32 x 32, RGB.
+
+The authors' MATLAB files are read by torchvision's class.
+"""
 
 from pathlib import Path
 
@@ -13,7 +16,10 @@ from pipeline.data.published import NotFetchedError, fetch, require_published
 
 
 def read(options: Data, progress: Progress) -> Source:
-    """From ROOT/{train,test}_32x32.mat, 73,257 and 26,032 images; with `extra`, the 531,131 of ROOT/extra_32x32.mat are for training too."""
+    """Read ROOT/{train,test}_32x32.mat, 73,257 and 26,032 images.
+
+    With `extra`, the 531,131 images of ROOT/extra_32x32.mat are used for training too.
+    """
     splits = ("train", "extra") if options.extra else ("train",)
     for split in (*splits, "test"):
         if options.download:
@@ -43,6 +49,6 @@ def _labelled(root: str, splits: tuple[str, ...]) -> LabelledImages:
 
 
 def _opened(root: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The extra split takes 1.6 GB, so nothing but the tensors is kept of what torchvision opened."""
+    """Keep only the tensors of what torchvision opened, because the extra split takes 1.6 GB."""
     found = SVHN(root, split)
     return torch.from_numpy(found.data).contiguous(), torch.from_numpy(found.labels)

@@ -166,7 +166,7 @@ def test_a_header_that_cannot_be_used_is_one_line_with_the_path(tmp_path: Path, 
     path.write_bytes(content)
     (found,) = read_headers([str(path)])
     assert isinstance(found, UnreadableImage)
-    line = rf"{re.escape(str(path))} cannot be used: .*({reason}).*; mend it or take it away"
+    line = rf"{re.escape(str(path))} cannot be used: .*({reason}).*; fix or remove it"
     assert re.fullmatch(line, found.message)
 
 
@@ -184,7 +184,7 @@ def test_truncated_pixels_are_one_line_with_the_path(tmp_path: Path, suffix: str
 
 def test_a_missing_file_and_one_that_changed_are_said(tmp_path: Path, noise: np.ndarray) -> None:
     (missing,) = read_headers([str(tmp_path / "none.png")])
-    assert missing == UnreadableImage(f"{tmp_path}/none.png cannot be used: No such file or directory; mend it or take it away")
+    assert missing == UnreadableImage(f"{tmp_path}/none.png cannot be used: No such file or directory; fix or remove it")
     path = tmp_path / "a.png"
     Image.fromarray(noise[:4]).save(path)
     changed = COLOUR([DecodeRequest(str(path))])

@@ -247,7 +247,7 @@ def test_workers_cut_the_same_parts(photographs: Path) -> None:
         ({"name": "cifar10", "image_size": 28, "resize": 32}, "resize is for name: imagefolder"),
         ({"augment": Augment(resized_crop=(0.1, 1.0))}, "augment.resized_crop is for name: imagefolder"),
         ({"image_size": 33, "resize": 32}, "resize 32 is less than image_size 33, which is cut out of it"),
-        ({"image_size": 28, "augment": Augment(resized_crop=(0.1, 1.0)), "residence": "device"}, "so residence: device cannot be; take auto"),
+        ({"image_size": 28, "augment": Augment(resized_crop=(0.1, 1.0)), "residence": "device"}, "so residence: device is not possible; use auto"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_by_the_config(wrong: dict[str, object], message: str) -> None:

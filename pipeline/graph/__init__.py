@@ -1,4 +1,7 @@
-"""Traces a network into a graph and finds its parts. Knows neither methods nor particular networks."""
+"""Trace a network into a graph and find its parts.
+
+Knows neither methods nor particular networks.
+"""
 
 from export.layers import Normalise
 from pipeline.graph.parts import Convolution, Norm, Parts, ResidualUnit, find_parts

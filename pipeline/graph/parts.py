@@ -1,7 +1,7 @@
-"""The parts of a traced network: convolutions and their norms, residual units, the classifier; the layers of a graph that trains.
+"""The parts of a traced network: convolutions with their norms, residual units, the classifier.
 
-And the changes that methods make to them: each leaves a graph that runs once `finish` was called.
-Takes a traced graph. Knows neither methods nor particular networks.
+Takes a traced graph; also holds the changes that methods make to it. Each change leaves a graph
+that runs once `finish` has been called. Knows neither methods nor particular networks.
 """
 
 import math
@@ -22,7 +22,10 @@ from export.operations import step_at, walk
 
 @dataclass(frozen=True)
 class Norm:
-    """A batch normalisation; `follows` is the layer whose output it alone reads, None where it stands by itself."""
+    """A batch normalisation.
+
+    `follows` is the layer whose output only this norm reads; None if there is no such layer.
+    """
 
     node: Node
     module: nn.BatchNorm1d | nn.BatchNorm2d
@@ -42,7 +45,8 @@ class Convolution:
     kind: LayerKind
     norm: Norm | None
     slope: float
-    """The share of negative values that the rectifiers in front of it let pass; 0 where there is none, as if there were a ReLU."""
+    """The share of negative values that the rectifiers in front of it let pass. 0 if there is no
+    rectifier, as with a ReLU."""
 
     @property
     def name(self) -> str:
@@ -51,7 +55,8 @@ class Convolution:
 
 @dataclass(frozen=True)
 class ResidualUnit:
-    """`add` joins `branch_end` and `shortcut_end`, which both come from `start`."""
+    """A residual unit: `add` joins `branch_end` and `shortcut_end`, which both start from
+    `start`."""
 
     start: Node
     add: Node
@@ -62,18 +67,18 @@ class ResidualUnit:
 
     @cached_property
     def inside(self) -> frozenset[Node]:
-        """Every node between start and add, start excluded and add included."""
+        """Every node between start and add, without start but with add."""
         return frozenset({self.add} | self.inside_branch | _between(self.start, self.shortcut_end))
 
     @cached_property
     def inside_branch(self) -> frozenset[Node]:
-        """Every node of the branch, start excluded."""
+        """Every node of the branch, without start."""
         return frozenset(_between(self.start, self.branch_end))
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of one graph, in the order in which they are computed."""
+    """The parts of one graph, in the order of computation."""
 
     convolutions: tuple[Convolution, ...]
     norms: tuple[Norm, ...]
@@ -82,7 +87,7 @@ class Parts:
 
     @property
     def units_by_start(self) -> dict[Node, list[ResidualUnit]]:
-        """The units of each start; several where additions are nested."""
+        """The units by their start; several units share a start where additions are nested."""
         grouped: dict[Node, list[ResidualUnit]] = {}
         for unit in self.units:
             grouped.setdefault(unit.start, []).append(unit)
@@ -90,7 +95,7 @@ class Parts:
 
 
 def find_parts(graph: GraphModule) -> Parts:
-    """The parts of a traced network."""
+    """Find the parts of a traced network."""
     norms = _norms(graph)
     convolutions = _convolutions(graph, norms)
     return Parts(convolutions, norms, _residual_units(graph, convolutions), convolutions[-1])
@@ -146,13 +151,16 @@ def _convolutions(graph: GraphModule, norms: tuple[Norm, ...]) -> tuple[Convolut
 
 
 def _slope_in_front(layer: Node, slopes: Mapping[Node, float], layers: Container[Node]) -> float:
-    """The slope of the rectifiers whose values a layer reads; of several the root of the mean square."""
+    """Return the slope of the rectifiers whose values a layer reads.
+
+    For several rectifiers it is the root of the mean square.
+    """
     squares = [slopes[node] ** 2 for node in _nearest_in_front(layer, lambda node: node in slopes or node in layers) if node in slopes]
-    return math.sqrt(math.fsum(squares) / len(squares)) if squares else 0.0  # fsum, because a set has no order and a sum has one
+    return math.sqrt(math.fsum(squares) / len(squares)) if squares else 0.0  # fsum: the order of a set varies, and a plain sum depends on it
 
 
 def _nearest_in_front(node: Node, stops: Callable[[Node], bool]) -> set[Node]:
-    """On each way back from a node, the first node at which to stop."""
+    """Return, for each path back from a node, the first node at which to stop."""
     found: set[Node] = set()
     seen: set[Node] = set()
     waiting: list[Node] = list(node.all_input_nodes)
@@ -173,7 +181,7 @@ def _kind(module: nn.Conv2d | nn.Linear, has_layer_before: bool) -> LayerKind:
 
 
 def _classifier(graph: GraphModule, layers: Container[Node]) -> Node:
-    """The one layer behind which no other layer stands, on every way to the output."""
+    """Return the one layer that has no other layer after it, on every path to the output."""
     last = _nearest_in_front(output_of(graph), lambda node: node in layers)
     if len(last) != 1:
         names = ", ".join(sorted(str(node.target) for node in last)) or "none"
@@ -203,15 +211,15 @@ def _unit(add: Node, start: Node, layer_at: dict[Node, Convolution]) -> Residual
     layers = [tuple(layer_at[node] for node in add.graph.nodes if node in _between(start, end) and node in layer_at) for end in ends]
     weights = [(len(found), sum(layer.module.weight.numel() for layer in found)) for found in layers]
     if weights[0] == weights[1]:
-        raise UsageError(
-            f"node {add.name!r} joins two ways of equal length from {start.name!r}; it cannot be told which is the branch and which the shortcut"
-        )
+        raise UsageError(f"node {add.name!r} joins two paths of equal length from {start.name!r}; branch and shortcut cannot be told apart")
     branch, shortcut = (0, 1) if weights[0] > weights[1] else (1, 0)
     return ResidualUnit(start, add, ends[branch], ends[shortcut], layers[branch], layers[shortcut])
 
 
 def _immediate_dominators(graph: GraphModule) -> dict[Node, Node]:
-    """For each node the nearest other node that every way from the image to it passes through."""
+    """Map each node to the nearest other node that every path from the image to it passes
+    through."""
+    # The nodes of a graph are in topological order, so one pass finds every dominator.
     dominator: dict[Node, Node] = {}
     position = {node: number for number, node in enumerate(graph.graph.nodes)}
     for node in graph.graph.nodes:
@@ -224,13 +232,14 @@ def _immediate_dominators(graph: GraphModule) -> dict[Node, Node]:
                 if position[meeting] > position[other]:
                     meeting = dominator[meeting]
                 else:
-                    other = dominator[other]  # noqa: PLW2901 - the walk up the tree is the point
+                    other = dominator[other]  # noqa: PLW2901 - this walks up the tree
         dominator[node] = meeting
     return dominator
 
 
 def _between(start: Node, end: Node) -> set[Node]:
-    """The nodes on the ways from start to end, start excluded, end included where it is not start."""
+    """Return the nodes on the paths from start to end, without start, and with end unless it is
+    start."""
     found: set[Node] = set()
     waiting = [end]
     while waiting:
@@ -251,14 +260,16 @@ class TrainedLayer:
     module: nn.Module
 
     def filters_and_scale(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The filters before a learned scale per filter, and that scale; None where there is none."""
+        """Return the filters before a learned scale per filter, and that scale; None if there is no
+        scale."""
         if (derivation := self._derivation) is not None:
             return derivation.filters_and_scale()
         assert isinstance(self.module, (nn.Conv2d, nn.Linear))
         return self.module.weight, None
 
     def output_variance(self) -> torch.Tensor | None:
-        """The running variance per filter that the layer divides by; None where it has no norm."""
+        """Return the running variance per filter that the layer divides by; None if it has no
+        norm."""
         return None if self._derivation is None else self._derivation.output_variance()
 
     @property
@@ -267,13 +278,17 @@ class TrainedLayer:
 
 
 def trained_layers(graph: GraphModule) -> tuple[TrainedLayer, ...]:
-    """Every convolution and linear layer in the order of computation, the classifier last."""
+    """Return every convolution and linear layer in the order of computation, the classifier
+    last."""
     found = find_parts(fold(graph)).convolutions
     return tuple(TrainedLayer(layer.name, layer.kind, graph.get_submodule(layer.name)) for layer in found)
 
 
 def starts_of_units(graph: GraphModule, *, where_images_shrink: bool) -> list[Node]:
-    """The nodes at which residual units begin, in the order of computation; all, or those of units that make images smaller."""
+    """Return the nodes at which residual units begin, in the order of computation.
+
+    These are all units, or only those that make images smaller.
+    """
     units = find_parts(fold(graph)).units
     names = [unit.start.name for unit in units if not where_images_shrink or _num_pixels(unit.start) > _num_pixels(unit.add)]
     return [node for node in graph.graph.nodes if node.name in names]
@@ -284,19 +299,22 @@ def _num_pixels(node: Node) -> int:
 
 
 def remove_norms(graph: GraphModule, norms: Iterable[Norm]) -> None:
-    """Let the readers of each norm read what the norm read."""
+    """Let the readers of each norm read the input of the norm."""
     for norm in norms:
         bypass(graph, norm.node)
         graph.delete_submodule(norm.name)
 
 
 def readers_in(units: list[ResidualUnit], *, on_shortcut: bool) -> list[Node]:
-    """Who reads the common start of these units: their branches, and their shortcuts where asked."""
+    """Return the readers of the common start of these units.
+
+    These are their branches, and their shortcuts if requested.
+    """
     return [node for node in units[0].start.users if any(_reads_at_start(unit, node, on_shortcut) for unit in units)]
 
 
 def is_relu_for(graph: GraphModule, reader: Node) -> bool:
-    """Whether a node reads a ReLU that nothing else reads."""
+    """Return whether a node reads a ReLU that nothing else reads."""
     (before,) = reader.all_input_nodes
     step = step_at(graph, before)
     return len(before.users) == 1 and step.kind == "rectifier" and isinstance(step.as_layer(), nn.ReLU)

@@ -1,6 +1,7 @@
-"""From a network written the ordinary way to a graph of plain layers: raw uint8 pixels in, logits out.
+"""Turn a network written the ordinary way into a graph of plain layers: raw pixels in, logits out.
 
-Takes any `nn.Module` that torch.fx can trace; refuses, by name, each node that is not a plain layer.
+Takes any `nn.Module` that torch.fx can trace. Refuses, by name, each node that is not a plain
+layer.
 """
 
 import operator
@@ -50,7 +51,8 @@ class _PlainLayerTracer(Tracer):
 
 
 def trace(network: nn.Module, normalise: Normalise, image_shape: tuple[int, int, int], num_classes: int) -> GraphModule:
-    """The network as a graph, in training mode, with the shape of every value noted on its node."""
+    """Return the network as a graph in training mode, with the shape of every value noted on its
+    node."""
     network.train()
     graph = _traced(_FromPixels(normalise, network))
     _refuse_unknown_nodes(graph)
@@ -125,16 +127,19 @@ def _require_one_output(graph: GraphModule) -> None:
 
 
 def _make_functional(graph: GraphModule) -> None:
-    """No operation writes into its input: a rewrite may give that input a second reader, which must not see the change."""
+    """Make operations that write into their input write elsewhere.
+
+    A rewrite may give that input a second reader, which must not see the change.
+    """
     for step in walk(graph):
         if step.node.target is operator.iadd:
             step.node.target = operator.add
         elif step.node.target == "add_":
             step.node.target = "add"
-        elif step.node.kwargs.get("inplace"):  # torch.nn.functional hands it on by name, however it was given
+        elif step.node.kwargs.get("inplace"):  # torch.nn.functional passes it by name, however it was given
             step.node.update_kwarg("inplace", False)
         elif step.kind == "rectifier" and step.layer is not None:
-            step.layer.inplace = False  # type: ignore[assignment]  # an attribute of the layer, no part of it
+            step.layer.inplace = False  # type: ignore[assignment]  # an attribute of the layer, not a submodule
     graph.recompile()
 
 
@@ -146,7 +151,10 @@ def _make_dropout_switchable(graph: GraphModule) -> None:
 
 
 def _require_pools_that_divide(graph: GraphModule) -> None:
-    """An adaptive pool is a plain one only where its output divides its input; no runtime has the other kind."""
+    """Refuse an adaptive pool whose output does not divide its input.
+
+    Only a pool that divides is a plain pool; no runtime has the other kind.
+    """
     for step in walk(graph):
         if step.kind != "adaptive pool":
             continue

@@ -1,6 +1,7 @@
-"""Networks by name: ours, torchvision's, or the user's own function. Each is written the ordinary way, with BatchNorm.
+"""Networks by name: ours, torchvision's, or a function of the user.
 
-A new network is one file here and one row in `NETWORKS`, or in `FAMILIES` where its name holds numbers; nothing else knows its name.
+Each is written the ordinary way, with BatchNorm. A new network is one file here and one row in
+`NETWORKS`, or in `FAMILIES` if its name holds numbers; nothing else knows its name.
 """
 
 import copy
@@ -52,14 +53,15 @@ NETWORKS: dict[str, Builder] = {
     "shufflenetv2_x1_0": partial(ShuffleNetV2, (116, 232, 464, 1024)),
     "mobilenetv2": MobileNetV2,
 }
-"""For small images; what else there is, torchvision has. resnet20 to resnet110 begin with 16 planes, the other ResNets with 64; wrn20 has 20 layers
-and 96, 192 and 384 planes, 96 in the stem."""
+"""Networks for small images; torchvision has others. resnet20 to resnet110 begin with 16 planes,
+the other ResNets with 64. wrn20 has 20 layers, 96 planes in the stem, and 96, 192 and 384 planes in
+its stages."""
 
 FAMILIES = (Family("wrn-DEPTH-WIDTH", by_depth_and_width, ("wrn-16-8", "wrn-28-10", "wrn-40-4")),)
 
 
 def network_by_name(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    """Build a network; its weights are those of its own initialisation."""
+    """Build a network with the weights of its own initialisation."""
     prefix, separator, rest = name.partition(":")
     if not separator:
         return _ours(name)(num_classes, in_channels)
@@ -69,7 +71,7 @@ def network_by_name(name: str, num_classes: int, in_channels: int) -> nn.Module:
 
 
 def is_of_the_user(name: str) -> bool:
-    """Whether the name stands for code of the user's own, which no bundle may import."""
+    """Return whether the name refers to the user's own code, which no bundle may import."""
     return ":" in name and not name.startswith("torchvision:")
 
 
@@ -105,13 +107,16 @@ def _torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
 
 
 def _with_input_channels(network: nn.Module, in_channels: int) -> nn.Module:
-    """torchvision's networks take three channels; the first convolution gets weights for another number."""
+    """Give the first convolution new weights for another number of channels.
+
+    torchvision's networks take three channels.
+    """
     name, first = next((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
-    anew = copy.copy(first)
-    anew.in_channels = in_channels
-    anew.weight = nn.Parameter(torch.empty(first.out_channels, in_channels, *first.kernel_size))
-    anew.reset_parameters()
-    network.set_submodule(name, anew)
+    replacement = copy.copy(first)
+    replacement.in_channels = in_channels
+    replacement.weight = nn.Parameter(torch.empty(first.out_channels, in_channels, *first.kernel_size))
+    replacement.reset_parameters()
+    network.set_submodule(name, replacement)
     return network
 
 
@@ -123,7 +128,7 @@ def _of_the_user(module: str, function: str, num_classes: int, in_channels: int)
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
-        raise UsageError(f"network.name: {module}:{function} {_raised(error)}; mend it there") from error
+        raise UsageError(f"network.name: {module}:{function} {_raised(error)}; fix it there") from error
     if not isinstance(network, nn.Module):
         raise UsageError(f"network.name: {module}:{function} returned {type(network).__name__}, expected a torch.nn.Module")
     return network
@@ -146,7 +151,7 @@ def _imported(module: str, function: str) -> Callable[..., object]:
 def _require_arguments(build: Callable[..., object], name: str) -> None:
     try:
         signature = inspect.signature(build)
-    except (TypeError, ValueError):  # some of those written in C tell nothing of their arguments
+    except (TypeError, ValueError):  # some functions written in C do not give their arguments
         return
     try:
         signature.bind(num_classes=0, in_channels=0)
@@ -157,7 +162,7 @@ def _require_arguments(build: Callable[..., object], name: str) -> None:
 
 
 def _raised(error: BaseException) -> str:
-    """What the user's code raised, and the line of theirs where it did, on one line."""
+    """Describe on one line what the user's code raised, and on which line of that code."""
     message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     place = _place_of(error)
     return f"raised {type(error).__name__}" + (f": {message}" if message else "") + (f" at {place}" if place else "")
@@ -171,6 +176,7 @@ def _place_of(error: BaseException) -> str | None:
 
 
 def _is_code_of_the_user(file: str) -> bool:
-    """Neither this file nor Python's own nor an installed package's."""
+    """Return whether the file is neither this one, nor Python's own, nor part of an installed
+    package."""
     installed = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
     return file != __file__ and not file.startswith("<") and not any(Path(file).is_relative_to(folder) for folder in installed)

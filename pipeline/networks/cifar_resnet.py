@@ -1,4 +1,7 @@
-"""The residual networks for small images (He et al., CIFAR form): three stages of basic blocks, parameter-free shortcuts."""
+"""Residual networks for small images (He et al., CIFAR form).
+
+Three stages of basic blocks with parameter-free shortcuts.
+"""
 
 import torch
 from torch import nn
@@ -6,7 +9,10 @@ from torch.nn import functional as F
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; where the shape changes, the shortcut drops pixels and appends channels of zeros."""
+    """Two 3x3 convolutions and a shortcut.
+
+    Where the shape changes, the shortcut drops pixels and appends channels of zeros.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -25,7 +31,8 @@ class BasicBlock(nn.Module):
     def shortcut(self, x: torch.Tensor) -> torch.Tensor:
         if self.stride == 1 and self.new_channels == 0:
             return x
-        # A pool over single pixels drops pixels as x[:, :, ::s, ::s] does, and its gradient keeps the memory layout of x.
+        # A pool over single pixels drops pixels as x[:, :, ::s, ::s] does, and its gradient keeps
+        # the memory layout of x.
         return F.pad(F.max_pool2d(x, 1, self.stride), (0, 0, 0, 0, 0, self.new_channels))
 
 

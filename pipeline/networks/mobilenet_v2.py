@@ -1,4 +1,7 @@
-"""MobileNetV2 for small images: the paper's inverted residuals, with stride 1 in the stem and in the second stage."""
+"""MobileNetV2 for small images.
+
+The paper's inverted residuals, with stride 1 in the stem and in the second stage.
+"""
 
 import torch
 from torch import nn
@@ -17,7 +20,10 @@ _STAGES = (  # expansion, channels, blocks, stride of the first block
 
 
 class InvertedResidual(nn.Module):
-    """Expanded by 1x1, depthwise 3x3, brought back by a linear 1x1; added to its input where the shape stays."""
+    """Expands by 1x1, filters by depthwise 3x3, and reduces by a linear 1x1.
+
+    The result is added to the input where the shape stays the same.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()

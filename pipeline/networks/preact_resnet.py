@@ -1,6 +1,7 @@
-"""Pre-activation ResNets for small images (He et al. 2016, in the form of Verma et al. 2018): norm and ReLU stand in front of each convolution.
+"""Pre-activation ResNets for small images (He et al. 2016, in the form of Verma et al. 2018).
 
-A 3x3 stem of stride 1 without a norm, four stages from 64 planes on, and neither norm nor ReLU between the last sum and the pooling.
+Norm and ReLU precede each convolution. A 3x3 stem of stride 1 without a norm, then four stages that
+start from 64 planes; neither norm nor ReLU between the last sum and the pooling.
 """
 
 import torch
@@ -29,7 +30,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActBottleneck(nn.Module):
-    """A 3x3 convolution, which has the stride, between two of 1x1."""
+    """A 3x3 convolution, which has the stride, between two 1x1 convolutions."""
 
     expansion = 4
 
@@ -52,7 +53,7 @@ class PreActBottleneck(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Stages of 64, 128, 256 and 512 planes, with so many blocks each."""
+    """Stages of 64, 128, 256 and 512 planes, with the given number of blocks each."""
 
     def __init__(self, block: type[PreActBlock | PreActBottleneck], blocks_per_stage: tuple[int, ...], num_classes: int, in_channels: int) -> None:
         super().__init__()

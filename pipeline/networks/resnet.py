@@ -1,4 +1,8 @@
-"""ResNet-18 to -101 for small images: four stages from 64 planes on, a 3x3 stem of stride 1, no max-pool, 1x1 projections as shortcuts."""
+"""ResNet-18 to ResNet-101 for small images.
+
+Four stages that start from 64 planes, a 3x3 stem of stride 1, no max-pool, and 1x1 projections as
+shortcuts.
+"""
 
 import torch
 from torch import nn
@@ -25,7 +29,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution, which has the stride, between two of 1x1."""
+    """A 3x3 convolution, which has the stride, between two 1x1 convolutions."""
 
     expansion = 4
 
@@ -48,7 +52,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stages of 64, 128, 256 and 512 planes, with so many blocks each."""
+    """Stages of 64, 128, 256 and 512 planes, with the given number of blocks each."""
 
     def __init__(self, block: type[BasicBlock | Bottleneck], blocks_per_stage: tuple[int, ...], num_classes: int, in_channels: int) -> None:
         super().__init__()

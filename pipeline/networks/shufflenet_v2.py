@@ -1,4 +1,5 @@
-"""ShuffleNetV2 for small images: the paper's units on a 3x3 stem of stride 1 and no max-pool."""
+"""ShuffleNetV2 for small images: the paper's units on a 3x3 stem of stride 1, without a
+max-pool."""
 
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ _STEM, _UNITS_PER_STAGE = 24, (4, 8, 4)
 
 
 class Branch(nn.Module):
-    """1x1, depthwise 3x3, 1x1; a ReLU behind the first and the last."""
+    """1x1, depthwise 3x3, 1x1, with a ReLU after the first and the last."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class ReducingUnit(nn.Module):
 
 
 class Unit(nn.Module):
-    """One half of the channels passes as it is, the other through the branch."""
+    """One half of the channels passes unchanged, the other goes through the branch."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -64,7 +65,10 @@ class Unit(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
-    """`channels` of the three stages and of the last convolution."""
+    """A stem, three stages and a last convolution.
+
+    `channels` are those of the three stages and of the last convolution.
+    """
 
     def __init__(self, channels: tuple[int, int, int, int], num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -86,7 +90,7 @@ class ShuffleNetV2(nn.Module):
 
 
 def shuffled(x: torch.Tensor) -> torch.Tensor:
-    """The channels of both halves in turn."""
+    """Interleave the channels of both halves."""
     batch, channels, height, width = x.size()
     x = torch.transpose(x.view(batch, 2, channels // 2, height, width), 1, 2)
     return torch.reshape(x, (batch, channels, height, width))

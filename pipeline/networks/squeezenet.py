@@ -1,4 +1,7 @@
-"""SqueezeNet with simple bypass, for small images: a 3x3 stem, eight fire modules, and a 1x1 convolution in front of the average as classifier."""
+"""SqueezeNet with simple bypass, for small images.
+
+A 3x3 stem, eight fire modules, and as classifier a 1x1 convolution in front of the average.
+"""
 
 import torch
 from torch import nn
@@ -6,7 +9,7 @@ from torch.nn import functional as F
 
 
 class Fire(nn.Module):
-    """Squeezed to few channels by 1x1, expanded by 1x1 and 3x3 side by side."""
+    """Squeezes to few channels by 1x1, then expands by 1x1 and 3x3 side by side."""
 
     def __init__(self, in_channels: int, squeezed: int, out_channels: int) -> None:
         super().__init__()
@@ -24,7 +27,7 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """Fire 3, 5 and 7 have a bypass: what goes in is added to what comes out."""
+    """The network; fire 3, 5 and 7 have a bypass that adds their input to their output."""
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()

@@ -1,4 +1,8 @@
-"""VGG for images of 32 x 32: five stages of 3x3 convolutions, each with a max-pool behind it, and two hidden layers of 4096 with dropout."""
+"""VGG for images of 32 x 32.
+
+Five stages of 3x3 convolutions, each followed by a max-pool, and two hidden layers of 4096 with
+dropout.
+"""
 
 import torch
 from torch import nn
@@ -9,7 +13,7 @@ _HIDDEN = 4096
 
 
 class Vgg(nn.Module):
-    """`stages`: the numbers of filters of each stage's convolutions."""
+    """The network; `stages` holds the numbers of filters of each stage's convolutions."""
 
     def __init__(self, stages: tuple[tuple[int, ...], ...], num_classes: int, in_channels: int) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""Wide ResNets (Zagoruyko and Komodakis): three stages of pre-activation blocks of two 3x3 convolutions, few of them and wide."""
+"""Wide ResNets (Zagoruyko and Komodakis).
+
+Three stages of pre-activation blocks of two 3x3 convolutions, few of them and wide.
+"""
 
 from functools import partial
 
@@ -10,7 +13,8 @@ from pipeline.networks.families import Builder
 
 
 class WideBlock(nn.Module):
-    """Norm and ReLU in front of each convolution; where the width changes, a 1x1 convolution is the shortcut."""
+    """Norm and ReLU precede each convolution; where the width changes, the shortcut is a 1x1
+    convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -28,7 +32,10 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """`width` planes in the first stage, twice and four times as many in the others, `stem` planes in front of them."""
+    """`width` planes in the first stage, then twice and four times as many.
+
+    `stem` is the number of planes in front of them.
+    """
 
     def __init__(self, blocks_per_stage: int, stem: int, width: int, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -52,7 +59,11 @@ def _stage(in_channels: int, out_channels: int, stride: int, num_blocks: int) ->
 
 
 def by_depth_and_width(depth: int, width: int) -> Builder:
-    """WRN-depth-width of its paper: 6 n + 4 layers, n blocks a stage, 16 planes in the stem and 16 times the width in the first stage."""
+    """Return the builder of WRN-depth-width of its paper.
+
+    It has 6 n + 4 layers with n blocks per stage, 16 planes in the stem, and 16 times the width in
+    the first stage.
+    """
     blocks_per_stage, rest = divmod(depth - 4, 6)
     if rest or blocks_per_stage < 1:
         nearest = 6 * max(1, round((depth - 4) / 6)) + 4

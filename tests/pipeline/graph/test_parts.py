@@ -149,7 +149,7 @@ class NothingToTrain(nn.Module):
     ("network", "message"),
     [
         (UsedTwice(), "layer 'network.conv' is used at more than one place"),
-        (EqualWays(), "node 'add' joins two ways of equal length"),
+        (EqualWays(), "node 'add' joins two paths of equal length"),
         (AddsAConstant(), "node 'add' adds (3,)"),
         (TwoClassifiers(), "found network.classifier, network.second"),
         (NothingToTrain(), "nothing to train"),

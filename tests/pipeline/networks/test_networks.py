@@ -147,7 +147,7 @@ def test_a_wrong_name_is_one_line_that_says_what_is_known(name: str, message: st
         ("\n{}['conv']", "cannot import 'build' from 'MODULE': it raised KeyError: 'conv' at FILE:2;"),
         ("raise SystemExit", "cannot import 'build' from 'MODULE': it raised SystemExit at FILE:1;"),
         ("import no_such_thing", "it raised ModuleNotFoundError: No module named 'no_such_thing' at FILE:1;"),
-        ("def build(num_classes, in_channels):\n    return {}['a\\nb']", "MODULE:build raised KeyError: 'a\\nb' at FILE:2; mend it there"),
+        ("def build(num_classes, in_channels):\n    return {}['a\\nb']", "MODULE:build raised KeyError: 'a\\nb' at FILE:2; fix it there"),
         ("def build(num_classes, in_channels):\n    raise ValueError('one\\ntwo')", "MODULE:build raised ValueError: one two at FILE:2;"),
         (
             "from torch import nn\ndef build(num_classes, in_channels):\n    return nn.Linear(-1, 2)",

@@ -1,4 +1,7 @@
-"""Training methods, one file each. A new one is its file, its row in `METHODS`, and its options in `pipeline/config/methods.py`."""
+"""Training methods, one file each.
+
+A new method is its file, its row in `METHODS`, and its options in `pipeline/config/methods.py`.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +36,7 @@ METHODS: dict[str, Callable[[Any], Method]] = {
 
 
 def method_from_options(options: MethodOptions) -> Method:
-    """The method that the options belong to."""
+    """Return the method that the options belong to."""
     return METHODS[options.name](options)
 
 

@@ -1,6 +1,7 @@
-"""The network as it is written, with batch normalisation. In evaluation each norm acts on its layer's weight, so that folding keeps the bits.
+"""The network as it is written, with batch normalisation.
 
-A norm that follows no convolution becomes a 1x1 depthwise convolution in evaluation.
+In evaluation each norm acts on its layer's weight, so that folding keeps the bits. A norm that
+follows no convolution becomes a 1x1 depthwise convolution in evaluation.
 """
 
 import torch
@@ -22,11 +23,14 @@ _OF_A_NORM = "batch statistics of a BatchNorm"
 
 
 class BatchStatistics(Statistics):
-    """Normalises by the batch's own mean and variance; where it does not act, the layer in front does it by stored ones, on its weight."""
+    """Normalises by the batch's own mean and variance.
+
+    Where it does not act, the layer in front uses the stored statistics, on its weight.
+    """
 
     def __init__(self, norm: BatchNorm, summary: str = _OF_A_NORM) -> None:
         super().__init__()
-        self._norm = (norm,)  # in a tuple: it belongs to that layer, and no tensor is stored under two names
+        self._norm = (norm,)  # in a tuple, so that the norm is not registered here: its layer owns it
         self._summary = summary
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,7 +55,7 @@ class BatchStatistics(Statistics):
 
 
 class NormInWeight(Derivation):
-    """The weight and bias of a layer with its norm's running statistics worked in."""
+    """The weight and bias of a layer, with the running statistics of its norm applied."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, norm: BatchNorm) -> None:
         super().__init__()
@@ -79,7 +83,7 @@ class NormInWeight(Derivation):
 
 
 class NormedLayer(FoldableLayer):
-    """A convolution or linear layer and the norm behind it, as one layer."""
+    """A convolution or linear layer and the norm after it, as one layer."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, norm: BatchNorm, statistics: str = _OF_A_NORM) -> None:
         super().__init__()
@@ -102,7 +106,10 @@ class NormedLayer(FoldableLayer):
 
 
 class LoneNorm(FoldableLayer):
-    """A norm that follows no layer of its own; in evaluation a 1x1 depthwise convolution on a weight of ones."""
+    """A norm that follows no layer of its own.
+
+    In evaluation it is a 1x1 depthwise convolution with a weight of ones.
+    """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -124,7 +131,10 @@ class LoneNorm(FoldableLayer):
 
 
 class Batchnorm(Method):
-    """The baseline: training uses batch statistics, which makes its training graph another than the deployed one."""
+    """The baseline.
+
+    Training uses batch statistics, so its training graph differs from the deployed one.
+    """
 
     def __init__(self, options: BatchnormOptions) -> None:
         self.options = options
@@ -137,7 +147,7 @@ class Batchnorm(Method):
             if layer.norm is not None:
                 replace_layer(graph, layer.node, NormedLayer(layer.module, _with_statistics(layer.norm)))
                 bypass(graph, layer.norm.node)
-                graph.delete_submodule(layer.norm.name)  # the layer has it now; under two names it would be stored twice
+                graph.delete_submodule(layer.norm.name)  # the layer owns it now; under two names it would be stored twice
         for norm in parts.norms:
             if norm.follows is None:
                 replace_layer(graph, norm.node, _alone(norm))

@@ -1,4 +1,8 @@
-"""Scales on residual branches, written on the weight and bias of the convolution that ends the branch, so that folding keeps the bits."""
+"""Scales on residual branches.
+
+They act on the weight and bias of the convolution that ends the branch, so that folding keeps the
+bits.
+"""
 
 from collections.abc import Iterable, Iterator
 
@@ -13,7 +17,7 @@ from pipeline.graph import Convolution, Parts, ResidualUnit
 
 
 class BranchScale(Derivation):
-    """W = s V and b = s c with one learned scalar s for the whole layer."""
+    """W = s V and b = s c, with one learned scalar s for the whole layer."""
 
     def __init__(self, weight: torch.Tensor, initial_scale: float) -> None:
         super().__init__()
@@ -29,13 +33,19 @@ class BranchScale(Derivation):
 
 
 def last_convolutions(units: Iterable[ResidualUnit]) -> dict[Node, ResidualUnit]:
-    """The units whose branches end in a convolution, by that convolution's node, in the order of the graph."""
+    """Map the last convolution of each branch to its unit, in the order of the graph.
+
+    Units whose branches end otherwise are left out.
+    """
     ends = ((_ends_in(unit.branch, unit.branch_end), unit) for unit in units)
     return {layer.node: unit for layer, unit in ends if layer is not None}
 
 
 def ends_of_all_branches(parts: Parts, method: str) -> dict[Node, ResidualUnit]:
-    """The same for a method that needs every branch to end in a convolution of its own; refused where one does not, or there is none."""
+    """Do the same for a method that needs every branch to end in a convolution of its own.
+
+    Refuse a network where a branch does not, or where there is no branch.
+    """
     if not parts.units:
         raise UsageError(f"method {method} scales residual branches, and the network has none; choose a residual network or another method")
     ends = last_convolutions(parts.units)
@@ -49,15 +59,18 @@ def ends_of_all_branches(parts: Parts, method: str) -> dict[Node, ResidualUnit]:
 
 
 def last_shortcut_convolutions(units: Iterable[ResidualUnit]) -> list[Node]:
-    """The convolutions in which shortcuts end, in the order of the graph."""
+    """Return the convolutions that end shortcuts, in the order of the graph."""
     ends = (_ends_in(unit.shortcut, unit.shortcut_end) for unit in units)
     return [layer.node for layer in ends if layer is not None]
 
 
 def chains_to_joins(graph: GraphModule, parts: Parts) -> list[tuple[Convolution, ...]]:
-    """The layers on each way into a concatenation, last first, and on the way from there to the classifier, which is left out.
+    """Return the layers on each path into a concatenation, last first, and on the path to the
+    classifier.
 
-    A way begins where others read the same value, or at another join. A network that concatenates nothing has none.
+    The second kind of path leads from the concatenation and leaves the classifier out. A path
+    begins where others read the same value, or at another join. A network that concatenates nothing
+    has none.
     """
     layer_at = {layer.node: layer for layer in parts.convolutions}
     joins = [step.node for step in walk(graph) if step.kind == "concatenation"]
@@ -67,7 +80,7 @@ def chains_to_joins(graph: GraphModule, parts: Parts) -> list[tuple[Convolution,
 
 
 def _straight_way_to(end: Node) -> Iterator[Node]:
-    """Backwards, as long as each node has one input and one reader."""
+    """Go backwards from `end` as long as each node has one input and one reader."""
     node = end
     while len(node.users) == 1 and len(node.all_input_nodes) == 1:
         yield node
@@ -75,7 +88,10 @@ def _straight_way_to(end: Node) -> Iterator[Node]:
 
 
 def _ends_in(layers: tuple[Convolution, ...], end: Node) -> Convolution | None:
-    """The convolution whose output, alone or through its norm, is `end`; None where the way ends otherwise or others read it too."""
+    """Return the convolution whose output, alone or through its norm, is `end`.
+
+    None if the path ends otherwise, or if others read the output too.
+    """
     for layer in layers:
         last = layer.node if layer.norm is None else layer.norm.node
         if last is end and len(end.users) == 1:

@@ -1,6 +1,7 @@
-"""CZMI (Mean Shift Rejection): zero-mean filters at the start and W = e^g V, with gradients left as they are.
+"""CZMI (Mean Shift Rejection): zero-mean filters at the start and W = e^g V, unchanged gradients.
 
-It is CZMIG with z = 0, the way the paper's table lists it; there is no code of its own to keep in step.
+It is CZMIG with z = 0, as the paper's table lists it, so there is no separate code that could drift
+apart from CZMIG.
 """
 
 import torch

@@ -1,6 +1,7 @@
-"""CZMIG (Mean Shift Rejection): zero-mean filters at the start, zero-mean gradients on the way, W = e^g V, and no normalisation.
+"""CZMIG (Mean Shift Rejection): zero-mean filters and gradients, W = e^g V, no normalisation.
 
-The training graph is the deployed graph but for the noise. Gradient correction and penalty act outside the graph, on all layers at once.
+The training graph is the deployed graph except for the noise. The correction of gradients and the
+penalty act outside the graph, on all layers at once.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ _FILTER_DIMS = (1, 2, 3)
 
 
 class ExpScale(Derivation):
-    """W_f = e^(g_f) V_f, one scale per output filter."""
+    """W_f = e^(g_f) V_f, with one scale per output filter."""
 
     def __init__(self, direction: torch.Tensor, initial_scale: float, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -41,14 +42,17 @@ class ExpScale(Derivation):
 
 @dataclass(frozen=True)
 class AnchoredFilters:
-    """Filters that the penalty keeps at norm 1, with its weight."""
+    """Filters that the penalty keeps at norm 1, and the weight of that penalty."""
 
     filters: Stacks
     strength: float
 
 
 class CzmigRules(TrainingRules):
-    """Learning rates in two groups, the penalty on filter norms, the correction of the gradients' slice means."""
+    """Two groups of learning rates, the penalty on filter norms, and the correction of gradients.
+
+    The correction acts on the mean of each slice.
+    """
 
     def __init__(self, graph: nn.Module, options: CzmigOptions, layers: dict[str, list[nn.Parameter]]) -> None:
         slow = layers["classifier"] + layers["bias"]
@@ -72,7 +76,8 @@ class CzmigRules(TrainingRules):
 
     @torch.no_grad()
     def add_penalty_gradient(self) -> torch.Tensor | None:
-        """LUMA: strength (|V| - 1)^2 per filter, with gradient 2 strength (|V| - 1) V / |V|."""
+        """Add the gradient of LUMA: strength (|V| - 1)^2 per filter, 2 strength (|V| - 1) V /
+        |V|."""
         values = [self._pull_to_unit_norm(filters, each.strength) for each in self._anchored for filters in each.filters]
         return torch.stack(values).sum() if values else None
 
@@ -87,7 +92,11 @@ class CzmigRules(TrainingRules):
 
     @torch.no_grad()
     def correct_gradients(self) -> None:
-        """CZMG. paper: grad - z mean; code: grad + z (grad - mean), the zero-mean part scaled up instead of the mean down."""
+        """Correct the gradients by CZMG.
+
+        paper: grad - z mean. code: grad + z (grad - mean), which scales the zero-mean part up
+        instead of the mean down.
+        """
         z, over = self._options.zmg, _SLICE_DIMS if self._options.mean_over == "slice" else _FILTER_DIMS
         if z == 0:
             return
@@ -100,14 +109,17 @@ class CzmigRules(TrainingRules):
 
 
 class Czmig(Method):
-    """The rewrite: norms out, filters at zero mean and unit norm on a learned scale, noise at the start of residual units."""
+    """The rewrite: no norms; filters of zero mean and unit norm on a learned scale; noise.
+
+    The noise is at the start of residual units.
+    """
 
     def __init__(self, options: CzmigOptions) -> None:
         self.options = options
 
     def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
         parts = find_parts(graph)
-        self._insert_noise(graph, parts)  # while every unit still begins at the node where it was found
+        self._insert_noise(graph, parts)  # first, while every unit still begins at the node where it was found
         remove_norms(graph, parts.norms)
         for layer in parts.convolutions:
             derivation = self._derivation(layer, generator)
@@ -130,7 +142,10 @@ class Czmig(Method):
         return unit_uniform(shape, generator, self._initial_mean_dims(layer))
 
     def _initial_mean_dims(self, layer: Convolution) -> tuple[int, ...]:
-        """Over which dimensions a filter starts at zero mean; a kernel of one pixel has no spatial mean."""
+        """Return the dimensions over which a filter starts with zero mean.
+
+        A kernel of one pixel has no spatial mean.
+        """
         if layer.kind == "first" and not self.options.first_layer_zero_mean:
             return ()
         if _has_extent(layer):
@@ -148,14 +163,15 @@ class Czmig(Method):
                 replace_layer(graph, node, NoisyReLU(noise))
 
     def _readers_of_noise(self, parts: Parts) -> list[tuple[Node, list[Node]]]:
-        """Behind which nodes noise stands, and who reads them through it."""
+        """Return the nodes after which noise is inserted, and the readers that read them through
+        it."""
         if self.options.noise_at == "layers":
             return [(layer.node.all_input_nodes[0], [layer.node]) for layer in parts.convolutions if layer.kind != "first"]
         on_shortcut = self.options.noise_on_shortcut
         return [(start, readers_in(units, on_shortcut=on_shortcut)) for start, units in parts.units_by_start.items()]
 
     def _parameters(self, graph: GraphModule, parts: Parts) -> dict[str, list[nn.Parameter]]:
-        """Which parameters the rules treat alike."""
+        """Return the parameters by the role that the rules give them."""
         found: dict[str, list[nn.Parameter]] = {"corrected": [], "anchored": [], "classifier": [], "bias": []}
         for layer in parts.convolutions:
             weight, bias = _trained_weight_and_bias(graph, layer)
@@ -166,7 +182,11 @@ class Czmig(Method):
         return found
 
     def _roles(self, layer: Convolution) -> list[str]:
-        """Only filters with spatial extent behind the first layer are corrected; the first layer is anchored where asked."""
+        """Return the roles of a layer's filters.
+
+        Only filters with spatial extent after the first layer are corrected. The first layer is
+        anchored only if the options say so.
+        """
         if layer.kind == "classifier":
             return ["classifier"]
         if layer.kind == "first":

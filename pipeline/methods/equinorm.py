@@ -1,6 +1,7 @@
-"""EquiNorm: each filter is shifted and scaled by the means of its input channels, so that its output has mean 0 and a positive part of mean 1.
+"""EquiNorm: each filter is shifted and scaled by the means of its input channels.
 
-In training the means are the batch's, in evaluation running ones; both act on the weight, as does the affine, so that folding keeps the bits.
+Its output then has mean 0 and a positive part of mean 1. Training uses the means of the batch,
+evaluation running ones. Both act on the weight, as does the affine, so that folding keeps the bits.
 """
 
 import math
@@ -22,7 +23,8 @@ from pipeline.methods.statistics import Moments, Statistics
 
 
 class BalancedWeights(Derivation):
-    """W = gamma s (w + b) with b and s from the means of the input channels, and beta as the bias."""
+    """W = gamma s (w + b), with b and s from the means of the input channels, and beta as the
+    bias."""
 
     running_means: torch.Tensor
 
@@ -39,7 +41,7 @@ class BalancedWeights(Derivation):
         return self.balanced_by(self.running_means)
 
     def balanced_by(self, means: torch.Tensor) -> WeightAndBias:
-        """Weight and bias for inputs whose channels have these means."""
+        """Return weight and bias for inputs whose channels have these means."""
         seen = self._seen_by_each_filter(means)
         kernel_pixels = self.weight.shape[2] * self.weight.shape[3]
         over_channels = (seen * self.weight.sum((2, 3))).sum(1)
@@ -50,12 +52,13 @@ class BalancedWeights(Derivation):
         return shifted * per_filter(scale, self.weight), self.bias
 
     def _seen_by_each_filter(self, means: torch.Tensor) -> torch.Tensor:
-        """The means of the channels that each filter reads: all of them, or those of its group."""
+        """Return the means of the channels that each filter reads: all of them, or those of its
+        group."""
         groups = means.shape[0] // self.weight.shape[1]
         return means.view(groups, -1).repeat_interleave(self.weight.shape[0] // groups, dim=0)
 
     def _positive_part(self, shifted: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        """Per filter and channel: the sum of positive values."""
+        """Return the sum of the positive values per filter and channel."""
         if self.two_pass:
             return shifted.clamp_min(0).sum((2, 3))
         positive = (self.weight > 0).to(self.weight.dtype)
@@ -63,16 +66,16 @@ class BalancedWeights(Derivation):
 
 
 class InputStatistics(Statistics):
-    """The batch's own channel means; where it does not act, the stored ones are used."""
+    """The channel means of the batch; where it does not act, the stored means are used."""
 
     def __init__(self, derivation: BalancedWeights, options: EquinormOptions) -> None:
         super().__init__()
-        self._derivation = (derivation,)  # in a tuple: it belongs to the convolution
+        self._derivation = (derivation,)  # in a tuple, so that it is not registered here: the convolution owns it
         self.momentum = options.statistics_momentum
         self.one_in, self.differentiated = 4 if options.statistics == "first_quarter" else 1, options.differentiate_statistics
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The means of the batch, which also move the running ones."""
+        """Return the means of the batch, and move the running means towards them."""
         running = self._running_means
         means = x[: self.num_seen(len(x))].mean((0, 2, 3), dtype=running.dtype)
         if self.pooled is not None:
@@ -118,7 +121,10 @@ class BalancedConv2d(FoldableLayer):
 
 
 class Equinorm(Method):
-    """The rewrite: norms out, convolutions balanced, the mean of the input no longer subtracted, since inputs must not be negative."""
+    """The rewrite: no norms, and balanced convolutions.
+
+    The mean of the input is no longer subtracted, because inputs must not be negative.
+    """
 
     def __init__(self, options: EquinormOptions) -> None:
         self.options = options
@@ -137,7 +143,7 @@ class Equinorm(Method):
         return RewrittenGraph(finish(graph), OneGroup(graph, self.options.weight_decay, self.options.decay_on))
 
     def _plain_layers(self, parts: Parts) -> set[Node]:
-        """Linear layers and the classifier, and shortcuts if asked for."""
+        """Return linear layers, the classifier, and shortcuts if the options say so."""
         on_shortcuts = {layer.node for unit in parts.units for layer in unit.shortcut} if self.options.shortcuts == "plain" else set()
         return on_shortcuts | {each.node for each in parts.convolutions if each.kind == "classifier" or isinstance(each.module, nn.Linear)}
 
@@ -155,13 +161,17 @@ class Equinorm(Method):
 
 
 def _pixel_ratio(node: Node, module: nn.Conv2d) -> float:
-    """Output pixels times stride squared, per input pixel: 1 where the sizes divide."""
+    """Return output pixels times stride squared per input pixel; 1 if the sizes divide."""
     before, after = (math.prod(image_size_of(each)) for each in (node.all_input_nodes[0], node))
     return math.prod(module.stride) * after / before
 
 
 def _refuse_negative_inputs(graph: GraphModule, parts: Parts) -> None:
-    """A mean of values of both signs says nothing about their size, so filters cannot be balanced by it."""
+    """Refuse convolutions whose inputs may be negative.
+
+    A mean of values of both signs says nothing about their size, so filters cannot be balanced by
+    it.
+    """
     never_negative = _never_negative(graph)
     for layer in parts.convolutions:
         if isinstance(layer.module, nn.Conv2d) and layer.kind != "classifier" and layer.node.all_input_nodes[0] not in never_negative:

@@ -1,7 +1,8 @@
-"""Fixup: no normalisation, branches that start at zero, and scalar biases and multipliers where the norms' shifts and scales were.
+"""Fixup: no normalisation, branches that start at zero, and scalar biases and multipliers.
 
-What is trained is what is deployed. A scalar is in a layer's own weight and bias wherever that is the same function; in front of zero
-padding it is not, and keeps a node of its own.
+The scalars replace the shifts and scales of the norms. What is trained is what is deployed. A
+scalar is part of a layer's weight and bias wherever that is the same function. In front of zero
+padding it is not, so there it keeps a node of its own.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,10 @@ from pipeline.methods.new_layers import he_normal_fan_out
 
 
 class FixupWeights(Derivation):
-    """s conv(x + a) + b with W = s V and the bias a sum(W) + b; the scalars s, a, b where there are any, and a bias per class."""
+    """s conv(x + a) + b, as W = s V with the bias a sum(W) + b.
+
+    The scalars s, a and b are optional, and so is a bias per class.
+    """
 
     def __init__(self, weight: torch.Tensor, *, scaled: bool, biased_before: bool, biased_behind: bool, per_output: bool) -> None:
         super().__init__()
@@ -63,7 +67,10 @@ class FixupRules(TrainingRules):
 
 
 class Fixup(Method):
-    """The rewrite: norms out; one scalar in front of each convolution and each ReLU; a multiplier at the end of each branch."""
+    """The rewrite: no norms, a scalar before each convolution and ReLU, a multiplier per branch.
+
+    The multiplier is at the end of the branch.
+    """
 
     def __init__(self, options: FixupOptions) -> None:
         self.options = options
@@ -72,7 +79,7 @@ class Fixup(Method):
         parts = find_parts(graph)
         ends = ends_of_all_branches(parts, "fixup")
         shares = _shares_of_he(ends)
-        for layer in parts.convolutions:  # while every unit still begins at the node where it was found
+        for layer in parts.convolutions:  # first, while every unit still begins at the node where it was found
             if self._is_biased_before(layer) and _pads(layer):
                 _insert_in_front_of_padding(graph, layer, parts)
         remove_norms(graph, parts.norms)
@@ -93,7 +100,11 @@ class Fixup(Method):
 
 
 def _shares_of_he(ends: dict[Node, ResidualUnit]) -> dict[Node, float]:
-    """L^(-1 / (2m - 2)) of He's deviation inside a branch of m convolutions, L branches in all; the last one starts at zero."""
+    """Return the share of He's deviation of each convolution in a branch.
+
+    It is L^(-1 / (2m - 2)) for m convolutions in the branch and L branches in all. The last
+    convolution starts at zero.
+    """
     shares: dict[Node, float] = {}
     for end, unit in ends.items():
         inner = [layer.node for layer in unit.branch if layer.node is not end]
@@ -114,7 +125,11 @@ def _pads(layer: Convolution) -> bool:
 
 
 def _insert_in_front_of_padding(graph: GraphModule, layer: Convolution, parts: Parts) -> None:
-    """A shortcut that drops pixels and has no layer of its own reads the branch's biased input, as in the authors' code."""
+    """Insert the bias as a node of its own in front of a convolution that pads.
+
+    A shortcut that drops pixels and has no layer of its own reads the branch's biased input, as in
+    the authors' code.
+    """
     (before,) = layer.node.all_input_nodes
     readers = [layer.node]
     for unit in parts.units:
@@ -124,7 +139,10 @@ def _insert_in_front_of_padding(graph: GraphModule, layer: Convolution, parts: P
 
 
 def _biased_behind(graph: GraphModule, parts: Parts, ends: dict[Node, ResidualUnit]) -> set[Node]:
-    """The convolutions whose own bias is the one in front of a ReLU; every other ReLU gets a node for it."""
+    """Return the convolutions whose own bias serves as the bias in front of a ReLU.
+
+    Every other ReLU gets a node for it.
+    """
     layers = {layer.node for layer in parts.convolutions}
     end_of = {unit.add: node for node, unit in ends.items()}
     found: set[Node] = set()

@@ -1,6 +1,8 @@
-"""GroupNorm in place of every BatchNorm: mean and variance of each sample over groups of channels, in training and evaluation alike.
+"""GroupNorm in place of every BatchNorm.
 
-What is trained is what is deployed, but nothing folds: no weight can hold statistics that each sample has of its own.
+Mean and variance of each sample over groups of channels, in training and evaluation alike. What is
+trained is what is deployed, but nothing folds: no weight can hold statistics that differ from
+sample to sample.
 """
 
 import math
@@ -20,7 +22,10 @@ from pipeline.methods.new_layers import initialise_as_written
 
 
 class GroupNormLayer(UnfoldableLayer):
-    """y = gamma (x - mean) / sqrt(variance + eps) + beta, mean and variance those of the sample's group of channels."""
+    """y = gamma (x - mean) / sqrt(variance + eps) + beta.
+
+    Mean and variance are those of the sample's group of channels.
+    """
 
     def __init__(self, num_groups: int, like: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         super().__init__()
@@ -43,11 +48,13 @@ class GroupNormLayer(UnfoldableLayer):
 
 
 class GroupNormForFiles(nn.Module):
-    """A GroupNorm for files. Each mean is taken over columns, then rows, then the channels of the group, and the mean is taken out twice.
+    """A GroupNorm for files, written out so that runtimes compute it accurately.
 
-    The second time it is that of small values. A runtime that adds up one value after another loses most where all are nearly alike: the
-    maps of a white image, whose variance is then small beside the error.
-    As an InstanceNormalization, which exporters make of it, ONNX Runtime is far less exact than PyTorch (`benchmarks/groupnorm.py`).
+    Each mean is taken over columns, then rows, then the channels of the group. The mean is removed
+    twice; the second time it is the mean of small values. A runtime that adds one value after
+    another loses most where all values are nearly equal: in the maps of a white image, whose
+    variance is then small against the error. Exporters would write an InstanceNormalization, in
+    which ONNX Runtime is far less exact than PyTorch (`benchmarks/groupnorm.py`).
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -74,7 +81,7 @@ def _mean_of_group(grouped: torch.Tensor) -> torch.Tensor:
 
 
 class Groupnorm(Method):
-    """The network as it is written, its norms replaced."""
+    """The network as it is written, with its norms replaced."""
 
     def __init__(self, options: GroupnormOptions) -> None:
         self.options = options
@@ -106,5 +113,5 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 def _num_values(norm: Norm) -> int:
-    """How many values a sample has where the norm stands."""
+    """Return how many values a sample has at the norm."""
     return math.prod(shape_of(norm.node)[1:])

@@ -1,6 +1,8 @@
-"""A BatchNorm without affine over the logits: with the batch's statistics in training, on the classifier's weight in evaluation.
+"""A BatchNorm without affine over the logits.
 
-A classifier that is a convolution has an average behind it; one scale and shift per class are the same before and after an average.
+It uses the batch's statistics in training and acts on the classifier's weight in evaluation. A
+classifier that is a convolution is followed by an average; one scale and shift per class are the
+same before and after an average.
 """
 
 import torch
@@ -18,16 +20,19 @@ _OF_LOGITS = "batch statistics of a BatchNorm over the logits"
 _AVERAGES: frozenset[Kind] = frozenset(
     {"average pool", "adaptive pool", "global average", "mean", "flattening", "reshaping", "copy", "training only"}
 )
-"""The kinds of operations behind which one scale and shift per class is the same as in front of them."""
+"""The kinds of operations after which one scale and shift per class is the same as before them."""
 
 
 class ClassifierWithNorm(FoldableLayer):
-    """A classifier whose norm stands behind the pooling: on the weight in evaluation, left to `statistics` where that acts."""
+    """A classifier whose norm comes after the pooling.
+
+    In evaluation the norm acts on the weight; where `statistics` acts, it is left to that.
+    """
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d, statistics: BatchStatistics) -> None:
         super().__init__()
         self.operation = derived(layer, NormInWeight(layer.weight, layer.bias, norm))
-        self._statistics = (statistics,)  # in a tuple: it has its own place in the graph
+        self._statistics = (statistics,)  # in a tuple, so that it is not registered here: it has its own node
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (statistics,) = self._statistics
@@ -45,7 +50,10 @@ class ClassifierWithNorm(FoldableLayer):
 
 
 def normalise_logits(graph: GraphModule, classifier: Convolution) -> None:
-    """Put the norm over the logits behind the classifier, whose weight is already the one to be trained."""
+    """Put the norm over the logits after the classifier.
+
+    The classifier already has the weight that is to be trained.
+    """
     norm = nn.BatchNorm1d(classifier.module.weight.shape[0], affine=False)
     behind = _nodes_behind(graph, classifier.node)
     if not behind:
@@ -57,7 +65,10 @@ def normalise_logits(graph: GraphModule, classifier: Convolution) -> None:
 
 
 def _nodes_behind(graph: GraphModule, classifier: Node) -> list[Node]:
-    """The averaging between classifier and output. A ReLU there is taken out: it would cut the logits that the norm is to see."""
+    """Return the averaging nodes between classifier and output.
+
+    A ReLU there is removed, because it would cut the logits that the norm is to see.
+    """
     behind: list[Node] = []
     (node,) = output_of(graph).all_input_nodes
     while node is not classifier:

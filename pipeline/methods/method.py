@@ -1,6 +1,6 @@
-"""What a training method supplies: the rewritten graph, parameter groups and rules; and what several methods share of it.
+"""What a training method supplies: the rewritten graph, parameter groups and rules.
 
-Knows no particular network.
+Also holds what several methods share. Knows no particular network.
 """
 
 from abc import ABC, abstractmethod
@@ -25,9 +25,10 @@ class ParameterGroup:
 
 
 class TrainingRules(ABC):
-    """What the loop does around a step, on behalf of a method. It runs outside the graph and leaves no trace in it.
+    """What the loop does around a step on behalf of a method.
 
-    The order of a step: backward, `add_penalty_gradient`, `correct_gradients`, the clipping that the config asks for, the optimiser's step,
+    It runs outside the graph and leaves no trace in it. The order of a step is: backward,
+    `add_penalty_gradient`, `correct_gradients`, the clipping of the config, the optimiser's step,
     `project`.
     """
 
@@ -37,7 +38,10 @@ class TrainingRules(ABC):
         """Every parameter of the graph, each in exactly one group."""
 
     def add_penalty_gradient(self) -> torch.Tensor | None:
-        """Add the penalty's gradient to the parameters' gradients and return the penalty's value; None where there is none."""
+        """Add the penalty's gradient to the parameters' gradients and return the penalty's value.
+
+        None if there is no penalty.
+        """
         return None
 
     def correct_gradients(self) -> None:
@@ -45,13 +49,13 @@ class TrainingRules(ABC):
         return
 
     def project(self) -> None:
-        """Bring the weights back to where the method wants them, after the optimiser's step."""
+        """Move the weights back to where the method needs them, after the optimiser's step."""
         return
 
 
 @dataclass(frozen=True)
 class RewrittenGraph:
-    """A network after a method's rewrite: the training graph, from raw pixels to logits, and its rules."""
+    """A network after a method's rewrite: the graph, from raw pixels to logits, and its rules."""
 
     graph: GraphModule
     rules: TrainingRules
@@ -62,11 +66,18 @@ class Method(ABC):
 
     @abstractmethod
     def rewrite(self, graph: GraphModule, generator: torch.Generator) -> RewrittenGraph:
-        """Turn a traced network (with BatchNorm, raw pixels in) into this method's training graph, freshly initialised."""
+        """Turn a traced network (with BatchNorm, raw pixels in) into this method's training graph.
+
+        The weights are newly initialised.
+        """
 
 
 class OneGroup(TrainingRules):
-    """One learning rate. `decay_on` "weights" leaves biases and scales, whatever has fewer than two dimensions, without decay."""
+    """One learning rate.
+
+    With `decay_on` "weights", parameters of fewer than two dimensions (biases and scales) have no
+    decay.
+    """
 
     def __init__(self, graph: nn.Module, weight_decay: float, decay_on: Literal["all", "weights"] = "all") -> None:
         decayed = tuple(p for p in graph.parameters() if decay_on == "all" or p.dim() > 1)
@@ -84,7 +95,7 @@ class OneGroup(TrainingRules):
 
 
 class Stacks:
-    """Iterates over lists of parameters of one shape each."""
+    """Lists of parameters, grouped by shape."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
@@ -96,14 +107,17 @@ class Stacks:
 
 
 def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
-    """The gradient that backward left."""
+    """Return the gradient that backward left."""
     if parameter.grad is None:
         raise RuntimeError("a filter has no gradient: the rules run after backward")
     return parameter.grad
 
 
 class AdaptiveClipping:
-    """G <- threshold max(|W|, eps) / |G| G wherever |G| is larger; a unit is a filter, a row, or a bias or gain as a whole."""
+    """G <- threshold max(|W|, eps) / |G| G wherever |G| is larger.
+
+    A unit is a filter, a row, or a bias or gain as a whole.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], threshold: float, eps: float) -> None:
         self._clipped = Stacks(parameters)

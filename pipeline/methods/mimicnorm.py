@@ -1,6 +1,7 @@
-"""MimicNorm: filters brought back to zero mean after each step, scaled residual branches, a norm over the logits and nowhere else.
+"""MimicNorm: filters centred after each step, scaled residual branches, one norm over the logits.
 
-The weight mean is a projection outside the graph, for all layers at once; the scales act on weights. Only the last norm uses batch statistics.
+Centring is a projection outside the graph, for all layers at once. The scales act on weights. Only
+the last norm uses batch statistics.
 """
 
 import math
@@ -25,7 +26,7 @@ _CODE_GAIN_PER_CONVOLUTION = 1.2
 
 
 class MimicnormRules(OneGroup):
-    """L2 decay, and the weight mean after each step."""
+    """L2 decay, and the centring of weights after each step."""
 
     def __init__(self, graph: nn.Module, options: MimicnormOptions, centred: list[nn.Parameter]) -> None:
         super().__init__(graph, options.weight_decay, options.decay_on)
@@ -33,14 +34,15 @@ class MimicnormRules(OneGroup):
 
     @torch.no_grad()
     def project(self) -> None:
-        """W - mean(W) over each filter."""
+        """Subtract from each filter its mean."""
         for filters in self._centred:
             means = torch.stack(list(filters)).mean((2, 3, 4), keepdim=True)
             torch._foreach_sub_(list(filters), list(means.unbind()))
 
 
 class Mimicnorm(Method):
-    """The rewrite: norms out, biases in, scales on the weights at the ends of branches, a norm over the logits."""
+    """The rewrite: no norms, biases, scales on the last weights of branches, a norm over the
+    logits."""
 
     def __init__(self, options: MimicnormOptions) -> None:
         self.options = options
@@ -49,11 +51,11 @@ class Mimicnorm(Method):
         parts = find_parts(graph)
         joined = chains_to_joins(graph, parts) if self.options.joined_scale == "code" else []
         scales = self._scales(parts, joined)
-        plainly_drawn = _compensated_by_scales(parts, scales, joined)
+        he_drawn = _compensated_by_scales(parts, scales, joined)
         remove_norms(graph, parts.norms)
         centred: list[nn.Parameter] = []
         for layer in parts.convolutions:
-            weight = self._initial_weight(layer, generator, plain=layer.node in plainly_drawn)
+            weight = self._initial_weight(layer, generator, plain=layer.node in he_drawn)
             parameter = _put_in_place(graph, layer, weight, scales.get(layer.node))
             if self._is_centred(layer):
                 centred.append(parameter)
@@ -78,7 +80,7 @@ class Mimicnorm(Method):
         return weight if plain or _is_depthwise(layer) or layer.kind == "linear" else weight * _CODE_GAIN
 
     def _drawn(self, layer: Convolution, generator: torch.Generator) -> torch.Tensor:
-        """He's, by the fan that the options name."""
+        """Draw He's weights by the fan that the options name."""
         shape = layer.module.weight.shape
         if not isinstance(layer.module, nn.Conv2d):
             return he_normal(shape, generator, layer.slope)
@@ -87,7 +89,7 @@ class Mimicnorm(Method):
         return he_normal(shape, generator, layer.slope) * math.sqrt(shape[1] / max(shape[1], self.options.fan_channels))
 
     def _scales(self, parts: Parts, joined: Sequence[Sequence[Convolution]]) -> dict[Node, float]:
-        """The initial scale of each convolution that has one."""
+        """Return the initial scale of each convolution that has one."""
         scales = {layers[0].node: _code_scale(layers) for layers in joined}
         if self.options.shortcut_scale is not None:
             scales |= dict.fromkeys(last_shortcut_convolutions(parts.units), self.options.shortcut_scale)
@@ -108,7 +110,10 @@ def _code_scale(layers: Sequence[Convolution]) -> float:
 
 
 def _compensated_by_scales(parts: Parts, scales: dict[Node, float], joined: Sequence[Sequence[Convolution]]) -> set[Node]:
-    """Convolutions that the authors draw with plain He variance: scaled branches, their shortcuts, and the first layer in front of them."""
+    """Return the convolutions that the authors draw with plain He variance.
+
+    These are scaled branches, their shortcuts, and the first layer in front of them.
+    """
     scaled = [unit for node, unit in last_convolutions(parts.units).items() if node in scales]
     layers = [layer for unit in scaled for layer in unit.branch + unit.shortcut] + [layer for each in joined for layer in each]
     first = [layer for layer in parts.convolutions if layers and layer.kind == "first"]
@@ -116,7 +121,7 @@ def _compensated_by_scales(parts: Parts, scales: dict[Node, float], joined: Sequ
 
 
 def _put_in_place(graph: GraphModule, layer: Convolution, weight: torch.Tensor, scale: float | None) -> nn.Parameter:
-    """Replace the layer, and return the parameter that its filters are."""
+    """Replace the layer and return the parameter that holds its filters."""
     if scale is None:
         plain = nn.Parameter(weight)
         replace_layer(graph, layer.node, with_bias(layer.module, plain))

@@ -1,4 +1,7 @@
-"""Multiplicative noise around 1, one of the things that exist in training only; and the ReLU that carries it without a cost in memory."""
+"""Multiplicative noise around 1, which exists in training only.
+
+Includes a ReLU that applies the noise at no cost in memory.
+"""
 
 from typing import Any, ClassVar
 
@@ -10,7 +13,7 @@ from export.layers import FoldableLayer, TrainingKind, TrainingPart
 
 
 class Noise(TrainingPart):
-    """x -> x u with u uniform around 1, one draw per sample and channel, or per value."""
+    """x -> x u with u uniform around 1; one draw per sample and channel, or per value."""
 
     kind: ClassVar[TrainingKind] = "noise"
 
@@ -22,7 +25,7 @@ class Noise(TrainingPart):
         return x * self.factor_for(x) if self.acts else x
 
     def factor_for(self, x: torch.Tensor) -> torch.Tensor:
-        """One draw of u, shaped so that it broadcasts over x."""
+        """Draw u once, shaped to broadcast over x."""
         shape = x.shape if self.per_element else x.shape[:2] + (1,) * (x.dim() - 2)
         return torch.empty(shape, dtype=x.dtype, device=x.device).uniform_(1 - self.amplitude, 1 + self.amplitude)
 
@@ -33,7 +36,10 @@ class Noise(TrainingPart):
 
 
 class NoisyReLU(FoldableLayer):
-    """A ReLU whose only reader is the noise, as one layer: one tensor is kept for the backward pass instead of two."""
+    """A ReLU whose only reader is the noise, as one layer.
+
+    It keeps one tensor for the backward pass instead of two.
+    """
 
     def __init__(self, noise: Noise) -> None:
         super().__init__()
@@ -55,7 +61,11 @@ class NoisyReLU(FoldableLayer):
 
 
 class _ReLUTimes(torch.autograd.Function):
-    """relu(x) u. As u > 0, the product is positive exactly where the ReLU is, so it alone is enough for the backward pass."""
+    """relu(x) u.
+
+    As u > 0, the product is positive exactly where the ReLU is, so the backward pass needs only the
+    product.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -72,7 +82,11 @@ class _ReLUTimes(torch.autograd.Function):
 
 
 def _spread(factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """In channels_last memory a factor per channel is read in runs of one pixel; spread over a row it is read in long ones."""
+    """Repeat a factor per channel over a row of pixels.
+
+    In channels_last memory such a factor would be read in runs of one pixel; spread over a row it
+    is read in long runs.
+    """
     if factor.shape == x.shape or x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous():
         return factor
     return factor.expand(-1, -1, 1, x.shape[3]).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,7 @@
-"""Every normalisation removed: plain convolutions with biases, He initialisation. A comparison row, and the cost that other methods add to."""
+"""Every normalisation removed: plain convolutions with biases and He initialisation.
+
+A row for comparison; it has the least cost, to which other methods add.
+"""
 
 import torch
 from torch.fx import GraphModule

@@ -1,6 +1,7 @@
-"""Scaled weight standardisation with adaptive gradient clipping (NF-ResNets, NFNets): filters of zero mean and set variance.
+"""Scaled weight standardisation with adaptive gradient clipping (NF-ResNets, NFNets).
 
-What is trained is what is deployed. alpha and beta, scales on activations in the papers, are factors on the weights next to them.
+Filters have zero mean and a set variance. What is trained is what is deployed. alpha and beta,
+which scale activations in the papers, are factors on the weights next to them.
 """
 
 import math
@@ -21,7 +22,10 @@ from pipeline.methods.new_layers import drawn, per_filter, seen_by_zero_mean, wi
 
 
 class StandardisedWeights(Derivation):
-    """W = gain factor / sqrt(fan_in) (V - mean) / sqrt(var + eps) over each filter; the bias times a factor of its own."""
+    """W = gain factor / sqrt(fan_in) (V - mean) / sqrt(var + eps) over each filter.
+
+    The bias has a factor of its own.
+    """
 
     def __init__(self, weight: torch.Tensor, factor: float, bias_factor: float, eps: float) -> None:
         super().__init__()
@@ -38,7 +42,10 @@ class StandardisedWeights(Derivation):
 
 
 class ScaledwsRules(OneGroup):
-    """L2 decay, and adaptive clipping: a unit's gradient is at most `clip` times as long as its weights."""
+    """L2 decay, and adaptive clipping.
+
+    The norm of a unit's gradient is at most `clip` times that of its weights.
+    """
 
     def __init__(self, graph: nn.Module, options: ScaledwsOptions, classifier: nn.Module) -> None:
         super().__init__(graph, options.weight_decay, options.decay_on)
@@ -52,7 +59,8 @@ class ScaledwsRules(OneGroup):
 
 
 class Scaledws(Method):
-    """The rewrite: norms out, standardised convolutions with biases, alpha and beta in their weights."""
+    """The rewrite: no norms; standardised convolutions with biases; alpha and beta in their
+    weights."""
 
     def __init__(self, options: ScaledwsOptions) -> None:
         self.options = options
@@ -77,12 +85,16 @@ class Scaledws(Method):
 
 
 def _gamma_share(slope: float) -> float:
-    """A rectifier's gamma, one over the deviation of what it lets pass of a normal value, as a share of a ReLU's."""
+    """Return the gamma of a rectifier as a share of a ReLU's.
+
+    Gamma is one over the deviation of what a rectifier passes of a normal value.
+    """
     return seen_by_zero_mean(0.0) / (math.sqrt(1 + slope**2) * seen_by_zero_mean(slope))
 
 
 def _betas(graph: GraphModule, parts: Parts, alphas: dict[Node, float]) -> dict[Node, float]:
-    """1 / sqrt(expected variance at the start of the unit), for each convolution that a unit begins with."""
+    """Return 1 / sqrt(expected variance at the start of the unit) for each first convolution of a
+    unit."""
     sources = {layer.node for layer in parts.convolutions} | {step.node for step in walk(graph) if step.kind == "addition"}
     alpha_of = {unit.add: alphas[node] for node, unit in last_convolutions(parts.units).items()}
     variance_behind: dict[Node, float] = {}
@@ -95,14 +107,18 @@ def _betas(graph: GraphModule, parts: Parts, alphas: dict[Node, float]) -> dict[
 
 
 def _source(node: Node, sources: set[Node]) -> Node:
-    """The nearest addition, layer or join at or before the node; what lies between changes no variance that is reckoned with."""
+    """Return the nearest addition, layer or join at or before the node.
+
+    The operations between change no variance that the method takes into account.
+    """
     while node not in sources and len(node.all_input_nodes) == 1:
         (node,) = node.all_input_nodes
     return node
 
 
 def _first_convolutions(unit: ResidualUnit) -> list[Node]:
-    """The convolutions of branch and shortcut that no other convolution of the unit stands in front of."""
+    """Return the convolutions of branch and shortcut that have no other convolution of the unit
+    before them."""
     layers = [layer.node for layer in unit.branch + unit.shortcut]
     return [node for node in layers if not _reads_from(node, set(layers), unit.start)]
 

@@ -1,6 +1,7 @@
-"""SkipInit: no normalisation, and one learned scale per residual branch that starts small, so that a deep network starts as its shortcuts.
+"""SkipInit: no normalisation, and one learned scale per residual branch that starts small.
 
-The scale acts on the weight and bias of the branch's last convolution; what is trained is what is deployed, but for dropout.
+A deep network then starts as its shortcuts. The scale acts on the weight and bias of the branch's
+last convolution. What is trained is what is deployed, except for dropout.
 """
 
 import math
@@ -19,7 +20,7 @@ from pipeline.methods.new_layers import drawn, with_bias
 
 
 class Skipinit(Method):
-    """The rewrite: norms out, biases in, a scale at the end of each branch."""
+    """The rewrite: no norms, biases, and a scale at the end of each branch."""
 
     def __init__(self, options: SkipinitOptions) -> None:
         self.options = options

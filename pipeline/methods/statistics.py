@@ -1,6 +1,7 @@
-"""Statistics of the batch, where evaluation uses stored ones: what all such parts have in common, recomputing the stored ones, freezing.
+"""Batch statistics where evaluation uses stored ones: the common base, recomputing and freezing.
 
-Knows no method and no loop. A frozen part never acts again: training then computes, on weights, what evaluation computes.
+Knows no method and no loop. A frozen part never acts again: training then computes, on weights,
+what evaluation computes.
 """
 
 from abc import abstractmethod
@@ -14,16 +15,20 @@ from export.layers import TrainingKind, TrainingPart, parts_off, training_only_p
 
 
 class Moments:
-    """Mean and variance of each channel over everything that was added, as of all values at once; pooled in float64."""
+    """Mean and variance of each channel over all added values, as if computed at once.
+
+    Pooled in float64.
+    """
 
     def __init__(self) -> None:
         self._count = 0
         self._mean = self._squares = torch.zeros((), dtype=torch.float64)
 
     def add(self, values: torch.Tensor) -> None:
-        """Take in a batch, channels in the second dimension."""
+        """Add a batch, with channels in the second dimension."""
         variance, mean = torch.var_mean(values, [0, *range(2, values.dim())], correction=0)
         count = values.numel() // values.shape[1]
+        # The pairwise update of Chan, Golub and LeVeque: it never subtracts two large sums.
         apart = mean.double() - self._mean.to(mean.device)
         total = self._count + count
         self._squares = self._squares.to(mean.device) + variance.double() * count + apart.square() * (self._count * count / total)
@@ -37,7 +42,10 @@ class Moments:
 
     @property
     def variance(self) -> torch.Tensor:
-        """The mean square of the distance from the mean, of these very values: not an estimate for others."""
+        """The mean square of the distance from the mean of these very values.
+
+        It is not an estimate for others.
+        """
         self._require_some()
         return self._squares / self._count
 
@@ -47,55 +55,57 @@ class Moments:
 
 
 class Statistics(TrainingPart):
-    """A part that acts by the statistics of the batch in training, and by stored ones in evaluation."""
+    """A part that uses the statistics of the batch in training and stored ones in evaluation."""
 
     kind: ClassVar[TrainingKind] = "statistics"
 
     one_in = 1
-    """It sees the first of so many equal parts of the batch; one sample at least."""
+    """The part sees the first of this many equal parts of the batch, and at least one sample."""
 
     def __init__(self) -> None:
         super().__init__()
         self.frozen = False
         self.pooled: Moments | None = None
-        """While it is there, what the part sees goes into it, and the stored statistics stay as they are."""
+        """While it is set, it collects what the part sees, and the stored statistics stay as they
+        are."""
 
     @property
     def acts(self) -> bool:
         return super().acts and not self.frozen
 
     def num_seen(self, batch_size: int) -> int:
-        """How many samples its statistics are of."""
+        """Return the number of samples that its statistics are taken over."""
         return max(1, batch_size // self.one_in)
 
     @abstractmethod
     def store(self, moments: Moments) -> None:
-        """Make these the stored statistics."""
+        """Store these as the statistics."""
 
 
 def statistics_parts(graph: nn.Module) -> dict[str, Statistics]:
-    """The parts of a graph that act by statistics of the batch, by name."""
+    """Return the parts of a graph that use statistics of the batch, by name."""
     return {name: part for name, part in training_only_parts(graph).items() if isinstance(part, Statistics)}
 
 
 def is_frozen(part: TrainingPart) -> bool:
-    """Whether training itself has switched a part off for good."""
+    """Return whether training itself has switched a part off for good."""
     return isinstance(part, Statistics) and part.frozen
 
 
 def freeze_statistics(graph: nn.Module) -> None:
-    """Switch them off for good."""
+    """Switch all batch statistics off for good."""
     for part in statistics_parts(graph).values():
         part.frozen = True
 
 
 @torch.no_grad()
 def recompute_statistics(graph: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-    """Replace the stored statistics by those of all these images, pooled: each value counts once, and none more than another.
+    """Replace the stored statistics by those of all these images, with equal weight for each value.
 
-    One pass in training mode. Each layer sees what the layers in front of it make of the batch with the batch's statistics, as in training;
-    noise, dropout and whatever else only training has is off, since nobody will deploy it. The result depends on no earlier statistics. What
-    is seen is stored at the end, so that a pass that is broken off leaves the old ones.
+    One pass in training mode. Each layer sees what the layers before it make of the batch with the
+    batch's statistics, as in training. Noise, dropout and whatever else exists in training only is
+    off, because it is not deployed. The result does not depend on earlier statistics. The new ones
+    are stored at the end, so an interrupted pass leaves the old ones.
     """
     parts = list(statistics_parts(graph).values())
     others = [part for part in training_only_parts(graph).values() if not isinstance(part, Statistics)]

@@ -1,6 +1,7 @@
-"""Weight normalisation: w = (g / |v|) v for every convolution, with dropout in the residual branches, and no other normalisation.
+"""Weight normalisation: w = (g / |v|) v for every convolution, and dropout in the branches.
 
-What is trained is what is deployed, but for dropout. The clipping of gradients that goes with it belongs to training.
+There is no other normalisation. What is trained is what is deployed, except for dropout. The
+gradient clipping that goes with it belongs to training.
 """
 
 import torch
@@ -18,7 +19,10 @@ from pipeline.methods.new_layers import drawn, per_filter, with_bias
 
 
 class NormedWeights(Derivation):
-    """w_f = (g_f / |v_f|) v_f. It starts at g = |v|, so that the layer starts as it was drawn."""
+    """w_f = (g_f / |v_f|) v_f.
+
+    It starts at g = |v|, so that the layer starts as it was drawn.
+    """
 
     def __init__(self, direction: torch.Tensor) -> None:
         super().__init__()
@@ -34,12 +38,18 @@ class NormedWeights(Derivation):
 
 
 def _norm_of_filters(direction: torch.Tensor) -> torch.Tensor:
-    """The one definition of |v|: a fused kernel and a written-out one need not have the same bits."""
+    """Compute |v|, for all uses.
+
+    A fused kernel and a written-out formula need not have the same bits.
+    """
     return torch.linalg.vector_norm(direction.flatten(1), dim=1)
 
 
 class Weightnorm(Method):
-    """The rewrite: norms out, weight-normalised convolutions with biases, dropout in front of the last one of each branch."""
+    """The rewrite: no norms; weight-normalised convolutions with biases; dropout.
+
+    The dropout is in front of the last convolution of each branch.
+    """
 
     def __init__(self, options: WeightnormOptions) -> None:
         self.options = options

@@ -1,4 +1,7 @@
-"""Trains a rewritten network: loop, optimiser, schedules, checkpoints, metrics. Knows no method and no network."""
+"""Train a rewritten network: loop, optimiser, schedules, checkpoints, metrics.
+
+Knows no method and no network.
+"""
 
 from pipeline.training.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from pipeline.training.device import autocast_type, device_by_name

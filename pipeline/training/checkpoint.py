@@ -1,6 +1,7 @@
-"""Checkpoints: one safetensors file, tensors and (in its header) JSON, no pickle, with a hash over both.
+"""Checkpoints: one safetensors file with tensors, JSON in its header, and a hash over both.
 
-One file is replaced in one move, so there is the old checkpoint or the new one. Knows no loop.
+Contains no pickle. The file is replaced in one move, so there is either the old checkpoint or the
+new one. Knows no loop.
 """
 
 import hashlib
@@ -28,26 +29,29 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on as if it had never stopped. `position` is the loop's own, plain JSON."""
+    """Everything that a run needs to go on as if it had never stopped.
+
+    `position` belongs to the loop and is plain JSON.
+    """
 
     path: Path
     weights: Tensors
     momentum: Tensors
     average: Tensors
-    """The running average of the weights; empty where none is kept."""
+    """The running average of the weights; empty if none is kept."""
     position: dict[str, Any]
     config: Config
 
     def restore_graph(self, graph: nn.Module) -> None:
-        """Put the weights and statistics into a graph of the same network and method."""
+        """Copy the weights and statistics into a graph of the same network and method."""
         self._copy(self.weights, _state(graph))
 
     def restore_average(self, graph: nn.Module) -> None:
-        """Put the running average of the weights into a graph of the same network and method."""
+        """Copy the running average of the weights into a graph of the same network and method."""
         self._copy(self.average, _state(graph))
 
     def restore_deployed(self, graph: nn.Module) -> None:
-        """Put in what is evaluated and deployed: the average where one is kept, else the weights."""
+        """Copy what is evaluated and deployed: the average if one is kept, or else the weights."""
         self._copy(self.average or self.weights, _state(graph))
 
     def restore_momentum(self, graph: nn.Module, optimiser: torch.optim.Optimizer) -> None:
@@ -77,7 +81,10 @@ class Checkpoint:
 def checkpoint_bytes(
     graph: nn.Module, optimiser: torch.optim.Optimizer, position: Mapping[str, object], config: Config, average: nn.Module | None = None
 ) -> bytes:
-    """The file's content; `average` holds the running average of the weights, where one is kept."""
+    """Return the content of the file.
+
+    `average` holds the running average of the weights, if one is kept.
+    """
     momentum = {
         name: state["momentum_buffer"]
         for name, parameter in graph.named_parameters()
@@ -102,13 +109,13 @@ def load_checkpoint(path: Path, config: Config) -> Checkpoint:
     if difference := first_difference(checkpoint.config, _as_json(config)):
         key, stored, given = difference
         raise UsageError(
-            f"checkpoint {path} was made with {key} = {stored}, the config says {given}; set it back to go on, or start over with --fresh"
+            f"checkpoint {path} was made with {key} = {stored}, the config says {given}; set it back to continue, or start over with --fresh"
         )
     return checkpoint
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, whatever its config; refuse it where a single byte is not as it was written."""
+    """Read a checkpoint of any config; refuse it if a single byte differs from what was written."""
     try:
         run, tensors = _checked(path)
     except FileNotFoundError as error:
@@ -122,7 +129,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def first_difference(stored: Config, given: Config, prefix: str = "") -> tuple[str, str, str] | None:
-    """The first key, in the order of the given config, whose value differs: its path and both values, spoken."""
+    """Return the path of the first key whose value differs, and both values as text.
+
+    The order is that of the given config.
+    """
     for key in dict.fromkeys([*given, *stored]):
         one, other = stored.get(key), given.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
@@ -166,7 +176,7 @@ def _spoken(value: torch.Tensor) -> str:
 
 
 def _state(graph: nn.Module) -> Tensors:
-    """Parameters and buffers, each under one name even where modules share it."""
+    """Return parameters and buffers, each under one name even if modules share it."""
     named: Iterable[tuple[str, torch.Tensor]] = (*graph.named_parameters(), *graph.named_buffers())
     return {name: value.detach() for name, value in named}
 

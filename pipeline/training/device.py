@@ -1,4 +1,7 @@
-"""Which device computes, in which precision, with which algorithms. Takes names from the config; knows no training."""
+"""Which device computes, in which precision, with which algorithms.
+
+Takes names from the config. Knows no training.
+"""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +19,7 @@ _CPU_FEATURES_FOR_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def device_by_name(name: str) -> torch.device:
-    """The device of a `training.device` entry: auto, cpu, cuda or cuda:N."""
+    """Return the device of a `training.device` entry: auto, cpu, cuda or cuda:N."""
     if name == "auto":
         return _cuda(0) if torch.cuda.is_available() else torch.device("cpu")
     if name == "cpu":
@@ -36,7 +39,7 @@ def _cuda(number: int) -> torch.device:
 
 
 def autocast_type(precision: Literal["auto", "float32", "bfloat16"], device: torch.device, image_width: int) -> torch.dtype | None:
-    """What to autocast to; None is float32 throughout."""
+    """Return the type to autocast to; None is float32 throughout."""
     helps = image_width >= SMALLEST_IMAGE_FOR_BFLOAT16 and _computes_in_bfloat16(device)
     wanted = helps if precision == "auto" else precision == "bfloat16"
     return torch.bfloat16 if wanted else None
@@ -44,7 +47,11 @@ def autocast_type(precision: Literal["auto", "float32", "bfloat16"], device: tor
 
 @contextmanager
 def cpu_threads(threads: Literal["auto"] | int, image_width: int) -> Iterator[None]:
-    """As many threads as asked for; auto takes one where a step is so short that handing out its parts costs more than they do."""
+    """Use the requested number of CPU threads.
+
+    auto uses one thread where a step is so short that distributing its parts costs more than
+    computing them.
+    """
     before = torch.get_num_threads()
     chosen = (1 if image_width < SMALLEST_IMAGE_FOR_THREADS else before) if threads == "auto" else threads
     torch.set_num_threads(chosen)
@@ -63,13 +70,16 @@ def _computes_in_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def arithmetic(*, deterministic: bool) -> Iterator[None]:
-    """Float32 means float32: TF32 is off. `deterministic` asks for algorithms that repeat, where there are any."""
+    """Keep float32 at full precision (no TF32), and choose between fast and repeatable algorithms.
+
+    `deterministic` selects algorithms that repeat, where they exist.
+    """
     cudnn, product = torch.backends.cudnn, torch.backends.cuda.matmul
-    convolution = cudnn.conv  # type: ignore[attr-defined]  # put there at import
+    convolution = cudnn.conv  # type: ignore[attr-defined]  # torch adds it at import
     before = (cudnn.benchmark, cudnn.deterministic, convolution.fp32_precision, product.fp32_precision)
     algorithms = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with a workspace of fixed size
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only if its workspace has a fixed size
         torch.use_deterministic_algorithms(True, warn_only=True)
     cudnn.benchmark, cudnn.deterministic = not deterministic, deterministic
     convolution.fp32_precision = product.fp32_precision = "ieee"
@@ -81,13 +91,19 @@ def arithmetic(*, deterministic: bool) -> Iterator[None]:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """So that a run reports its own peak and not that of one before it in the same process; on a CPU there is no way to."""
+    """Reset the peak, so that a run does not report that of an earlier run in the same process.
+
+    This is not possible on a CPU.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """On CUDA the most bytes that tensors held at once; on a CPU the largest size the whole process ever had."""
+    """Return the peak memory in bytes.
+
+    On CUDA it is the most that tensors held at once, on a CPU the largest size of the process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource

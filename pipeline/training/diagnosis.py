@@ -1,6 +1,7 @@
-"""What a trainer wants to see of a graph's layers: filter norms, distance from zero mean, scales, variances, deflated filters, gradients.
+"""Figures of a graph's layers: filter norms, means, scales, variances, gradients.
 
-Takes the layers of a training graph; gives plain JSON. The report draws it; the loop keeps it, epoch by epoch.
+Takes the layers of a training graph; returns plain JSON. The report draws the figures; the loop
+keeps them, epoch by epoch.
 """
 
 import math
@@ -17,7 +18,7 @@ Figures = dict[str, Any]
 
 @torch.no_grad()
 def layer_figures(layers: Sequence[TrainedLayer], deflated_below: float) -> list[Figures]:
-    """The figures of each layer's weights, in the order of the layers."""
+    """Return the figures of each layer's weights, in the order of the layers."""
     return [_figures_of(layer, deflated_below) for layer in layers]
 
 
@@ -33,7 +34,10 @@ def _figures_of(layer: TrainedLayer, deflated_below: float) -> Figures:
 
 @final
 class GradientNorms:
-    """The norm of the gradient of each layer, all parameters of the layer together; for all layers at once, on the device."""
+    """The norm of the gradient of each layer, over all parameters of the layer.
+
+    It is computed for all layers at once, on the device.
+    """
 
     def __init__(self, layers: Sequence[TrainedLayer]) -> None:
         owned = [(number, each) for number, layer in enumerate(layers) for each in layer.module.parameters() if each.requires_grad]
@@ -49,12 +53,15 @@ class GradientNorms:
 
 
 def with_gradient_norms(figures: Sequence[Figures], means: Sequence[float]) -> list[Figures]:
-    """For a line of diagnosis.jsonl: the figures of each layer and the mean norm of its gradient, to six digits."""
+    """Return the figures of each layer with the mean norm of its gradient, to six digits.
+
+    They make a line of diagnosis.jsonl.
+    """
     return [_rounded({**each, "gradient_norm": mean if math.isfinite(mean) else None}) for each, mean in zip(figures, means, strict=True)]
 
 
 def _rounded(figures: Figures) -> Figures:
-    """Quantiles are lists of floats; numbers of filters and shapes are whole."""
+    """Round floats and lists of floats; numbers of filters and shapes are whole numbers."""
     return {key: [_short(each) for each in value] if isinstance(value, list) else _short(value) for key, value in figures.items()}
 
 

@@ -1,6 +1,6 @@
-"""Accuracy and loss of a graph on a split, and the running average of its weights that may be evaluated in its place.
+"""Accuracy and loss of a graph on a split, and a running average of its weights.
 
-Takes a graph and batches. Changes neither.
+Takes a graph and batches and changes neither. The average may be evaluated in place of the weights.
 """
 
 import copy
@@ -18,7 +18,7 @@ from pipeline.training.protocols import Batch
 
 BATCH_SIZE = 256
 _SMALL_IMAGE, _FOR_SMALL_IMAGES_ON_CUDA = 64, 2048
-"""A GPU that gets few pixels at a time waits for the launches."""
+"""A GPU that gets few pixels at a time waits for kernel launches, so it gets more images."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,15 @@ class Evaluation:
 
 
 def evaluation_batch_size(device: torch.device, image_width: int) -> int:
-    """How many images to evaluate at once."""
+    """Return how many images to evaluate at once."""
     return _FOR_SMALL_IMAGES_ON_CUDA if device.type == "cuda" and image_width <= _SMALL_IMAGE else BATCH_SIZE
 
 
 def evaluate(graph: nn.Module, batches: Iterable[Batch], device: torch.device, between: Callable[[], None] = lambda: None) -> Evaluation:
-    """Leaves the graph in evaluation mode and contiguous. `between` is called before each batch and may raise."""
+    """Evaluate the graph; it is left in evaluation mode and contiguous.
+
+    `between` is called before each batch and may raise.
+    """
     graph.eval().to(memory_format=torch.contiguous_format)
     sums, num_samples = torch.zeros(2, dtype=torch.float64, device=device), 0
     for images, labels in batches:
@@ -54,7 +57,10 @@ def _batch_sums(graph: nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
 
 @final
 class WeightAverage:
-    """avg <- decay avg + (1 - decay) w for every parameter and statistic; the first step's values begin it."""
+    """avg <- decay avg + (1 - decay) w for every parameter and statistic.
+
+    The average starts at the values after the first step.
+    """
 
     def __init__(self, graph: GraphModule, options: ModelEma) -> None:
         self.graph = copy.deepcopy(graph).eval().requires_grad_(False)
@@ -62,29 +68,33 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, graph: nn.Module, num_steps_done: int) -> None:
-        """Take in the weights after a step; `num_steps_done` counts the earlier ones."""
+        """Add the weights after a step; `num_steps_done` counts the earlier steps."""
         decay = decay_after(num_steps_done, self._options)
         averages, values = _state(self.graph), _state(graph)
         floating = [(mean, value) for mean, value in zip(averages, values, strict=True) if mean.is_floating_point()]
         torch._foreach_lerp_([mean for mean, _ in floating], [value.detach() for _, value in floating], 1 - decay)
         for mean, value in zip(averages, values, strict=True):
-            if not mean.is_floating_point():  # a count
+            if not mean.is_floating_point():  # an integer, such as a count of batches, is copied
                 mean.copy_(value)
 
     @torch.no_grad()
     def copy_into(self, graph: nn.Module) -> None:
-        """Give a graph the averages for its weights."""
+        """Give a graph the averages as its weights."""
         for value, mean in zip(_state(graph), _state(self.graph), strict=True):
             value.copy_(mean)
 
 
 def decay_after(num_steps_done: int, options: ModelEma) -> float:
-    """What the average keeps of itself at a step. Nothing at the first: then there is no average yet."""
+    """Return the share of itself that the average keeps at a step.
+
+    It is 0 at the first step, when there is no average yet.
+    """
     if num_steps_done == 0:
         return 0.0
     return min(options.decay, (1 + num_steps_done) / (10 + num_steps_done)) if options.warmup else options.decay
 
 
 def _state(graph: nn.Module) -> list[torch.Tensor]:
-    """Looked up each time: a change of the memory layout replaces buffers."""
+    """Return the tensors; they are looked up each time because a change of memory layout replaces
+    buffers."""
     return [*graph.parameters(), *graph.buffers()]

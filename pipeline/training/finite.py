@@ -1,4 +1,7 @@
-"""Where numbers stop being finite: finds the layer whose weights or activations went first, once a run has failed."""
+"""Where numbers stop being finite.
+
+Once a run has failed, this finds the layer whose weights or activations failed first.
+"""
 
 from pathlib import Path
 
@@ -23,14 +26,15 @@ class NotFiniteError(UsageError):
 
 
 def all_finite(graph: nn.Module) -> bool:
-    """Whether every weight and statistic is finite; reads the device once."""
+    """Return whether every weight and statistic is finite; reads the device once."""
     values = [value.detach() for value in (*graph.parameters(), *graph.buffers()) if value.is_floating_point()]
     # The largest magnitude of a tensor is NaN or infinite exactly when one of its values is.
     return not values or bool(torch.stack(torch._foreach_norm(values, float("inf"))).isfinite().all())
 
 
 def first_bad_weights(graph: GraphModule) -> str | None:
-    """The first layer, in the order of computation, that holds a weight or statistic that is not finite."""
+    """Return the first layer, in the order of computation, with a weight or statistic that is not
+    finite."""
     for step in walk(graph):
         if step.layer is None:
             continue
@@ -41,7 +45,10 @@ def first_bad_weights(graph: GraphModule) -> str | None:
 
 
 def first_bad_activation(graph: GraphModule, images: torch.Tensor) -> str | None:
-    """The first value of the forward pass that is not finite. Seed and autocast are the caller's to set again."""
+    """Return the first value of the forward pass that is not finite.
+
+    The caller sets seed and autocast again.
+    """
     watching = _ActivationWatcher(graph)
     with torch.no_grad():
         watching.run(images)
@@ -59,7 +66,7 @@ class _ActivationWatcher(Interpreter):
         if n.op == "call_module":
             self._last_layer = f"layer {n.target}"
         if self.found is None and isinstance(value, torch.Tensor) and _is_bad(value):
-            place = self._last_layer if n.op == "call_module" else f"{n.name}, behind {self._last_layer},"
+            place = self._last_layer if n.op == "call_module" else f"{n.name}, after {self._last_layer},"
             self.found = f"the output of {place} is not finite"
         return value
 

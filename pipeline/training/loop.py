@@ -1,7 +1,7 @@
-"""The training loop: epochs of steps, evaluation, records, checkpoints. Knows no terminal, config file or method.
+"""The training loop: epochs of steps, evaluation, records, checkpoints.
 
-What is drawn or shuffled depends on the seed and on where the run stands, (epoch, step), and on nothing else; so a
-resumed run has the bits of one that was never stopped.
+Knows no terminal, config file or method. Draws and shuffles depend only on the seed and on the
+position of the run, (epoch, step). So a resumed run has the bits of one that never stopped.
 """
 
 import itertools
@@ -37,7 +37,10 @@ from pipeline.training.step import TrainingStep
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to train, and where to. `config` is what a checkpoint must have been made with to be resumed from."""
+    """How to train and where to write.
+
+    A checkpoint can be resumed only if it was made with this `config`.
+    """
 
     training: Training
     folder: RunFolder
@@ -46,13 +49,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class History:
-    """A record an epoch, those before an interruption included."""
+    """One record per epoch, including those before an interruption."""
 
     records: tuple[EpochRecord, ...]
 
 
 def steps_per_epoch(batches: TrainingBatches, options: Training) -> int:
-    """How many steps an epoch has; batches that fill no step are left out."""
+    """Return the number of steps in an epoch; batches that do not fill a step are left out."""
     num_batches = batches.steps_per_epoch
     if options.accumulate > num_batches:
         what = f"training.accumulate {options.accumulate} is more than the {num_batches} batches of an epoch"
@@ -61,12 +64,15 @@ def steps_per_epoch(batches: TrainingBatches, options: Training) -> int:
 
 
 def require_same_steps(checkpoint: Checkpoint, steps: int) -> None:
-    """Refuse to go on from a checkpoint whose epochs had another length: the same step would be another moment of the schedule."""
+    """Refuse to go on from a checkpoint whose epochs had another length.
+
+    The same step would be another moment of the schedule.
+    """
     stored = checkpoint.position["steps_per_epoch"]
     if stored != steps:
         raise UsageError(
             f"checkpoint {checkpoint.path} was made with {stored} steps an epoch, the data now gives {steps}: the data set has changed; "
-            "bring it back, or start over with --fresh"
+            "restore it, or start over with --fresh"
         )
 
 
@@ -77,9 +83,11 @@ def train(
     watcher: Watcher | None = None,
     resume: Checkpoint | None = None,
 ) -> History:
-    """Train to the last epoch. Without `resume` the folder's earlier metrics and checkpoints are removed first.
+    """Train to the last epoch.
 
-    Leaves the graph with the last epoch's weights (their average where one is kept), on the training device, contiguous, in evaluation mode.
+    Without `resume` the folder's earlier metrics and checkpoints are removed first. The graph keeps
+    the last epoch's weights (or their average, if one is kept), on the training device, contiguous,
+    in evaluation mode.
     """
     device = device_by_name(settings.training.device)
     network.graph.to(device)
@@ -113,7 +121,7 @@ class _Loop:
 
     @contextmanager
     def opened(self, resume: Checkpoint | None) -> Iterator[None]:
-        """From where to start, and where the figures go."""
+        """Restore the checkpoint, if there is one, and open the logs."""
         self.settings.folder.path.mkdir(parents=True, exist_ok=True)
         if resume is None:
             self._remove_checkpoints()
@@ -126,7 +134,8 @@ class _Loop:
             self.log.close()
 
     def _remove_checkpoints(self) -> None:
-        """Ours, and what a kill left of them half-written; whatever else the user keeps there stays."""
+        """Remove our checkpoints and half-written files that a kill left; other files of the user
+        stay."""
         for path in (self.settings.folder.last_checkpoint, self.settings.folder.best_checkpoint):
             for each in (path, *path.parent.glob(f".{path.name}.*")):
                 each.unlink(missing_ok=True)
@@ -145,7 +154,7 @@ class _Loop:
 
     @property
     def deployed(self) -> GraphModule:
-        """The graph that is evaluated: it holds the average of the weights where one is kept."""
+        """The graph that is evaluated; it holds the average of the weights if one is kept."""
         return self.graph if self.average is None else self.average.graph
 
     @property
@@ -153,7 +162,11 @@ class _Loop:
         return self.epoch * self.steps_per_epoch + self.tally.num_steps
 
     def _freeze_statistics(self) -> None:
-        """Until the figures are there, a checkpoint is that of the epoch before: a run that is stopped here does all of it again."""
+        """Recompute and freeze the statistics.
+
+        A checkpoint written before this is finished is that of the epoch before: a run that is
+        stopped here does all of it again.
+        """
         for graph in self._graphs:
             recompute_statistics(graph.to(memory_format=torch.contiguous_format), self._images_of_the_whole_set())
         accuracy = self._evaluate().accuracy
@@ -167,7 +180,8 @@ class _Loop:
 
     @property
     def _graphs(self) -> tuple[GraphModule, ...]:
-        """The one that is trained, and the average where one is kept, which has statistics of its own."""
+        """The graph that is trained, and the average if one is kept, which has statistics of its
+        own."""
         return (self.graph,) if self.average is None else (self.graph, self.average.graph)
 
     def _images_of_the_whole_set(self) -> Iterator[torch.Tensor]:
@@ -189,12 +203,12 @@ class _Loop:
             self.tally.seconds = time.perf_counter() - started
 
     def _batches_left(self) -> Iterator[Batch]:
-        """Of this epoch; those that fill no step are left out."""
+        """Return the batches left in this epoch, without those that do not fill a step."""
         done, all_steps = (num * self.options.accumulate for num in (self.tally.num_steps, self.steps_per_epoch))
         return itertools.islice(self.data.training.epoch(self.epoch, done), all_steps - done)
 
     def _train_on(self, batches: Iterable[Batch]) -> None:
-        """One step."""
+        """Run one step."""
         self.step.set_learning_rate(self._rate(self.num_steps_done))
         self.step.set_momentum(momentum(self._moment(self.num_steps_done), self.options.schedule, self.options.momentum))
         losses = [self._backward(images, labels, number) for number, (images, labels) in enumerate(batches, self._num_batches_done)]
@@ -205,9 +219,10 @@ class _Loop:
         self.watcher.step_done(self.epoch + 1, self.tally.num_steps, sum(losses) / len(losses))
 
     def _backward(self, images: torch.Tensor, labels: torch.Tensor, number: int) -> float:
-        """Forward and backward of the run's batch of this number; its loss."""
+        """Run forward and backward on the run's batch of this number, and return its loss."""
         images, labels = self._placed(images), labels.to(self.device, non_blocking=True)
         figures = self.step.backward(images, labels, number)
+        # The next batch is made while the device still computes this one.
         self.batches.prepare()
         loss, num_correct = figures.read()
         if not math.isfinite(loss):
@@ -245,7 +260,8 @@ class _Loop:
         self.watcher.epoch_done(record)
 
     def _diagnosis(self) -> list[Figures]:
-        """The figures of the layers that were evaluated, and of the gradients on the way there."""
+        """Return the figures of the layers that were evaluated and of the gradients of the
+        epoch."""
         if self.gradient_norms is None:
             return []
         figures = layer_figures(self.layers, self.options.deflated_below)
@@ -269,7 +285,7 @@ class _Loop:
         )
 
     def _stop_if_asked(self) -> None:
-        """Between two steps: keep what was done, then stop."""
+        """Between two steps: save what was done, then stop."""
         if self.interruption.asked:
             self._require_finite_weights()
             write_checkpoint(self.settings.folder.last_checkpoint, self._checkpoint_bytes())
@@ -295,7 +311,7 @@ class _Loop:
         checkpoint.restore_momentum(self.graph, self.step.optimiser)
         self.epoch, self.tally = position["epoch"], Tally.from_dict(position["tally"], self.device)
         self.records = [EpochRecord(**values) for values in position["records"]]
-        if self.average is not None and self.num_steps_done:  # before the first step there is none
+        if self.average is not None and self.num_steps_done:  # there is no average before the first step
             checkpoint.restore_average(self.average.graph)
         if (frozen := position.get("frozen")) is not None:
             self._froze(FreezingMoment(**frozen))
@@ -318,7 +334,7 @@ class _Loop:
             raise self._error(first_bad_weights(self.graph) or "the weights are not finite")
 
     def _diverged(self, images: torch.Tensor, number: int) -> NotFiniteError:
-        """The failed batch once more, under the same seed, watching every value."""
+        """Run the failed batch again under the same seed, and check every value."""
         if (found := first_bad_weights(self.graph)) is None:
             with self.step.as_in_training(number, len(images)):
                 found = first_bad_activation(self.graph, images)

@@ -1,6 +1,7 @@
-"""The figures of a run: running sums of an epoch, a record an epoch, metrics.jsonl and TensorBoard.
+"""The figures of a run: sums over an epoch, a record per epoch, metrics.jsonl and TensorBoard.
 
-Both outputs are rewritten from the given records at the start, so that a resumed run holds each epoch once.
+Both outputs are rewritten from the given records at the start, so that a resumed run holds each
+epoch once.
 """
 
 import dataclasses
@@ -17,12 +18,16 @@ from export.files import write_file
 from pipeline.run_folder import RunFolder
 
 _DRAWN = ("norms", "off_isocline", "scale", "deflated", "variance", "gradient_norm")
-"""What TensorBoard shows of each layer: the median over its filters, where there are several values."""
+"""What TensorBoard shows of each layer: the median over its filters, if there are several
+values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """A line of metrics.jsonl. `seconds` is the time of the training steps alone, `penalty` its mean over them."""
+    """A line of metrics.jsonl.
+
+    `seconds` is the time of the training steps alone, and `penalty` is the mean over them.
+    """
 
     epoch: int
     step: int
@@ -36,18 +41,24 @@ class EpochRecord:
     peak_memory_bytes: int
     penalty: float | None = None
     frozen_at_step: int | None = None
-    """After which step the batch statistics were recomputed and frozen."""
+    """The step after which the batch statistics were recomputed and frozen."""
     test_accuracy_at_freezing: float | None = None
-    """Right after they were recomputed; in the first epoch behind that."""
+    """The accuracy right after they were recomputed; only in the first epoch after that."""
 
     def as_dict(self) -> dict[str, float]:
-        """What is written; `penalty` only where the method has one, what tells of frozen statistics only where they are."""
+        """Return what is written.
+
+        `penalty` is left out if the method has none, and so are the values on frozen statistics.
+        """
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """Sums over the batches of the running epoch, exact enough to be continued from a checkpoint bit for bit."""
+    """Sums over the batches of the running epoch.
+
+    They are exact enough to be continued from a checkpoint bit for bit.
+    """
 
     num_samples: int = 0
     num_steps: int = 0
@@ -68,7 +79,7 @@ class Tally:
             self.penalty_sum = _added(self.penalty_sum, penalty)
 
     def add_gradient_norms(self, norms: torch.Tensor) -> None:
-        """One norm a layer, once a step."""
+        """Add the norms of one step, one norm per layer."""
         self.gradient_norm_sums = _added(self.gradient_norm_sums, norms)
 
     @property
@@ -85,17 +96,17 @@ class Tally:
 
     @property
     def gradient_norms(self) -> list[float]:
-        """Of each layer the mean over the steps; empty where none were added."""
+        """The mean over the steps for each layer; empty if none were added."""
         return [] if self.gradient_norm_sums is None else (self.gradient_norm_sums / self.num_steps).tolist()
 
     def as_dict(self) -> dict[str, Any]:
-        """For a checkpoint; a float64 survives JSON unchanged."""
+        """Return the values for a checkpoint; a float64 survives JSON unchanged."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], device: torch.device) -> "Tally":
-        """The tally that `as_dict` described."""
+        """Return the tally that `as_dict` described."""
         sums = {field.name: values[field.name] for field in dataclasses.fields(cls)}
         for name in ("penalty_sum", "gradient_norm_sums"):
             if sums[name] is not None:
@@ -104,12 +115,15 @@ class Tally:
 
 
 def _added(total: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
-    """On the device, in float64: reading it at each step would wait for the device."""
+    """Add on the device, in float64: reading the values at each step would wait for the device."""
     return values.double() if total is None else total + values
 
 
 class MetricsLog:
-    """The figures of a run, for reading by machines (those of layers too, where they are diagnosed) and for TensorBoard."""
+    """The figures of a run, in files for machines and for TensorBoard.
+
+    Figures of layers are included if they are diagnosed.
+    """
 
     def __init__(self, folder: RunFolder, records: Sequence[EpochRecord]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes long to import
@@ -127,7 +141,7 @@ class MetricsLog:
             self._add_diagnosis(values)
 
     def add(self, record: EpochRecord, layers: Sequence[Mapping[str, Any]] = ()) -> None:
-        """An epoch's figures, and those of its layers where there are any."""
+        """Add an epoch's figures, and those of its layers if there are any."""
         _append(self._path, _line(record.as_dict()))
         self._draw(record)
         if layers:
@@ -152,14 +166,17 @@ class MetricsLog:
 
 
 def _diagnosed(path: Path, num_epochs: int) -> list[dict[str, Any]]:
-    """What the file holds of the epochs that are kept; a kill may have left more, or half a line."""
+    """Return the figures that the file holds of the epochs that are kept.
+
+    A kill may have left more epochs, or half a line.
+    """
     if num_epochs == 0 or not path.is_file():
         return []
     try:
         values = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
         return [each for each in values if each["epoch"] <= num_epochs]
     except (ValueError, TypeError, KeyError) as error:
-        raise DamagedError(f"{path} does not hold an epoch a line: {error}; take it away to go on without the figures of earlier epochs") from error
+        raise DamagedError(f"{path} does not hold one epoch per line: {error}; remove it to go on without the figures of earlier epochs") from error
 
 
 def _append(path: Path, line: str) -> None:
@@ -168,12 +185,12 @@ def _append(path: Path, line: str) -> None:
 
 
 def _middle(value: float | Sequence[float] | None) -> float | None:
-    """A number, or the median of five quantiles."""
+    """Return a number, or the median of five quantiles."""
     return value[2] if isinstance(value, Sequence) else value
 
 
 def _tag(key: str) -> str:
-    """train_loss -> train/loss, so that TensorBoard shows training and test side by side."""
+    """Turn train_loss into train/loss, so that TensorBoard shows training and test side by side."""
     part, _, rest = key.partition("_")
     return f"{part}/{rest}" if part in ("train", "test") else f"run/{key}"
 

@@ -1,4 +1,4 @@
-"""Mixup and manifold mixup: where in the graph samples are mixed, and how batches and losses go with it.
+"""Mixup and manifold mixup: where in the graph samples are mixed, and the loss that goes with it.
 
 Takes a graph and its options. Draws depend on (seed, epoch, step) alone.
 """
@@ -55,7 +55,7 @@ class Mixup(TrainingPart):
 
 
 def insert_mixup(graph: GraphModule, options: MixupOptions) -> None:
-    """Put the places that the options ask for into a training graph; the first is at the images."""
+    """Put the requested mixup places into a training graph; the first is at the images."""
     if options.alpha == 0:
         return
     where = "at the images"
@@ -79,11 +79,11 @@ def _places(graph: GraphModule, options: MixupOptions) -> list[Node]:
 
 
 _PURPOSE = 0x6D697875
-"""Keeps these draws apart from others that start from the same seed."""
+"""The letters "mixu" in ASCII. It separates these draws from others with the same seed."""
 
 
 class Mixer:
-    """Tells one of a graph's mixup places, drawn anew for each batch, what to mix."""
+    """Tells one of a graph's mixup places what to mix; the place is drawn again for each batch."""
 
     def __init__(self, graph: nn.Module, options: Training) -> None:
         self._places = [part for part in graph.modules() if isinstance(part, Mixup)]
@@ -93,7 +93,7 @@ class Mixer:
 
     @contextmanager
     def mixing(self, batch: int, num_samples: int, device: torch.device) -> Iterator[Mixing | None]:
-        """While it lasts, forward passes mix; None where nothing is mixed."""
+        """Make forward passes mix within this context; yield None if nothing is mixed."""
         if not self._places:
             yield None
             return
@@ -107,13 +107,15 @@ class Mixer:
 
 
 def draw(seed: int, batch: int, alpha: float, num_places: int, num_samples: int) -> tuple[float, int, "np.ndarray[tuple[int], np.dtype[np.int64]]"]:
-    """The share of each sample's own part, the place at which to mix, and the partner of each sample."""
+    """Draw the share of each sample's own part, the place of the mixing, and each sample's
+    partner."""
     generator = np.random.default_rng((seed, _PURPOSE, batch))
     return float(generator.beta(alpha, alpha)), int(generator.integers(num_places)), generator.permutation(num_samples)
 
 
 def mixed_loss(logits: torch.Tensor, labels: torch.Tensor, mixing: Mixing | None, label_smoothing: float) -> torch.Tensor:
-    """Cross entropy, that of the partners' labels with their share."""
+    """Return the cross entropy with the labels and the partners' labels, weighted by their
+    shares."""
     own = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     if mixing is None:
         return own
@@ -122,7 +124,10 @@ def mixed_loss(logits: torch.Tensor, labels: torch.Tensor, mixing: Mixing | None
 
 
 def mixed_num_correct(logits: torch.Tensor, labels: torch.Tensor, mixing: Mixing | None) -> torch.Tensor:
-    """How many answers are right; of a mixed sample as much as the label that was answered has in it."""
+    """Return the number of right answers.
+
+    For a mixed sample, an answer counts with the share of its label.
+    """
     answers = logits.argmax(1)
     own = (answers == labels).sum()
     if mixing is None:

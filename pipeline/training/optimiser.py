@@ -1,6 +1,6 @@
-"""What an optimiser's step is made of: learning rates and momentum by schedule, and clipping of gradients.
+"""The parts of an optimiser's step: learning rate and momentum by schedule, gradient clipping.
 
-Takes the training options. A schedule is a function of how far a run is.
+Takes the training options. A schedule is a function of the progress of a run.
 """
 
 import itertools
@@ -24,7 +24,7 @@ _SHARE_OF_ONE_CYCLE = 0.9
 
 @dataclass(frozen=True)
 class Moment:
-    """A step of a run; steps are counted from 0 over all epochs."""
+    """A step of a run; steps are counted from 0, over all epochs."""
 
     step: int
     steps_per_epoch: int
@@ -32,12 +32,12 @@ class Moment:
 
     @property
     def epochs_done(self) -> int:
-        """How many epochs lie behind this step."""
+        """The number of epochs before this step."""
         return self.step // self.steps_per_epoch
 
     @property
     def epoch(self) -> float:
-        """The same, with the part of the running one."""
+        """The number of epochs before this step, including the part of the running one."""
         return self.step / self.steps_per_epoch
 
     @property
@@ -47,12 +47,15 @@ class Moment:
 
 
 def rate_share(moment: Moment, options: Schedule) -> float:
-    """The learning rate of this step as a share of `training.learning_rate`."""
+    """Return the learning rate of this step as a share of `training.learning_rate`."""
     return _warm_up(moment, options) * SCHEDULES[options.name](moment, options)
 
 
 def _warm_up(moment: Moment, options: Schedule) -> float:
-    """Rises in equal parts: the first step already has one of them, the last step of the warm-up has all."""
+    """Return the share of the warm-up, which rises in equal parts.
+
+    The first step already has one part; the last step of the warm-up has all.
+    """
     steps = round(options.warmup_epochs * moment.steps_per_epoch)
     return min(1.0, (moment.step + 1) / steps) if steps else 1.0
 
@@ -84,7 +87,8 @@ def _cyclic(moment: Moment, options: Schedule) -> float:
 
 
 def _one_cycle(moment: Moment, options: Schedule) -> float:
-    """Up from the foot and down to it, then on to `last`, which is reached at the end of the run."""
+    """Go up from the foot and down to it, then on to `last`, which is reached at the end of the
+    run."""
     length = _one_cycle_epochs(moment, options)
     if moment.epoch <= length:
         return _between(options.cycle_foot, 1.0, _height(moment.epoch / length))
@@ -92,7 +96,7 @@ def _one_cycle(moment: Moment, options: Schedule) -> float:
 
 
 def _momentum_of_one_cycle(moment: Moment, options: Schedule) -> float:
-    """The other way round: least where the rate is largest."""
+    """Return the momentum, which moves the other way: it is least where the rate is largest."""
     foot, top = options.cycle_momentum
     length = _one_cycle_epochs(moment, options)
     if moment.epoch <= length:
@@ -105,7 +109,7 @@ def _one_cycle_epochs(moment: Moment, options: Schedule) -> float:
 
 
 def _height(place: float) -> float:
-    """Of a triangle, from 0 to 1 and back."""
+    """Return the height of a triangle, from 0 to 1 and back."""
     return 1 - abs(2 * place - 1)
 
 
@@ -114,7 +118,7 @@ def _points(moment: Moment, options: Schedule) -> float:
 
 
 def momentum(moment: Moment, options: Schedule, constant: float) -> float:
-    """The momentum of this step."""
+    """Return the momentum of this step."""
     if options.momentum_points:
         return _on_the_line(moment, options.momentum_points)
     return _momentum_of_one_cycle(moment, options) if options.name == "one_cycle" else constant
@@ -151,11 +155,11 @@ class Clipping(ABC):
 
     @abstractmethod
     def __call__(self, epoch: int) -> None:
-        """Once a step; epochs count from 0."""
+        """Clip once per step; epochs count from 0."""
 
 
 def clipping(graph: GraphModule, options: ClippingOptions) -> Clipping:
-    """The clipping that the options ask for."""
+    """Return the clipping that the options request."""
     match options:
         case NoClipping():
             return _None()
@@ -168,17 +172,17 @@ def clipping(graph: GraphModule, options: ClippingOptions) -> Clipping:
 
 
 def threshold(options: NormClipping, epoch: int) -> float:
-    """The largest norm in an epoch, counted from 0."""
-    growth = 1 + math.log(1 + epoch)
+    """Return the largest norm in an epoch, counted from 0."""
+    log_factor = 1 + math.log(1 + epoch)
     match options.growth:
         case "constant":
             return options.threshold
         case "times_log":
-            return options.threshold * growth
+            return options.threshold * log_factor
         case "plus_log":
             return options.threshold + math.log(1 + epoch)
         case "over_log":
-            return options.threshold / growth
+            return options.threshold / log_factor
 
 
 @final

@@ -1,6 +1,6 @@
-"""What the loop needs of others: batches to train and test on, and somebody who watches.
+"""What the loop needs from others: batches to train and test on, and a watcher.
 
-Types only, and the one watcher that says nothing.
+Types only, except for the prefetching of batches and the watcher that prints nothing.
 """
 
 import itertools
@@ -17,31 +17,37 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class TrainingBatches(Protocol):
-    """Epochs of batches, the same ones for the same epoch and step whenever they are asked for."""
+    """Epochs of batches, which are the same for the same epoch and step at every request."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many batches there are."""
+        """The number of batches."""
         ...
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch (counted from 0), from its `first_step` on."""
+        """Yield the batches of an epoch (counted from 0), starting at its `first_step`."""
         ...
 
     def whole_set(self) -> Iterator[Batch]:
-        """Every image once, as evaluation sees it, in batches that are mixed like those of an epoch and no smaller."""
+        """Yield every image once, as evaluation sees it.
+
+        Batches are shuffled like those of an epoch and no smaller.
+        """
         ...
 
 
 class PrefetchedBatches:
-    """Batches, each of which can be made before it is wanted: while the device still computes on the one before."""
+    """Batches, each of which can be made before it is needed.
+
+    This happens while the device still computes on the batch before.
+    """
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
         self._prepared: list[Batch] = []
 
     def prepare(self) -> None:
-        """Make the next one, where there is one."""
+        """Make the next batch, if there is one."""
         if not self._prepared:
             self._prepared.extend(itertools.islice(self._batches, 1))
 
@@ -63,7 +69,7 @@ class TestSplit(Protocol):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is trained on, what is tested on, and how wide an image is."""
+    """What is trained on, what is tested on, and the width of an image."""
 
     training: TrainingBatches
     test: TestSplit
@@ -71,7 +77,10 @@ class TrainingData:
 
 
 class Watcher(Protocol):
-    """Called by the loop; must return quickly. Epochs and steps count from 1."""
+    """Is called by the loop and must return quickly.
+
+    Epochs and steps count from 1.
+    """
 
     def run_started(self, num_epochs: int, steps_per_epoch: int, steps_done: int) -> None: ...
 
@@ -85,7 +94,7 @@ class Watcher(Protocol):
 
 
 class SilentWatcher:
-    """Watches and says nothing."""
+    """A watcher that prints nothing."""
 
     def run_started(self, num_epochs: int, steps_per_epoch: int, steps_done: int) -> None:
         return

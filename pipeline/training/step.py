@@ -1,6 +1,7 @@
-"""One training step: forward, loss, backward, clipping, optimiser, the method's rules; replayed as a CUDA graph where it can be.
+"""One training step: forward, loss, backward, clipping, optimiser, the method's rules.
 
-Takes a graph and its rules. Draws depend on (seed, step) alone.
+It is replayed as a CUDA graph where possible. Takes a graph and its rules. Draws depend on (seed,
+step) alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from pipeline.training.optimiser import clipping
 
 
 class StepResult(NamedTuple):
-    """What a batch came to, on the device; the gradients stand in the parameters."""
+    """The result of a batch, on the device; the gradients are in the parameters."""
 
     loss: torch.Tensor
     num_correct: torch.Tensor
@@ -27,20 +28,22 @@ Computation = Callable[[torch.Tensor, torch.Tensor], StepResult]
 
 
 class Replay:
-    """A computation for batches of one shape. What it allocates stays in place, and so do the results, which the next replay overwrites.
+    """A computation for batches of one shape, captured as a CUDA graph.
 
-    The computation must have run once before, one by one: libraries choose their algorithms then, which a capture does not allow.
+    Its allocations stay in place, and so do its results, which the next replay overwrites. The
+    computation must have run once before without capture: libraries then choose their algorithms,
+    which a capture does not allow.
     """
 
     def __init__(self, compute: Computation, images: torch.Tensor, labels: torch.Tensor) -> None:
         self._images, self._labels = images.clone(), labels.clone()
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads of the process may allocate and copy meanwhile.
+        # Other threads of the process may allocate and copy during the capture.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._computed = compute(self._images, self._labels)
 
     def fits(self, images: torch.Tensor, labels: torch.Tensor) -> bool:
-        """Whether it was captured for such a batch."""
+        """Return whether it was captured for such a batch."""
         return images.shape == self._images.shape and images.stride() == self._images.stride() and labels.shape == self._labels.shape
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> StepResult:
@@ -50,17 +53,24 @@ class Replay:
         return self._computed
 
 
+# 2^64 divided by the golden ratio: an odd factor that spreads neighbouring seeds over all bits.
 _MIXED = 0x9E3779B97F4A7C15
 _LARGEST_SEED = (1 << 63) - 1
 
 
 def seed_step(seed: int, step: int) -> None:
-    """What a step draws depends on the run's seed and the step's number alone, so a resumed run draws the same."""
+    """Seed a step.
+
+    Its draws depend only on the run's seed and the step's number, so a resumed run draws the same.
+    """
     torch.manual_seed((seed * _MIXED + step) & _LARGEST_SEED)
 
 
 def sgd(groups: Sequence[ParameterGroup], options: Training) -> torch.optim.SGD:
-    """The optimiser, one group per parameter group, in their order; all parameters of a group in one fused update."""
+    """Return the optimiser with one group per parameter group, in their order.
+
+    All parameters of a group are changed in one fused update.
+    """
     described = [{"params": list(group.parameters), "weight_decay": group.weight_decay} for group in groups]
     return torch.optim.SGD(described, lr=options.learning_rate, momentum=options.momentum, nesterov=options.nesterov, fused=True)
 
@@ -78,7 +88,10 @@ class BatchFigures:
             self._event.record()
 
     def read(self) -> tuple[float, float]:
-        """Loss and number of right answers. Waits for the forward pass, not for what was launched after it."""
+        """Return loss and number of right answers.
+
+        This waits for the forward pass, but not for what was launched after it.
+        """
         if self._event is not None:
             self._event.synchronize()
         loss, num_correct = self._values.tolist()
@@ -86,7 +99,10 @@ class BatchFigures:
 
 
 class TrainingStep:
-    """The graph, its rules, its optimiser. `backward` for each batch of a step, then `update`: between them a bad loss can be turned away."""
+    """The graph, its rules and its optimiser.
+
+    Call `backward` for each batch of a step, then `update`. Between them a bad loss can be refused.
+    """
 
     def __init__(self, network: RewrittenGraph, options: Training, device: torch.device, autocast: torch.dtype | None) -> None:
         self.graph, self.rules = network.graph, network.rules
@@ -106,11 +122,14 @@ class TrainingStep:
         self._num_in_epoch = 0
 
     def begin_epoch(self) -> None:
-        """To be called when the graph's tensors may have moved, or the graph has changed: what was captured is forgotten."""
+        """Drop what was captured.
+
+        Call this when the graph's tensors may have moved or the graph has changed.
+        """
         self._replay, self._num_in_epoch = None, 0
 
     def set_momentum(self, momentum: float) -> None:
-        """The same for every group."""
+        """Set the same momentum for every group."""
         for described in self.optimiser.param_groups:
             described["momentum"] = momentum
 
@@ -125,15 +144,17 @@ class TrainingStep:
 
     @contextmanager
     def as_in_training(self, batch: int, num_samples: int) -> Iterator[Mixing | None]:
-        """What the forward pass of the run's batch of this number draws and mixes, and its precision."""
+        """Set up the draws, the mixing and the precision of the run's batch of this number."""
         seed_step(self._options.seed, batch)
         with self._mixer.mixing(batch, num_samples, self.device) as mixing, self.autocast():
             yield mixing
 
     def backward(self, images: torch.Tensor, labels: torch.Tensor, batch: int = 0) -> BatchFigures:
-        """Forward and backward of the run's batch of this number; the loss is computed in float32.
+        """Run forward and backward on the run's batch of this number; the loss is computed in
+        float32.
 
-        Before an update it is called once for each of the batches that make a step; their mean gradient is what remains.
+        Before an update it is called once for each batch of the step; what remains is the mean
+        gradient.
         """
         self._num_in_epoch += 1
         if self._replays and self._num_in_epoch > 1:
@@ -149,7 +170,7 @@ class TrainingStep:
         return figures
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor, mixing: Mixing | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """And the number of right answers."""
+        """Return the loss and the number of right answers."""
         logits = logits.float()
         return mixed_loss(logits, labels, mixing, self._options.label_smoothing), mixed_num_correct(logits.detach(), labels, mixing)
 
@@ -157,7 +178,7 @@ class TrainingStep:
         (loss / self._options.accumulate).backward()  # type: ignore[no-untyped-call]
 
     def _backward_replayed(self, images: torch.Tensor, labels: torch.Tensor, batch: int) -> BatchFigures:
-        """The same, and the rules before clipping, as one graph."""
+        """Run the same, and the rules before clipping, as one captured graph."""
         seed_step(self._options.seed, batch)
         if self._replay is None or not self._replay.fits(images, labels):
             self.optimiser.zero_grad(set_to_none=True)
@@ -174,13 +195,16 @@ class TrainingStep:
         return StepResult(loss.detach(), num_correct, self._correct())
 
     def _correct(self) -> torch.Tensor | None:
-        """The rules before clipping; the penalty."""
+        """Run the rules before clipping and return the penalty."""
         penalty = self.rules.add_penalty_gradient()
         self.rules.correct_gradients()
         return penalty
 
     def update(self, epoch: int = 0, before_clipping: Callable[[], None] = lambda: None) -> torch.Tensor | None:
-        """The rules, clipping and the optimiser, in the order that `TrainingRules` states; returns the penalty, on the device."""
+        """Apply the rules, clipping and the optimiser, in the order that `TrainingRules` states.
+
+        Returns the penalty, on the device.
+        """
         self._num_batches = 0
         penalty = self._penalty if self._rules_have_run else self._correct()
         self._rules_have_run = False

@@ -86,7 +86,7 @@ def test_a_method_on_a_network_that_it_cannot_serve(capfd: Capture, method: str,
 def test_a_batch_of_one_where_its_statistics_are_used(capfd: Capture, method: str, statistics: str) -> None:
     line = refused(capfd, f"method={{name: {method}}}", "data.batch_size=1")
     assert line == (
-        f"error: training steps on 1 image have no use for {statistics}: those of a single image say nothing of others; "
+        f"error: training steps on 1 image cannot use {statistics}: those of a single image say nothing about others; "
         "set data.batch_size to 2 or more, or choose a method without batch statistics"
     )
 
@@ -94,7 +94,7 @@ def test_a_batch_of_one_where_its_statistics_are_used(capfd: Capture, method: st
 def test_a_quarter_of_a_batch_that_is_one_image(capfd: Capture) -> None:
     quarter = "method={name: equinorm, statistics: first_quarter}"
     line = refused(capfd, quarter, "data.batch_size=7")
-    assert "training steps on 7 images have no use for channel means of a quarter of the batch, in the filters" in line
+    assert "training steps on 7 images cannot use channel means of a quarter of the batch, in the filters" in line
     assert "set data.batch_size to 8 or more" in line
     enough = ["--set", quarter, "--set", "data.batch_size=8", "--set", "exact.enabled=false"]
     assert pipeline(capfd, "train", QUICKSTART, "--out", "run", *SHORT, *enough).code == 0
@@ -112,6 +112,6 @@ def test_an_image_too_many_for_the_last_batch_makes_no_batch_of_one(capfd: Captu
 
 def test_nothing_to_freeze(capfd: Capture) -> None:
     assert refused(capfd, "training.epochs=2", "training.freeze_statistics.epochs=1") == (
-        "error: training.freeze_statistics.epochs is 1, and this method has no batch statistics on this network: "
+        "error: training.freeze_statistics.epochs is 1, but this method has no batch statistics on this network: "
         "its training graph is the deployed one from the first step; set it to 0"
     )

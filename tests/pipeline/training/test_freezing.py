@@ -213,7 +213,7 @@ def test_an_average_of_the_weights_has_statistics_of_its_own(build: Build, data:
 @pytest.mark.parametrize("options", METHODS, ids=lambda options: options.name)
 def test_a_batch_of_one_is_refused_where_its_statistics_are_used(build: Build, options: MethodOptions) -> None:
     graph = build(options).graph
-    with pytest.raises(UsageError, match=r"training steps on 1 image have no use for .* set data\.batch_size to 2 or more") as caught:
+    with pytest.raises(UsageError, match=r"training steps on 1 image cannot use .* set data\.batch_size to 2 or more") as caught:
         require_usable_statistics(graph, Training(), 1)
     assert "\n" not in str(caught.value)
     require_usable_statistics(graph, Training(), 2)
@@ -225,5 +225,5 @@ def test_a_batch_of_one_is_refused_where_its_statistics_are_used(build: Build, o
 def test_a_method_without_batch_statistics_takes_any_batch_and_freezes_nothing(build: Build, options: MethodOptions) -> None:
     graph = build(options).graph
     require_usable_statistics(graph, Training(), 1)
-    with pytest.raises(UsageError, match=r"training\.freeze_statistics\.epochs is 3, and this method has no batch statistics"):
+    with pytest.raises(UsageError, match=r"training\.freeze_statistics\.epochs is 3, but this method has no batch statistics"):
         require_usable_statistics(graph, Training(freeze_statistics=FreezeStatistics(epochs=3)), 8)

@@ -99,7 +99,7 @@ def test_the_figures_of_layers_are_kept_as_far_as_the_records_go(tmp_path: Path)
 @pytest.mark.parametrize("line", ["[1]\n", '"}\n', '{"epoch": "x"}\n', "{}\n"])
 def test_figures_that_somebody_changed_are_not_gone_on_with(tmp_path: Path, line: str) -> None:
     RunFolder(tmp_path).diagnosis.write_text('{"epoch": 1, "layers": []}\n' + line.replace("[1]", "[1}"))
-    with pytest.raises(DamagedError, match=r"diagnosis\.jsonl does not hold an epoch a line: .*; take it away"):
+    with pytest.raises(DamagedError, match=r"diagnosis\.jsonl does not hold one epoch per line: .*; remove it"):
         MetricsLog(RunFolder(tmp_path), [_record(1)])
     MetricsLog(RunFolder(tmp_path), []).close()
     assert not RunFolder(tmp_path).diagnosis.exists()

@@ -1,1 +1,4 @@
-"""A bundle of a trained graph: made, rebuilt from its files alone, given engines, verified link by link."""
+"""A bundle of a trained graph.
+
+It is made, rebuilt from its files alone, given engines, and verified link by link.
+"""

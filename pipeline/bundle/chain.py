@@ -1,6 +1,7 @@
-"""The chains of a bundle: which forms of the model there are, which of them must be the same function, and in what sense.
+"""The chains of a bundle: its forms, and the links between forms that must be the same function.
 
-Takes forms that were rebuilt or checked; how a link is compared is decided in `deploy.verify`. Needs no torch.
+Takes forms that were rebuilt or checked. Knows which links are bitwise and which have a budget;
+`deploy.verify` does the comparing. Needs no torch.
 """
 
 from collections import Counter
@@ -28,14 +29,15 @@ EXACT = "exact"
 NO_TORCH = f"PyTorch is not installed, {RUNTIMES[TORCH].remedy}"
 _BUILD = "pipeline export BUNDLE --tensorrt"
 _DEQUANTISED = "_float"
-"""What the exact writer appends to the name of a node whose bytes it turns back into numbers."""
+"""The suffix that the exact writer appends to the name of a node whose bytes it converts back into
+numbers."""
 
 Arithmetic = Literal["float", "grid"]
 
 
 @dataclass(frozen=True)
 class EachRuntime:
-    """Each runtime that was requested, reading the file that is for it."""
+    """Each requested runtime, with the file that it reads."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class EachEngine:
 
 @dataclass(frozen=True)
 class LinkRow:
-    """A link of every chain, and what it must hold; None where an arithmetic has no such link."""
+    """A link of every chain, and what it must hold in each arithmetic; None if there is no such
+    link."""
 
     from_: str
     to: str | EachRuntime | EachEngine
@@ -66,30 +69,37 @@ LINKS = (
     LinkRow(FLOAT16_FILE, EachEngine(("float16",)), "budget", None),
     LinkRow(SIGNED_FILE, EachEngine(("exact",)), None, "bitwise"),
 )
-"""From the training graph to every runtime. On the grid, a runtime that reads the signed file is linked to that file instead."""
+"""The links from the training graph to every runtime. On the grid, a runtime that reads the signed
+file is linked to that file instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graphs:
-    """The forms that PyTorch runs, and what budgets rest on."""
+    """The forms that PyTorch runs, and what budgets are based on."""
 
     training: Form
     evaluation: Form
     folded: Form
     reference: Form | None
-    """The float64 evaluation of the function; None where there is none."""
+    """The float64 evaluation of the function; None if there is none."""
     source: Form | None = None
-    """The function of the training weights by inner tensors: a stored fold that strays from them must not move the mark."""
+    """The function of the training weights with its inner tensors. It sets the mark, so that a
+    stored fold that differs from these weights cannot move it."""
     budget_from: str
     """The form whose error sets the budgets."""
     doubtful: bool = False
-    """Whether the float64 evaluation is other code than that form's."""
+    """Whether the float64 evaluation is different code from that form's."""
     folded_here: bool = True
-    """Whether the stored fold was made on a device of this kind; on another, e^g has other bits."""
+    """Whether the stored fold was made on a device of this kind; on another kind, e^g has other
+    bits."""
 
 
 def missing_graphs(model: Path | None) -> Graphs:
-    """Where PyTorch is not installed. In float the file stands for the function, as a foreign one does; on the grid no budget is needed."""
+    """Return the forms without PyTorch.
+
+    In float the file stands for the function, as a foreign file does. On the grid no budget is
+    needed.
+    """
     missing = MissingForm(runtime=TORCH, reason=NO_TORCH)
     reference = None if model is None else OnnxFloat64Form(runtime="onnx.reference", precision="float64", path=model)
     return Graphs(training=missing, evaluation=missing, folded=missing, reference=reference, budget_from=FILE, doubtful=True)
@@ -102,16 +112,17 @@ class Engines:
     files: Mapping[str, EngineFile]
     second_builds: Mapping[str, EngineFile]
     wanted: bool
-    """Whether a verdict says so where there are none."""
+    """Whether a verdict mentions that there are no engines."""
 
     def forms(self, precisions: Sequence[EnginePrecision]) -> dict[str, EngineForm]:
-        """Of these precisions, by name."""
+        """Return the engines of these precisions, by name."""
         return {name: engine_form(file, self.second_builds.get(name)) for name, file in self.files.items() if file.record.precision in precisions}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleForms:
-    """The forms of a bundle in one arithmetic, and the hops between them that the table of links makes of them."""
+    """The forms of a bundle in one arithmetic, and the hops between them that follow from the table
+    of links."""
 
     arithmetic: Arithmetic
     graphs: Graphs
@@ -121,7 +132,7 @@ class BundleForms:
     runtimes: tuple[str, ...]
     engines: Engines
     beyond_plain: Counter[str] | None = None
-    """What the files may hold besides plain layers; None where that is not checked."""
+    """The operations that files may hold besides plain layers; None if that is not checked."""
 
     @cached_property
     def fixed(self) -> dict[str, Form]:
@@ -134,24 +145,28 @@ class BundleForms:
         }
         if self.signed_model is not None:
             signed = self.in_runtime(self.signed_model, "onnxruntime-cpu", optimisation=False)
-            # On CPUs without VNNI its fused kernels for signed bytes add pairs of products in saturating 16 bits, for which this file is not
-            # made. Its function is what is compared.
+            # On CPUs without VNNI, fused kernels for signed bytes add pairs of products in
+            # saturating 16 bits, for which this file is not made. So the file is compared without
+            # these optimisations.
             found[SIGNED_FILE] = replace(signed, choices=tuple(choice for choice in signed.choices if choice != "optimisation"))
         if self.float16_model is not None:
             found[FLOAT16_FILE] = replace(self.in_runtime(self.float16_model, "onnxruntime-cpu", optimisation=False), precision="float16")
         return found
 
     def in_runtime(self, path: Path, runtime: str, *, optimisation: bool) -> OnnxForm:
-        """A file in a runtime; whether it has the form of a folded graph is checked when it is opened."""
+        """Return a file in a runtime.
+
+        Whether it has the form of a folded graph is checked when it is opened.
+        """
         beyond = self.beyond_plain
         if beyond is None:
             return onnx_form(path, runtime, optimisation=optimisation)
-        from export.onnx import require_folded_form  # brings torch, which rebuilt the graph that says what is beyond plain
+        from export.onnx import require_folded_form  # imports torch, which is present because it rebuilt the graph
 
         return onnx_form(path, runtime, optimisation=optimisation, require=lambda model: require_folded_form(model, beyond))
 
     def hops(self) -> "Iterator[Hop]":
-        """The rows of the table, one hop for each form that a row leads to."""
+        """Yield one hop for each form that a row of the table leads to."""
         for row in LINKS:
             required = row.in_float if self.arithmetic == "float" else row.on_grid
             if required is None:
@@ -165,7 +180,7 @@ class BundleForms:
                     yield Hop(row.from_, self.named(name), self.fixed[name], required)
 
     def named(self, name: str) -> str:
-        """What a form is called in the verdict."""
+        """Return the name of a form in the verdict."""
         return name if self.arithmetic == "float" else f"{EXACT} {name}"
 
     def _to_runtimes(self, required: Requirement) -> "Iterator[Hop]":
@@ -186,7 +201,7 @@ class BundleForms:
 
 @dataclass(frozen=True)
 class Hop:
-    """From a form of the table to another, under the name that the verdict gives it."""
+    """A hop from a form of the table to another, under the name that the verdict gives it."""
 
     from_: str
     to: str
@@ -196,7 +211,7 @@ class Hop:
 
 
 def chain_of(forms: BundleForms) -> Chain:
-    """Stages in the order in which links reach them, and the links between them."""
+    """Return stages in the order in which links reach them, and the links between them."""
     of_a_stage: Requirement = "budget" if forms.arithmetic == "float" else "bitwise"
     stages: dict[str, Stage] = {}
     links = []
@@ -217,7 +232,11 @@ def chain_of(forms: BundleForms) -> Chain:
 
 
 def _link(forms: BundleForms, source: str, hop: Hop) -> Link:
-    """A fold that was made on another kind of device has other bits; then its error is what can be judged, as a whole."""
+    """Return the link of a hop.
+
+    A fold that was made on another kind of device has other bits, so only its error as a whole is
+    judged.
+    """
     if hop.to == FOLDED and not forms.graphs.folded_here:
         return Link(source, hop.to, "budget", pairs=None)
     pairs: Pairs | None = paired
@@ -229,14 +248,21 @@ def _link(forms: BundleForms, source: str, hop: Hop) -> Link:
 
 
 def _paired_by_numbers(nodes: Sequence[Point], tensors: Sequence[Point]) -> list[Pairing]:
-    """A graph on the grid and its file, wherever the file holds numbers: of bytes and their numbers the latter, which come later."""
+    """Pair a graph on the grid with its file, wherever the file holds numbers.
+
+    Of bytes and the numbers made from them, the numbers are paired; they come later.
+    """
     known = {point.name for point in nodes}
     numbers = {point.name.removesuffix(_DEQUANTISED): point.name for point in tensors}
     return pairings_of(tensors, {name: node for node, name in numbers.items() if node in known})
 
 
 def _sizes_over(record: EngineRecord) -> tuple[int, ...]:
-    """Where kernels change, if they do: the ends of the profile, the size it was tuned for, the powers of two, and one that is odd and large."""
+    """Return batch sizes at which kernels may change.
+
+    These are the ends of the profile, the size it was tuned for, the powers of two, and a large odd
+    size.
+    """
     least, most = record.batches[0], record.batches[-1]
     (shapes,) = record.profile.values()
     powers = (2**exponent for exponent in range(most.bit_length()))
@@ -244,8 +270,8 @@ def _sizes_over(record: EngineRecord) -> tuple[int, ...]:
 
 
 def _why_no_engine() -> str:
-    """What is missing: a GPU, TensorRT, or only the engine."""
+    """Say what is missing: a GPU, TensorRT, or only the engine."""
     try:
-        return f"there is no tensorrt engine; {runnable_flavour().runtime} is here, so build one: {_BUILD}"
+        return f"there is no tensorrt engine; {runnable_flavour().runtime} is available, so build one: {_BUILD}"
     except NotHereError as error:
         return f"there is no tensorrt engine: {error}"

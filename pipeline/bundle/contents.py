@@ -1,6 +1,6 @@
-"""What a bundle says of itself: its config, its records, its samples. Needs no torch.
+"""What a bundle says about itself: its config, its records, its samples.
 
-Takes an opened bundle. What is at odds with itself is DamagedError.
+Takes an opened bundle. Contradictions within it are a DamagedError. Needs no torch.
 """
 
 import json
@@ -25,7 +25,7 @@ Record = Mapping[str, JsonValue]
 
 
 def bundle_config(bundle: Bundle) -> Config:
-    """The config that the bundle was made from."""
+    """Return the config that the bundle was made from."""
     try:
         return parse_config(bundle.read(CONFIG).decode(), f"{bundle.folder / CONFIG}")
     except UnicodeDecodeError as error:
@@ -47,14 +47,14 @@ def spec_of(entry: TensorEntry) -> TensorSpec:
 
 
 def samples_of(bundle: Bundle, requested: str | None) -> SampleSource:
-    """The samples that the bundle carries, or those that the user gives."""
+    """Return the samples that the bundle carries, or those that the user gives."""
     if requested is None:
         return stored_samples(bundle)
     return samples_for([spec_of(bundle.manifest.input)], requested, bundle_config(bundle).verify.batch_size, {})
 
 
 def stored_samples(bundle: Bundle) -> SampleSource:
-    """The test images that the bundle carries."""
+    """Return the test images that the bundle carries."""
     images = _images(bundle)
     if images.dtype != np.uint8 or images.shape[1:] != image_shape_of(bundle) or not len(images):
         found = f"{images.dtype.name}, {' x '.join(map(str, images.shape))}"
@@ -80,14 +80,14 @@ def records_in(bundle: Bundle, name: str) -> tuple[dict[str, JsonValue], ...]:
     try:
         records = [json.loads(line) for line in bundle.read(name).splitlines()]
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{bundle.folder / name} does not hold a JSON object a line: {error}; export the bundle again") from error
+        raise DamagedError(f"{bundle.folder / name} does not hold one JSON object per line: {error}; export the bundle again") from error
     if not all(isinstance(record, dict) for record in records):
-        raise DamagedError(f"{bundle.folder / name} does not hold a JSON object a line; export the bundle again")
+        raise DamagedError(f"{bundle.folder / name} does not hold one JSON object per line; export the bundle again")
     return tuple(records)
 
 
 def diagnosis_of(bundle: Bundle) -> tuple[dict[str, JsonValue], ...]:
-    """The figures of all layers after each epoch, where the bundle has any."""
+    """Return the figures of all layers after each epoch, if the bundle has any."""
     records = records_in(bundle, DIAGNOSIS) if bundle.has(DIAGNOSIS) else ()
     for record in records:
         layers = record.get("layers")
@@ -97,7 +97,7 @@ def diagnosis_of(bundle: Bundle) -> tuple[dict[str, JsonValue], ...]:
 
 
 def frozen_statistics(records: Sequence[Record], options: Training, source: str) -> FrozenStatistics | None:
-    """None where the run never came to freezing them."""
+    """Return the facts of frozen statistics; None if the run never froze them."""
     first = options.first_frozen_epoch
     before = len(records) if first is None else min(first, len(records))
     frozen = records[before:]
@@ -123,7 +123,7 @@ def _number(record: Record, key: str, source: str) -> float:
 
 
 def require_one_story(bundle: Bundle, config: Config) -> None:
-    """What the bundle says of itself in several places must be the same in all of them."""
+    """Require that statements which the bundle makes in several places agree."""
     manifest, metadata = bundle.manifest, _model_metadata(bundle)
     labels = tuple(bundle.read(LABELS).decode(errors="replace").splitlines())
     told = {
@@ -134,13 +134,16 @@ def require_one_story(bundle: Bundle, config: Config) -> None:
     }
     for what, values in told.items():
         if len(set(values)) > 1:
-            raise DamagedError(f"{bundle.folder} says different things of its {what}: {', '.join(map(repr, values))}; export the bundle again")
+            raise DamagedError(f"{bundle.folder} says different things about its {what}: {', '.join(map(repr, values))}; export the bundle again")
     if len(set(manifest.classes)) < len(manifest.classes):
         raise DamagedError(f"{bundle.folder} names a class twice: {manifest.classes}; export the bundle again")
 
 
 def _model_metadata(bundle: Bundle) -> dict[str, str]:
-    """What the model file says of itself; whether it may be run is found out when it is opened."""
+    """Return what the model file says about itself.
+
+    Whether it may be run is checked when it is opened.
+    """
     try:
         return {each.key: each.value for each in onnx.load_model_from_string(bundle.read(MODEL)).metadata_props}
     except DecodeError as error:
@@ -148,7 +151,7 @@ def _model_metadata(bundle: Bundle) -> dict[str, str]:
 
 
 def require_the_metrics_of_the_manifest(bundle: Bundle) -> None:
-    """The figures of the last epoch stand in both."""
+    """Require that the manifest and the metrics have the same figures of the last epoch."""
     told = bundle.manifest.metrics
     for name, value in (records_in(bundle, METRICS) or ({},))[-1].items():
         if told.get(name) != value:

@@ -1,6 +1,6 @@
-"""The engines of a bundle: built from its ONNX files, and kept beside them with their records and timings.
+"""The engines of a bundle, built from its ONNX files and stored with their records and timings.
 
-Takes a folder that is becoming a bundle; what the engines must hold is said in `engine_links`.
+Takes a folder that is becoming a bundle. What the engines must hold is in `chain`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,14 +28,15 @@ class EngineOptions:
     """What the user wants of engines."""
 
     flavour: FlavourName | None = None
-    """None: the full TensorRT where it can build, else TensorRT-RTX."""
+    """None: the full TensorRT if it can build, or else TensorRT-RTX."""
     precisions: tuple[EnginePrecision, ...] = ()
-    """None: float32, and exact where the bundle has an exact file."""
+    """Empty: float32, and exact if the bundle has an exact file."""
     gpus: Gpus = "same"
     version_compatible: bool = False
     error_on_cache_miss: bool = False
     twice: bool = True
-    """Whether to build each engine a second time, with timings of its own, to see what that changes."""
+    """Whether to build each engine a second time, with timings of its own, to see what that
+    changes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class BuiltEngine:
 
 
 def stored_engines(bundle: Bundle) -> Iterator[tuple[str, EngineFile]]:
-    """Every engine of a bundle, with its record and the hash that its ONNX file has now."""
+    """Yield every engine of a bundle, with its record and the present hash of its ONNX file."""
     for name in engines_among(list(bundle.manifest.files)):
         place = f"{bundle.folder / record_name(name)}"
         record = parsed_record(bundle.read(record_name(name)), place)
@@ -59,7 +60,8 @@ def stored_engines(bundle: Bundle) -> Iterator[tuple[str, EngineFile]]:
 
 
 def runnable_flavour() -> Flavour:
-    """A TensorRT whose engines can run here; NotHereError with the reason where there is none."""
+    """Return a TensorRT whose engines can run here; raise NotHereError with the reason if there is
+    none."""
     gpu_here()
     reasons = []
     for flavour in FLAVOURS.values():
@@ -72,7 +74,10 @@ def runnable_flavour() -> Flavour:
 
 
 def building_flavour(asked: FlavourName | None) -> Flavour:
-    """The TensorRT that builds: the one asked for, else one that can run here, else one that builds without a GPU."""
+    """Return the TensorRT that builds.
+
+    That is the requested one, or else one that can run here, or else one that builds without a GPU.
+    """
     if asked is not None:
         FLAVOURS[asked].load()
         return FLAVOURS[asked]
@@ -88,15 +93,19 @@ def building_flavour(asked: FlavourName | None) -> Flavour:
 
 
 def require_buildable(bundle: Bundle, flavour: Flavour, options: EngineOptions, batch: Batch) -> None:
-    """Refuse before a build what the bundle has no file for, and what this TensorRT has no use for."""
+    """Refuse, before a build, precisions without a file in the bundle or without support in this
+    TensorRT."""
     for precision in options.precisions:
         refuse_what_it_cannot(flavour, _engine_request(precision, options, batch))
-        if precision != "float16" and not bundle.has(ONNX_FILES[precision]):  # that file is made for the engine
+        if precision != "float16" and not bundle.has(ONNX_FILES[precision]):  # the float16 file is made for the engine
             raise _without_a_file(precision)
 
 
 def engines_of_a_run(folder: Path, flavour: Flavour, options: Export, console: Console) -> list[BuiltEngine]:
-    """Engines for a bundle in the making. One that cannot be built is left out, unless the config will not do without engines."""
+    """Build engines for a bundle in the making.
+
+    An engine that cannot be built is left out, unless the config requires engines.
+    """
     built = []
     for precision in precisions_of(folder):
         try:
@@ -109,7 +118,7 @@ def engines_of_a_run(folder: Path, flavour: Flavour, options: Export, console: C
 
 
 def second_builds(built: Sequence[BuiltEngine]) -> dict[str, EngineFile]:
-    """The engines that were built to be compared with those that are kept."""
+    """Return the engines that were built to be compared with those that are kept."""
     return {
         each.name: EngineFile(f"the second build of {plan_name(each.name)}", each.second.plan, each.second.record)
         for each in built
@@ -126,7 +135,7 @@ def build_engines(folder: Path, options: EngineOptions, batch: Batch, console: C
 
 
 def precisions_of(folder: Path) -> Sequence[EnginePrecision]:
-    """Of the engines that a bundle gets where nobody says which."""
+    """Return the precisions of the engines that a bundle gets by default."""
     return ("float32", "exact") if (folder / EXACT_TENSORRT_MODEL).is_file() else ("float32",)
 
 
@@ -159,7 +168,10 @@ def _engine_request(precision: EnginePrecision, options: EngineOptions, batch: B
 
 
 def _again(options: EngineOptions) -> bool:
-    """A build that may only use known timings cannot be compared with one that knows none."""
+    """Return whether to build again.
+
+    A build that may only use known timings cannot be compared with one that knows none.
+    """
     return options.twice and not options.error_on_cache_miss
 
 
@@ -197,5 +209,5 @@ def _plain(gpu: str) -> str:
 
 
 def facts_of(built: Sequence[BuiltEngine]) -> Mapping[str, JsonValue]:
-    """What was built, by name, without the layers."""
+    """Return what was built, by name, without the layers."""
     return {each.name: each.engine.record.model_dump(mode="json", exclude={"layers"}) for each in built}

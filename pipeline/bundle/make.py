@@ -1,6 +1,7 @@
-"""The files of a bundle, written from a trained graph. What is verified later is what was written here, and nothing else.
+"""Write the files of a bundle from a trained graph.
 
-Takes the trained graph, the config it came from and the data's facts; knows neither runtimes nor verdicts.
+Takes the trained graph, the config it came from and facts of the data. Only what is written here is
+verified later. Knows neither runtimes nor verdicts.
 """
 
 import math
@@ -57,7 +58,7 @@ _LARGEST_SAMPLES = 8 * 2**20
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A trained graph and all that a bundle says of it."""
+    """A trained graph and everything that a bundle says about it."""
 
     config: Config
     graph: GraphModule
@@ -70,7 +71,7 @@ class TrainedRun:
     precision: str
     exact: ExactRun | NoExactForm
     diagnosis_lines: bytes = b""
-    """The figures of layers, a line an epoch; empty where none were kept."""
+    """The figures of layers, one line per epoch; empty if none were kept."""
 
     @property
     def facts(self) -> Facts:
@@ -90,7 +91,7 @@ class TrainedRun:
 
 
 def write_bundle_files(folder: Path, trained: TrainedRun) -> None:
-    """Every file of the bundle but the verdict, the report and the manifest."""
+    """Write every file of the bundle except the verdict, the report and the manifest."""
     (folder / "training").mkdir()
     folded = fold(trained.graph)
     sources = {
@@ -126,7 +127,7 @@ def _write_exact_files(folder: Path, trained: TrainedRun, exact: ExactRun) -> No
 
 
 def versions() -> dict[str, str]:
-    """What made the files."""
+    """Return the versions of the packages that made the files."""
     return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
@@ -134,11 +135,11 @@ def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "not installed"  # samegraph itself, where it is run from its sources
+        return "not installed"  # samegraph itself, if it is run from its sources
 
 
 def _model_metadata(trained: TrainedRun, sources: Mapping[str, bytes]) -> dict[str, str]:
-    """What a model file that is found by itself says of where it comes from."""
+    """Return what a model file says about its origin if it is found without its bundle."""
     facts = trained.facts
     return {
         "classes": class_metadata(trained.classes),
@@ -151,7 +152,10 @@ def _model_metadata(trained: TrainedRun, sources: Mapping[str, bytes]) -> dict[s
 
 
 def _kept_samples(trained: TrainedRun) -> dict[str, torch.Tensor]:
-    """As many test images, evenly spread over the set, as fit a small file; with them a bundle can be verified anywhere."""
+    """Return as many test images, evenly spread over the set, as fit a small file.
+
+    With them a bundle can be verified anywhere.
+    """
     total, size = trained.test.num_samples, math.prod(trained.image_shape)
     number = min(total, max(1, _LARGEST_SAMPLES // size))
     chosen = torch.arange(number) * total // number
@@ -182,7 +186,7 @@ def _model_card(trained: TrainedRun) -> str:
 
 
 def _on_the_grid(exact: ExactRun | NoExactForm) -> str:
-    """A line on the exact form; none where there is none."""
+    """Return a line on the exact form; empty if there is none."""
     if isinstance(exact, NoExactForm):
         return ""
     measured = f"{exact.facts['test_accuracy']:.2%} of the test set"
@@ -190,7 +194,7 @@ def _on_the_grid(exact: ExactRun | NoExactForm) -> str:
 
 
 def _origin(trained: TrainedRun) -> tuple[str, str]:
-    """How the network came to be, and when its accuracy was measured."""
+    """Return how the network was made and when its accuracy was measured."""
     epoch = trained.metrics.get("epoch")
     if epoch == 0:
         return "elsewhere", "as it was given"
@@ -198,13 +202,14 @@ def _origin(trained: TrainedRun) -> tuple[str, str]:
 
 
 def _kept_as_it_is(graph: nn.Module) -> str:
-    """A line on what could not be folded; none where everything was."""
+    """Return a line on what could not be folded; empty if everything was."""
     counted = spoken_counts(part.summary for part in not_foldable_parts(graph).values())
     return f"- Not foldable, deployed as it was trained: {counted}.\n" if counted else ""
 
 
 def _frozen_since(metrics: Mapping[str, JsonValue]) -> str:
-    """A line on batch statistics that training did without at its end; none where it had none to freeze, or did not."""
+    """Return a line on batch statistics that were frozen at the end of training; empty if there
+    were none."""
     since = metrics.get("frozen_at_step")
     if since is None:
         return ""
@@ -212,7 +217,7 @@ def _frozen_since(metrics: Mapping[str, JsonValue]) -> str:
 
 
 def _pixels_to_feed(trained: TrainedRun) -> str:
-    """What was done to an image of this data set before it reached the graph."""
+    """Return what was done to an image of this data set before it reached the graph."""
     data, (channels, height, width) = trained.config.data, trained.image_shape
     match data.name:
         case "digits":
@@ -243,7 +248,7 @@ code of the user's own, which no bundle imports by itself. BUNDLE is this folder
 
 
 def test_set(trained: TrainedRun) -> SampleSource:
-    """The test set, or as much of it as the config asks for."""
+    """Return the test set, or as much of it as the config requests."""
     wanted, size = trained.config.verify.samples, trained.config.verify.batch_size
     number = trained.test.num_samples if wanted == "test" else min(wanted, trained.test.num_samples)
     order = torch.arange(number)

@@ -1,6 +1,7 @@
-"""A bundle's graphs, rebuilt from its config and stored weights: the training graph, its fold, the grid and the stored integers.
+"""Rebuild a bundle's graphs from its config and stored weights.
 
-Takes an opened bundle. What is at odds with itself is DamagedError.
+Takes an opened bundle; returns the training graph, its fold, the grid and the stored integers.
+Contradictions within the bundle are a DamagedError.
 """
 
 import copy
@@ -39,7 +40,7 @@ from pipeline.training_graph import ImageFacts, grid_of, training_graph
 
 @dataclass(frozen=True, kw_only=True)
 class RebuiltModel:
-    """What a bundle's files make, and what is known of it."""
+    """What a bundle's files make, and what is known about it."""
 
     graphs: Graphs
     exact_graphs: Graphs | None
@@ -51,7 +52,10 @@ class RebuiltModel:
 
 
 def rebuilt_model(bundle: Bundle, config: Config, network: str | None, frozen: FrozenStatistics | None) -> RebuiltModel:
-    """Everything that needs PyTorch, from the bundle's config and weights alone; `network`: code that the user trusts to build the network."""
+    """Rebuild everything that needs PyTorch, from the bundle's config and weights alone.
+
+    `network` names code that the user trusts to build the network.
+    """
     graph, device = rebuilt_training_graph(bundle, config, network), _device_of(bundle)
     exact_graph = copy.deepcopy(graph) if bundle.has(EXACT_WEIGHTS) else None
     if frozen is not None:
@@ -75,10 +79,14 @@ def _ends(bundle: Bundle) -> tuple[TensorSpec, TensorSpec]:
 
 
 def _float_graphs(graph: GraphModule, folded: GraphModule, ends: tuple[TensorSpec, TensorSpec], device: str, *, folded_here: bool) -> Graphs:
-    """Bits in PyTorch. `folded` has the stored weights, `graph` those of training; the function is that of the latter."""
+    """Return the forms in float.
+
+    `folded` has the stored weights and `graph` those of training. The function is that of the
+    weights of training.
+    """
     training, evaluation = copy.deepcopy(graph).train(), copy.deepcopy(graph).eval()
     for part in training_only_parts(training).values():
-        part.active = is_frozen(part)  # what training froze is left as training leaves it: it must make no difference
+        part.active = is_frozen(part)  # frozen parts stay as training leaves them: they must make no difference
     exported = _exporter(ends[0])
     of_training = replace(graph_form(REFERENCE, fold(graph), ends, "cpu"), exported=exported)
     return Graphs(
@@ -93,7 +101,10 @@ def _float_graphs(graph: GraphModule, folded: GraphModule, ends: tuple[TensorSpe
 
 
 def _exact_graphs(bundle: Bundle, config: Config, graph: GraphModule, rounded_on: str | None) -> Graphs:
-    """The same bits from the training graph on. `rounded_on`: the device that rounded the integers, where it is of another kind than this one."""
+    """Return the forms on the grid, which have the same bits from the training graph on.
+
+    `rounded_on` is the device that rounded the integers, if it is of another kind than this one.
+    """
     grid, device = _rebuilt_grid(bundle, config, graph), _device_of(bundle)
     ends, exact = _ends(bundle), folded_from_integers(grid, _stored_integers(bundle, grid))
     training, evaluation = copy.deepcopy(grid.graph).train(), copy.deepcopy(grid.graph).eval()
@@ -102,7 +113,8 @@ def _exact_graphs(bundle: Bundle, config: Config, graph: GraphModule, rounded_on
         _plainly_summed(graph_form(f"exact {EVALUATION}", evaluation, ends, device)),
     ]
     if rounded_on is not None:
-        # Weights such as e^g have other bits on another kind of device, and the nearest integer may then be another.
+        # Weights such as e^g have other bits on another kind of device, so the nearest integer may
+        # differ.
         reason = f"its integers were rounded on {rounded_on}, and another kind of device may round to others; verify it there"
         of_graphs = [MissingForm(runtime=TORCH, device=form.device, reason=reason) for form in of_graphs]
     folded = _plainly_summed(graph_form(f"exact {FOLDED}", exact, ends, device))
@@ -120,7 +132,7 @@ def _plainly_summed(form: GraphForm) -> GraphForm:
 
 
 def _exporter(image: TensorSpec) -> "functools._lru_cache_wrapper[Form]":
-    """Exports each graph once, however many links are looked into."""
+    """Return an exporter that exports each graph once, however many links are examined."""
     channels, height, width = (int(size or 0) for size in image.shape[1:])
 
     @functools.cache
@@ -131,7 +143,11 @@ def _exporter(image: TensorSpec) -> "functools._lru_cache_wrapper[Form]":
 
 
 def _rebuilt_grid(bundle: Bundle, config: Config, graph: GraphModule) -> GridGraph:
-    """The exact training graph, from the bundle's config, its rebuilt training graph, and the weights of the exact stage."""
+    """Return the exact training graph.
+
+    It comes from the bundle's config, its rebuilt training graph and the weights of the exact
+    stage.
+    """
     grid = grid_of(graph, config, image_shape_of(bundle))
     load_weights(grid.graph, bundle, EXACT_TRAINING_WEIGHTS)
     for step in (quantiser.step.item() for members in grid.groups.values() for quantiser in members):
@@ -141,7 +157,8 @@ def _rebuilt_grid(bundle: Bundle, config: Config, graph: GraphModule) -> GridGra
 
 
 def _stored_integers(bundle: Bundle, grid: GridGraph) -> dict[str, torch.Tensor]:
-    """The stored integers and their steps, each of the type and shape that the network has."""
+    """Return the stored integers and their steps, each with the type and shape that the network
+    has."""
     found, expected = _tensors(bundle, EXACT_WEIGHTS), integers_of(grid)
     for name in sorted(found.keys() | expected.keys()):
         told, wanted = (_kind(tensors.get(name)) for tensors in (found, expected))
@@ -157,9 +174,10 @@ def _kind(tensor: torch.Tensor | None) -> str:
 
 
 def rebuilt_training_graph(bundle: Bundle, config: Config, trusted_network: str | None) -> GraphModule:
-    """The training graph, from the bundle's config and training weights.
+    """Return the training graph, from the bundle's config and training weights.
 
-    A bundle never names code to import: a network of the user's own is rebuilt only where the user names it.
+    A bundle never names code to import: a network of the user's own is rebuilt only if the user
+    names it.
     """
     name = config.network.name
     if is_of_the_user(name) and name != trusted_network:
@@ -172,18 +190,21 @@ def rebuilt_training_graph(bundle: Bundle, config: Config, trusted_network: str 
 
 
 def _image_facts(bundle: Bundle) -> ImageFacts:
-    """What the manifest says of the images; their normalisation is among the weights."""
+    """Return what the manifest says about the images; their normalisation is among the weights."""
     shape = image_shape_of(bundle)
     return ImageFacts(shape, len(bundle.manifest.classes), (0.0,) * shape[0], (1.0,) * shape[0])
 
 
 def _device_of(bundle: Bundle) -> str:
-    """Where the graph was trained and folded, if this machine has it."""
+    """Return the device on which the graph was trained and folded, if this machine has it."""
     return bundle.manifest.device if torch.cuda.is_available() and bundle.manifest.device.startswith("cuda") else "cpu"
 
 
 def _folded_here(bundle: Bundle, device: str) -> bool:
-    """A fold has the bits of the device it ran on: e^g rounds differently on another kind."""
+    """Return whether the fold was made on this kind of device.
+
+    A fold has the bits of its device: e^g rounds differently on another kind.
+    """
     return torch.device(bundle.manifest.device).type == torch.device(device).type
 
 

@@ -1,6 +1,7 @@
-"""Verification of a bundle from its files alone: its forms are rebuilt, its chains run on samples and judged.
+"""Verify a bundle from its files alone: rebuild its forms, run its chains on samples, and judge.
 
-Takes an opened bundle and samples. Without PyTorch, the links whose ends are files run, and the others say why they did not.
+Takes an opened bundle and samples. Without PyTorch, the links between files run, and the others say
+why they did not.
 """
 
 import tempfile
@@ -67,7 +68,8 @@ def verify_bundle(
 ) -> Verification:
     """Run the chains of an opened bundle on the samples and on hostile images.
 
-    `second_builds`: engines that were built a second time, by name; they must give what the first ones give.
+    `second_builds` holds engines that were built a second time, by name; they must give what the
+    first ones give.
     """
     config = bundle_config(bundle)
     frozen = frozen_statistics(records_in(bundle, METRICS), config.training, str(bundle.folder / METRICS))
@@ -106,7 +108,7 @@ def verify_bundle(
 
 
 def _rebuilt(bundle: Bundle, config: Config, network: str | None, frozen: FrozenStatistics | None) -> "RebuiltModel | None":
-    """What needs PyTorch; None where it is not installed."""
+    """Return what needs PyTorch; None if it is not installed."""
     if not has_torch():
         return None
     from pipeline.bundle.rebuild import rebuilt_model
@@ -120,7 +122,7 @@ def _with(samples: SampleSource, hostile: NamedImages, bundle: Bundle) -> Iterat
 
 
 def _chains(config: Config, models: Mapping[str, Path], rebuilt: "RebuiltModel | None", engines: Engines) -> list[Chain]:
-    """In float, and on the grid where there is an exact form."""
+    """Return the chain in float, and the one on the grid if there is an exact form."""
     runtimes = config.verify.runtimes
     floating = BundleForms(
         arithmetic="float",
@@ -147,7 +149,7 @@ def _chains(config: Config, models: Mapping[str, Path], rebuilt: "RebuiltModel |
 
 
 def _verdicts(chains: Sequence[Chain], batches: Batches, record: Record, request: BundleRequest) -> list[Verdict]:
-    """Of each chain, until somebody interrupts."""
+    """Return the verdict of each chain, until the user interrupts."""
     verdicts = []
     for chain in chains:
         require = required_runtimes(chain, request, ("onnxruntime-cpu",))
@@ -165,7 +167,7 @@ def _record(
     rebuilt: "RebuiltModel | None",
     engines: Mapping[str, EngineFile],
 ) -> Record:
-    """What the verdict repeats of the bundle."""
+    """Return what the verdict repeats from the bundle."""
     return Record(
         files={name: digest for name, digest in bundle.hashes.items() if name in COMPARED_FILES or name in map(plan_name, engines)},
         samples_made=(samples.description, f"{len(hostile.images)} hostile images: {hostile.description.partition(': ')[2]}"),
@@ -183,13 +185,16 @@ def _require_all_exact_files(bundle: Bundle) -> None:
 
 
 def _require_the_stored_certificate(bundle: Bundle, found: Certificate) -> None:
-    """A bundle's certificate must be the one that its file has; while a bundle is made it has none yet."""
+    """Require that the stored certificate is that of the exact file.
+
+    While a bundle is being made, it has no certificate yet.
+    """
     if bundle.has(CERTIFICATE) and bundle.read(CERTIFICATE) != json_bytes(found.to_json()):
         raise DamagedError(f"{bundle.folder / CERTIFICATE} is not the certificate of {EXACT_MODEL}; export the bundle again")
 
 
 def _laid_out(bundle: Bundle, folder: Path) -> dict[str, Path]:
-    """The model files on the disk: the bytes that were hashed are the bytes that are run."""
+    """Write the model files to disk: the bytes that were hashed are the bytes that are run."""
     paths = {name: folder / name for name in MODELS if bundle.has(name)}
     for name, path in paths.items():
         path.write_bytes(bundle.read(name))
@@ -210,7 +215,7 @@ def _facts(bundle: Bundle, config: Config, rebuilt: "RebuiltModel | None") -> di
 
 
 def _accuracies(metrics: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """As training measured them, in float32 and on the exact grid."""
+    """Return the accuracies that training measured, in float32 and on the exact grid."""
     exact = metrics.get("exact")
     told = {"float32": metrics.get("test_accuracy")}
     if isinstance(exact, dict):

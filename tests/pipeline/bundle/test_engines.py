@@ -360,4 +360,4 @@ def test_a_config_whose_profile_excludes_what_is_verified_is_refused(values: dic
 
 def test_no_engine_where_a_gpu_and_tensorrt_are_here_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain, "runnable_flavour", lambda: FLAVOURS["tensorrt"])
-    assert chain._why_no_engine() == "there is no tensorrt engine; tensorrt is here, so build one: pipeline export BUNDLE --tensorrt"
+    assert chain._why_no_engine() == "there is no tensorrt engine; tensorrt is available, so build one: pipeline export BUNDLE --tensorrt"

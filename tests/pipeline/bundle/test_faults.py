@@ -180,7 +180,7 @@ def test_a_bundle_that_tells_two_stories(verify: Run, bundle: Path, place: str) 
         (bundle / "manifest.json").write_text(json.dumps({**manifest, "network": "resnet110"}))
     done = verify()
     assert done.code == 5
-    assert "says different things of its" in done.error
+    assert "says different things about its" in done.error
 
 
 def test_metrics_that_are_no_records(verify: Run, bundle: Path) -> None:

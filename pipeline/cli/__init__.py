@@ -1,6 +1,7 @@
-"""The command line: one file a command, imported when it is called, so that `pipeline --help` needs no torch.
+"""The command line: one file per command, imported when it is called.
 
-A new command is a click command in a file here, and a row of `COMMANDS`.
+So `pipeline --help` needs no torch. A new command is a click command in a file here and a row of
+`COMMANDS`.
 """
 
 import difflib
@@ -15,20 +16,21 @@ from pipeline.cli.console import Console
 from pipeline.cli.ending import exit_code_of
 
 COMMANDS = {
-    "init": ("pipeline.cli.init", "Write a config to start from: the quickstart's, or another of ours by NAME."),
+    "init": ("pipeline.cli.init", "Write a config to start from: the quickstart's, or another shipped one by NAME."),
     "train-export": ("pipeline.cli.train", "Train, fold, export and verify: from a config to a bundle."),
     "train": ("pipeline.cli.train", "Train and keep checkpoints; export comes later."),
     "export": ("pipeline.cli.export", "Fold, export and verify a training run's last checkpoint, or a network trained elsewhere."),
     "verify": ("pipeline.cli.verify", "Check that a bundle's models, or any two forms of a model, give the same outputs."),
-    "reproduce": ("pipeline.cli.reproduce", "Run a table of a paper, and set its figures beside ours."),
-    "compare": ("pipeline.cli.reproduce", "Set any runs side by side, grouped by their config without the seed."),
-    "doctor": ("pipeline.cli.doctor", "Say what this machine can run."),
+    "reproduce": ("pipeline.cli.reproduce", "Run a table of a paper and show its figures next to ours."),
+    "compare": ("pipeline.cli.reproduce", "Compare any runs side by side, grouped by their config without the seed."),
+    "doctor": ("pipeline.cli.doctor", "Show what this machine can run."),
 }
-"""Name -> module, and the line that `pipeline --help` shows; a test holds it equal to the command's own."""
+"""Maps a name to its module and to the line that `pipeline --help` shows. A test requires that the
+line equals the command's own."""
 
 
 class LazyGroup(click.Group):
-    """The commands of the table above, each imported when it is asked for."""
+    """The commands of the table above; each is imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -70,7 +72,7 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, asked: bool) -
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Exit codes: 0 done and everything holds, 1 a bug, 2 usage or configuration,
-3 outputs are not the same, 4 a runtime or device is not here, 5 a damaged
+3 outputs are not the same, 4 a runtime or device is not available, 5 a damaged
 file, 130 interrupted.
 
 \b
@@ -79,13 +81,14 @@ Completion, in the shell's start-up file:
   zsh   eval "$(_PIPELINE_COMPLETE=zsh_source pipeline)"
   fish  _PIPELINE_COMPLETE=fish_source pipeline | source""",
 )
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show it.")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version.")
 def group() -> None:
-    """Train the graph you ship: train without normalization, fold, export, and prove that the outputs are the same."""
+    """Train the graph you ship: train without normalization, fold, export, and prove that the
+    outputs are the same."""
 
 
 def main() -> NoReturn:
-    """What the `pipeline` command runs."""
+    """Run the `pipeline` command."""
     if "_PIPELINE_COMPLETE" in os.environ:
         group.main(prog_name="pipeline")
     arguments = sys.argv[1:]

@@ -1,4 +1,7 @@
-"""The progress bar on a terminal. Apart from `console`, because importing rich takes longer than showing the help."""
+"""The progress bar on a terminal.
+
+It is separate from `console` because importing rich takes longer than showing the help.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +27,7 @@ class _Bar(Progress):
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Progress]:
-    """A bar on standard error that shows the latest line beside it."""
+    """Show a bar on standard error, with the latest line next to it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,7 +1,7 @@
-"""What goes to the terminal: results to standard output, everything else to standard error.
+"""Terminal output: results to standard output, everything else to standard error.
 
-Under `--json` standard output holds one JSON object, whatever a library prints: file descriptor 1 is turned to standard
-error for as long as the command runs.
+Under `--json` standard output holds one JSON object, whatever a library prints: while the command
+runs, file descriptor 1 is redirected to standard error.
 """
 
 import json
@@ -15,19 +15,22 @@ import click
 
 
 class Progress(ABC):
-    """How far a long piece of work is."""
+    """Shows the progress of a long piece of work."""
 
     @abstractmethod
     def advance(self, steps: int = 1) -> None:
-        """So many steps more are done."""
+        """Advance by this many steps."""
 
     @abstractmethod
     def line(self, text: str) -> None:
-        """The latest figures, once an epoch."""
+        """Show the latest figures, once per epoch."""
 
 
 class Console:
-    """The one way by which commands speak; keeps the result of a `--json` run until its end."""
+    """The only way in which commands print.
+
+    It keeps the result of a `--json` run until the end.
+    """
 
     def __init__(self, json_to: int | None = None) -> None:
         self._json_to = json_to
@@ -35,36 +38,42 @@ class Console:
 
     @classmethod
     def for_arguments(cls, arguments: Sequence[str]) -> "Console":
-        """Known before the arguments are parsed, so that a mistake in them is reported as JSON too."""
+        """Return the console; it is made before the arguments are parsed.
+
+        So a mistake in the arguments is reported as JSON too.
+        """
         return cls(_output_turned_to_errors() if "--json" in arguments else None)
 
     def result(self, facts: Mapping[str, object], text: str) -> None:
-        """What the command found: as JSON where that was asked for, else as text. Once a command."""
+        """Print what the command found, as JSON if requested and as text otherwise.
+
+        Call it once per command.
+        """
         if self._json_to is None:
             click.echo(text)
         self._facts = dict(facts)
 
     def say(self, text: str) -> None:
-        """A line for whoever watches."""
+        """Print a line of progress for the user."""
         click.echo(text, err=True)
 
     def error(self, text: str) -> None:
-        """The line that says why the command fails, without line breaks of its own."""
-        line = "".join(sign if sign.isprintable() else " " for sign in text)  # names in a file may hold what moves a terminal
+        """Print why the command fails, as one line without line breaks of its own."""
+        line = "".join(sign if sign.isprintable() else " " for sign in text)  # names in a file may contain terminal control codes
         click.echo(f"{click.style('error:', fg='red', bold=True)} {' '.join(line.split())}", err=True)
 
     def close(self, error: Mapping[str, object] | None) -> None:
-        """Under `--json`, write the one object: the result, and the error where there was one."""
+        """Under `--json`, write the one object: the result, and the error if there was one."""
         if self._json_to is not None:
             whole = self._facts if error is None else {**self._facts, "error": error}
             sys.stdout.flush()
-            os.dup2(self._json_to, 1)  # back, so that whoever looks at descriptor 1 sees whether its reader has left
+            os.dup2(self._json_to, 1)  # back, so that a look at descriptor 1 shows whether its reader has left
             _write_all(1, (json.dumps(whole, ensure_ascii=False, default=str) + "\n").encode(errors="backslashreplace"))
-            os.dup2(2, 1)  # what libraries print while the interpreter ends is no result either
+            os.dup2(2, 1)  # output of libraries while the interpreter ends is not a result either
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Progress]:
-        """A bar on a terminal; elsewhere only the lines."""
+        """Yield a bar on a terminal; elsewhere only lines."""
         if not _is_terminal():
             yield _Lines(title)
             return
@@ -90,7 +99,8 @@ def _is_terminal() -> bool:
 
 
 def _output_turned_to_errors() -> int:
-    """Send file descriptor 1 to standard error; returns where standard output was."""
+    """Redirect file descriptor 1 to standard error; return a descriptor of the original standard
+    output."""
     sys.stdout.flush()
     original = os.dup(1)
     os.dup2(2, 1)

@@ -1,4 +1,7 @@
-"""How a command ends: its exit code, one line for what a user can mend, a traceback for what is a bug."""
+"""How a command ends: exit code, one line for what a user can fix, a traceback for a bug.
+
+Takes the function that runs a command. Knows no particular command.
+"""
 
 import errno
 import select
@@ -15,12 +18,13 @@ from pipeline.cli.console import Console
 BUG = 1
 INTERRUPTED = 130
 NOBODY_READS = 141
-"""What a shell reports for a tool whose output was piped into one that has left, such as `head`."""
+"""What a shell reports for a tool whose output was piped into one that has ended, such as
+`head`."""
 
 _OTHER_RIGHTS = "change its permissions, or choose another folder"
-_MORE_ROOM = "make room, or choose another folder"
-_OTHER_PATH = "move what is there away, or choose another path"
-_MENDED_BY_THE_USER = {
+_MORE_ROOM = "free some space, or choose another folder"
+_OTHER_PATH = "move the existing file or folder away, or choose another path"
+_FIXED_BY_THE_USER = {
     errno.EACCES: _OTHER_RIGHTS,
     errno.EPERM: _OTHER_RIGHTS,
     errno.EROFS: _OTHER_RIGHTS,
@@ -32,7 +36,7 @@ _MENDED_BY_THE_USER = {
     errno.ELOOP: _OTHER_PATH,
     errno.ENAMETOOLONG: "choose a shorter path",
 }
-"""What the user's disk can refuse, and what to do about it; every other OSError is a bug."""
+"""Errors of the user's disk, and what to do about each. Every other OSError is a bug."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def exit_code_of(run: Callable[[], None], console: Console) -> int:
     try:
         failure = _failure_of(run, console)
         console.close(None if failure is None else vars(failure))
-        sys.stdout.flush()  # here and not at the interpreter's end, where a reader that left is a complaint
+        sys.stdout.flush()  # here, because at the interpreter's end a reader that left causes a warning
     except BrokenPipeError:
         if not _nobody_reads():
             raise
@@ -72,7 +76,7 @@ def _failure_of(run: Callable[[], None], console: Console) -> _Failure | None:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             raise
-        if isinstance(error, OSError) and error.errno in _MENDED_BY_THE_USER:
+        if isinstance(error, OSError) and error.errno in _FIXED_BY_THE_USER:
             return _told(_Failure(UsageError.__name__, _of_the_disk(error), UsageError.exit_code), console)
         traceback.print_exc()
         return _Failure(type(error).__name__, str(error), BUG)
@@ -91,14 +95,17 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _of_the_disk(error: OSError) -> str:
-    """A renaming is told by its target: the other name is a hidden one of ours."""
+    """Name the target of a failed renaming, because the source is a hidden file of ours."""
     path = error.filename2 or error.filename
     place = f": {path}" if isinstance(path, str) else ""
-    return f"{error.strerror}{place}; {_MENDED_BY_THE_USER[error.errno or 0]}"
+    return f"{error.strerror}{place}; {_FIXED_BY_THE_USER[error.errno or 0]}"
 
 
 def _nobody_reads() -> bool:
-    """Whether the reader of our output has left. A broken pipe to a worker is a bug, and stays one."""
+    """Return whether the reader of our output has left.
+
+    A broken pipe to a worker is a bug and is reported as one.
+    """
     poll = select.poll()
     for descriptor in (1, 2):
         poll.register(descriptor, 0)

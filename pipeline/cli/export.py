@@ -1,4 +1,8 @@
-"""`pipeline export`: its options, those of engines included, and the config that an imported network gets."""
+"""`pipeline export`: its options, including those of engines, and the config of an imported
+network.
+
+Takes arguments; returns requests.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,11 @@ _ONLY = "With --tensorrt:"
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    """These options belong together and to this module; the command they are on does not see them one by one."""
+    """Store the value of an option of engines in the context.
+
+    These options belong together and to this module; their command does not receive them one by
+    one.
+    """
     context.meta.setdefault(__name__, {})[parameter.name] = value
 
 
@@ -30,14 +38,14 @@ _OPTIONS = (
         expose_value=False,
         callback=_keep,
         is_flag=True,
-        help="Build TensorRT engines into the bundle that is named as RUN, and verify it with them.",
+        help="Build TensorRT engines into the bundle that RUN names, and verify it with them.",
     ),
     click.option(
         "--flavour",
         expose_value=False,
         callback=_keep,
         type=click.Choice(["tensorrt", "rtx"]),
-        help=f"{_ONLY} which one.  [default: whichever runs here]",
+        help=f"{_ONLY} which TensorRT.  [default: the one that runs here]",
     ),
     click.option(
         "--precision",
@@ -46,17 +54,21 @@ _OPTIONS = (
         callback=_keep,
         multiple=True,
         type=click.Choice(["float32", "tf32", "float16", "exact"]),
-        help=f"{_ONLY} of the engine. Repeatable.  [default: float32, and exact where there is an exact file]",
+        help=f"{_ONLY} precision of the engine. Repeatable.  [default: float32, and exact if there is an exact file]",
     ),
     click.option(
         "--gpus",
         expose_value=False,
         callback=_keep,
         type=click.Choice(["same", "capability", "ampere+"]),
-        help=f"{_ONLY} which GPUs must run it.  [default: same]",
+        help=f"{_ONLY} the GPUs that must be able to run it.  [default: same]",
     ),
     click.option(
-        "--version-compatible", expose_value=False, callback=_keep, is_flag=True, help=f"{_ONLY} for later versions of the same major one, too."
+        "--version-compatible",
+        expose_value=False,
+        callback=_keep,
+        is_flag=True,
+        help=f"{_ONLY} make it run in later versions with the same major version too.",
     ),
     click.option(
         "--error-on-cache-miss",
@@ -70,7 +82,7 @@ _OPTIONS = (
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """All of them on one command."""
+    """Add all of them to one command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -82,7 +94,10 @@ def _given() -> dict[str, Any]:
 
 
 def engines_asked_for() -> bool:
-    """Whether engines are wanted; what only goes with them is refused without."""
+    """Return whether engines are requested.
+
+    Without them, options that only go with engines are refused.
+    """
     given = _given()
     if not given["tensorrt"] and any(given.values()):
         raise click.UsageError("--flavour, --precision, --gpus, --version-compatible, --error-on-cache-miss and --one-build go with --tensorrt")
@@ -90,7 +105,7 @@ def engines_asked_for() -> bool:
 
 
 def engine_request(bundle: Path | None, network: str | None, required: tuple[str, ...]) -> EngineExportRequest:
-    """What the options of engines mean."""
+    """Return the request that the options of engines describe."""
     given = _given()
     if bundle is None:
         raise click.UsageError("--tensorrt needs a bundle; name the folder RUN/bundle")
@@ -109,15 +124,20 @@ def engine_request(bundle: Path | None, network: str | None, required: tuple[str
 
 
 _SIZE, _RESIZED = 224, 256 / 224
-"""Of images that torchvision's networks take, and how much larger an image is before its centre is cut out."""
+"""The size of images that torchvision's networks take, and how much larger an image is before its
+centre is cut out."""
 
 
 @click.command("export")
 @click.argument("run_folder", metavar="[RUN]", required=False, type=click.Path(path_type=Path))
-@click.option("--network", metavar="NAME", help="Instead of a run: a network, such as torchvision:resnet18, that was trained elsewhere.")
+@click.option("--network", metavar="NAME", help="Instead of a run: a network that was trained elsewhere, such as torchvision:resnet18.")
 @click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="Its weights, as safetensors.")
-@click.option("--calibrate", "images", metavar="DIR", type=click.Path(path_type=Path), help="Images for it: DIR/train/CLASS/*, DIR/test/CLASS/*.")
-@click.option("--finetune", metavar="EPOCHS", type=click.IntRange(min=0), default=0, help="Train on the exact grid for so long.  [default: 0]")
+@click.option(
+    "--calibrate", "images", metavar="DIR", type=click.Path(path_type=Path), help="Images to calibrate it: DIR/train/CLASS/*, DIR/test/CLASS/*."
+)
+@click.option(
+    "--finetune", metavar="EPOCHS", type=click.IntRange(min=0), default=0, help="Train on the exact grid for this many epochs.  [default: 0]"
+)
 @engine_options
 @options.out
 @options.overrides
@@ -162,20 +182,20 @@ def import_request(config: Config, weights: Path | None, out: Path | None, requi
     from pipeline.run_folder import RunFolder
     from pipeline.run_request import ImportRequest
 
-    assert weights is not None  # `config_of_import` has refused that
+    assert weights is not None  # `config_of_import` has refused None
     folder = out or Path("runs") / config.network.name.replace(":", "-")
     return ImportRequest(config=config, weights=weights, folder=RunFolder(folder), required=required)
 
 
 def config_of_import(network: str | None, weights: Path | None, images: Path | None, finetune: int, overrides: tuple[str, ...]) -> Config:
-    """The config that the run of an imported network gets; `--set` changes it like any other."""
+    """Return the config of the run of an imported network; `--set` changes it like any other."""
     from pipeline.config import parse_config
 
     given = {"--network": network, "--weights": weights, "--calibrate": images}
     if missing := [name for name, value in given.items() if value is None]:
         raise click.UsageError(f"give a run folder, or --network, --weights and --calibrate together: {', '.join(missing)} is missing")
     if any(override.startswith("method.name") for override in overrides):
-        raise click.UsageError("a network trained elsewhere is folded from its own norms, as the method batchnorm: leave --set method.name out")
+        raise click.UsageError("a network trained elsewhere is folded from its own norms, with the method batchnorm: leave --set method.name out")
     ours = str(network).startswith("torchvision:")
     data: dict[str, object] = {
         "name": "imagefolder",
@@ -192,7 +212,7 @@ def config_of_import(network: str | None, weights: Path | None, images: Path | N
     place = "the imported network's config"
     config = parse_config(values, place, overrides)
     if finetune and config.exact.enabled is False:
-        raise click.UsageError("--finetune trains on the exact grid, which --set exact.enabled=false leaves out: leave out one of them")
+        raise click.UsageError("--finetune trains on the exact grid, which --set exact.enabled=false switches off: leave out one of them")
     if ours and not any(override.startswith("data.resize") for override in overrides):
         data["resize"] = round(config.data.image_size * _RESIZED) if config.data.image_size else None
         return parse_config(values, place, overrides)

@@ -1,4 +1,7 @@
-"""`pipeline init`: a config to start from."""
+"""`pipeline init`: write a config to start from.
+
+Takes a name and a path.
+"""
 
 from pathlib import Path
 
@@ -11,11 +14,11 @@ from pipeline.cli.console import Console
 @click.command("init")
 @click.argument("name", required=False)
 @click.option("--list", "list_asked", is_flag=True, help="Show the configs that come with samegraph.")
-@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Where it goes.  [default: the name's last part, here]")
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="The file to write.  [default: the name's last part, in this folder]")
 @options.as_json
 @click.pass_obj
 def init(console: Console, name: str | None, list_asked: bool, out: Path | None) -> None:
-    """Write a config to start from: the quickstart's, or another of ours by NAME."""
+    """Write a config to start from: the quickstart's, or another shipped one by NAME."""
     if list_asked:
         if name is not None or out is not None:
             raise click.UsageError("--list only shows names: leave out NAME and --out")

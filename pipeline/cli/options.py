@@ -1,4 +1,7 @@
-"""The arguments and options that several commands share, so that each reads the same everywhere."""
+"""Arguments and options that several commands share, so that each is the same everywhere.
+
+Also runs the request that the options describe.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.run_request import EngineExportRequest, RunRequest
 
 as_json = click.option(
-    "--json", is_flag=True, expose_value=False, help="One JSON object on standard output, all else on standard error."
+    "--json", is_flag=True, expose_value=False, help="Write one JSON object to standard output, everything else to standard error."
 )  # read by `Console.for_arguments`, before the arguments are parsed
 
 config = click.argument("config", type=click.Path(path_type=Path))
@@ -23,7 +26,7 @@ out = click.option("--out", type=click.Path(path_type=Path, file_okay=False), he
 overrides = click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a value of the config. Repeatable.")
 
 required = click.option(
-    "--require", "required", multiple=True, metavar="RUNTIME", help="Fail with exit code 4 where this runtime cannot run. Repeatable."
+    "--require", "required", multiple=True, metavar="RUNTIME", help="Fail with exit code 4 if this runtime cannot run. Repeatable."
 )
 
 required_or_bitwise = click.option(
@@ -31,16 +34,19 @@ required_or_bitwise = click.option(
     "required",
     multiple=True,
     metavar="RUNTIME|bitwise",
-    help="Fail with exit code 4 where this runtime cannot run; 'bitwise': with 3 where a bit differs. Repeatable.",
+    help="Fail with exit code 4 if this runtime cannot run; 'bitwise': with 3 if a bit differs. Repeatable.",
 )
 
-resume = click.option("--resume/--fresh", default=None, help="Continue the run that is in the folder, or replace it.")
+resume = click.option("--resume/--fresh", default=None, help="Continue the run in the folder, or replace it.")
 
-dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done, and change nothing.")
+dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done and change nothing.")
 
 
 def carry_out(request: RunRequest | EngineExportRequest, console: Console, *, dry_run: bool) -> None:
-    """Refuse what needs no torch to be refused, before torch is imported; then do what was requested, or only say what that would be."""
+    """Carry out a request, or only print what would be done.
+
+    Requests that can be refused without torch are refused before torch is imported.
+    """
     request.require_possible()
     from deploy.runners.runtimes import require_torch
 
@@ -53,5 +59,5 @@ def carry_out(request: RunRequest | EngineExportRequest, console: Console, *, dr
 
 
 def run_folder(config_path: Path, chosen: Path | None) -> Path:
-    """Where a run of this config goes."""
+    """Return the folder of a run of this config."""
     return chosen or Path("runs") / config_path.stem

@@ -1,4 +1,7 @@
-"""`pipeline reproduce` and `pipeline compare`: their options."""
+"""`pipeline reproduce` and `pipeline compare`: their options.
+
+Takes arguments; `pipeline.reproduction` does the work.
+"""
 
 from pathlib import Path
 
@@ -10,12 +13,12 @@ from pipeline.cli.console import Console
 
 @click.command("reproduce")
 @click.argument("table", required=False)
-@click.option("--list", "list_asked", is_flag=True, help="Show the tables, and the data, epochs and runs that each needs.")
-@click.option("--rows", "rows", multiple=True, metavar="NAMES", help="Only these rows, by name or pattern, with commas between. Repeatable.")
-@click.option("--seeds", type=click.IntRange(1), metavar="N", help="Runs of each row.  [default: as many as the paper's]")
-@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Shorten: every time of the schedule in proportion. Every output says so.")
+@click.option("--list", "list_asked", is_flag=True, help="Show the tables with the data, epochs and runs that each needs.")
+@click.option("--rows", "rows", multiple=True, metavar="NAMES", help="Only these rows, by name or pattern, separated by commas. Repeatable.")
+@click.option("--seeds", type=click.IntRange(1), metavar="N", help="Runs of each row.  [default: as many as in the paper]")
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Train for N epochs, with the schedule in proportion. Every output says so.")
 @click.option("--data", metavar="DIR", type=click.Path(path_type=Path), help="The data set's folder, or DIR/train/CLASS/* and DIR/test/CLASS/*.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where runs and tables go.  [default: runs/TABLE]")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The folder for runs and tables.  [default: runs/TABLE]")
 @options.overrides
 @options.as_json
 @click.pass_obj
@@ -30,21 +33,21 @@ def reproduce(
     out: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Run a table of a paper, and set its figures beside ours."""
+    """Run a table of a paper and show its figures next to ours."""
     from deploy.runners.runtimes import require_torch
 
     if list_asked:
         _list(console)
         return
     if table is None:
-        raise click.UsageError("give a table, or --list to see which there are")
+        raise click.UsageError("give a table, or --list to see the tables")
     from pipeline.config.shipped import configs_folder
     from pipeline.reproduction.planned_runs import PlanRequest, planned, table_by_name
 
     folder = out or Path("runs") / table
     names = tuple(name.strip() for some in rows for name in some.split(","))
     asked = PlanRequest(rows=names, num_seeds=seeds, epochs=epochs, data=data, overrides=overrides)
-    plan = planned(table_by_name(table), asked, configs_folder(), folder)  # before torch is imported: a mistake is said at once
+    plan = planned(table_by_name(table), asked, configs_folder(), folder)  # before torch is imported, so that a mistake is reported at once
     require_torch("this command")
     from pipeline.reproduction import commands
 
@@ -68,7 +71,7 @@ def _list(console: Console) -> None:
 @options.as_json
 @click.pass_obj
 def compare(console: Console, runs: tuple[Path, ...], out: Path | None) -> None:
-    """Set any runs side by side, grouped by their config without the seed."""
+    """Compare any runs side by side, grouped by their config without the seed."""
     from deploy.runners.runtimes import require_torch
 
     require_torch("this command")

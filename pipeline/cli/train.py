@@ -1,4 +1,7 @@
-"""`pipeline train` and `pipeline train-export`: their options."""
+"""`pipeline train` and `pipeline train-export`: their options.
+
+Takes arguments; makes requests.
+"""
 
 from pathlib import Path
 
@@ -20,7 +23,7 @@ def train(console: Console, config: Path, out: Path | None, overrides: tuple[str
     """Train and keep checkpoints; export comes later."""
     from pipeline.config import load_config
 
-    loaded = load_config(config, overrides)  # before anything heavier is imported: a mistake in the config is said at once
+    loaded = load_config(config, overrides)  # before heavier imports, so that a mistake in the config is reported at once
     from pipeline.run_folder import RunFolder
     from pipeline.run_request import Start, TrainRequest
 

@@ -1,4 +1,7 @@
-"""`pipeline verify`: its options, and what they mean. Whatever compares is imported when the command runs."""
+"""`pipeline verify`: its options and their meaning.
+
+Code that compares is imported only when the command runs.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,27 +29,29 @@ _IN_BRIEF = """\b
     "--certificate",
     type=click.Path(path_type=Path),
     metavar="FILE.onnx",
-    help="Instead of a bundle: prove from an exact file alone that no sum in it depends on its order.",
+    help="Instead of a bundle: prove from an exact file alone that no sum in it depends on the order of its terms.",
 )
-@click.option("--reference", metavar="FILE", type=click.Path(path_type=Path), help="What is right: .pt2, .onnx, .plan, bundle, recorded outputs.")
-@click.option("--candidate", metavar="FILE", type=click.Path(path_type=Path), help="What must be the same function.")
-@click.option("--samples", metavar="FILE|DIR|N", help="Inputs in .npz or .safetensors, a folder of such files, or so many random ones.")
+@click.option("--reference", metavar="FILE", type=click.Path(path_type=Path), help="The correct form: .pt2, .onnx, .plan, bundle, recorded outputs.")
+@click.option("--candidate", metavar="FILE", type=click.Path(path_type=Path), help="The form that must be the same function.")
+@click.option("--samples", metavar="FILE|DIR|N", help="Inputs in .npz or .safetensors, a folder of such files, or a number of random ones.")
 @click.option("--map", "map_", multiple=True, metavar="A=B", help="The candidate calls the reference's A B. Repeatable.")
 @click.option("--size", multiple=True, metavar="NAME=N", help="A free size of random samples. Repeatable.")
-@click.option("--runtime", multiple=True, metavar="RUNTIME", help="Run an ONNX candidate in this.  [default: onnxruntime-cpu]")
-@click.option("--max-ulp", type=click.IntRange(min=0), help="Allow so many units in the last place, instead of the derived budget.")
+@click.option("--runtime", multiple=True, metavar="RUNTIME", help="Run an ONNX candidate in this runtime.  [default: onnxruntime-cpu]")
+@click.option("--max-ulp", type=click.IntRange(min=0), help="Allow this many units in the last place, instead of the derived budget.")
 @click.option("--atol", type=click.FloatRange(min=0), help="Allow atol + rtol |reference|, instead of the derived budget.")
 @click.option("--rtol", type=click.FloatRange(min=0), help="See --atol.")
-@click.option("--precision", type=_PRECISIONS, help="What was asked of the candidate.  [default: the reference's]")
+@click.option("--precision", type=_PRECISIONS, help="The precision requested of the candidate.  [default: the reference's]")
 @click.option("--no-batch", is_flag=True, help="The first axis does not count samples.")
-@click.option("--memory-limit", type=click.FloatRange(min=0), metavar="GIB", help="For each file's process; 0 for none.  [default: 16]")
-@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="For opening a file, for a batch.  [default: 600]")
+@click.option("--memory-limit", type=click.FloatRange(min=0), metavar="GIB", help="Memory of each file's process; 0 for no limit.  [default: 16]")
+@click.option(
+    "--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Time to open a file, and for each batch.  [default: 600]"
+)
 @options.required_or_bitwise
 @click.option("--only", metavar="LINK", help="Check this link alone, such as 'folded graph -> ONNX file'.")
-@click.option("--network", metavar="MODULE:FUNCTION", help="Let the bundle's network be built by this code of yours. A bundle alone runs no code.")
-@click.option("--against", metavar="OLD.json", type=click.Path(path_type=Path), help="Say what changed since this verification.json.")
+@click.option("--network", metavar="MODULE:FUNCTION", help="Build the bundle's network by this code of yours. A bundle alone runs no code.")
+@click.option("--against", metavar="OLD.json", type=click.Path(path_type=Path), help="Show what changed since this verification.json.")
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False), help="Write verification.json and report.html here.")
-@click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit report: a test case a link and output.")
+@click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit report: one test case per link and output.")
 @options.as_json
 @click.pass_context
 def verify(
@@ -98,7 +103,10 @@ def verify(
 
 
 def _show_certificate(console: Console, path: Path) -> None:
-    """The table, or under --json the content of certificate.json; NotTheSameError where the certificate does not hold. Runs nothing of the file."""
+    """Print the table, or under --json the content of certificate.json; run nothing of the file.
+
+    Raises NotTheSameError if the certificate does not hold.
+    """
     from deploy.certificate.certificate import as_table
     from deploy.certificate.walk import certificate_of
 
@@ -109,7 +117,7 @@ def _show_certificate(console: Console, path: Path) -> None:
 
 
 def _of_a_pair(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options of a pair mean."""
+    """Return the part of a request that the options of a pair describe."""
     from deploy.compare.tolerance import Tolerance
     from deploy.sandbox.process import Limits
 
@@ -135,12 +143,16 @@ def _or(value: float | None, default: float) -> float:
 
 def _runtimes(candidate: Path, asked: tuple[str, ...]) -> tuple[str, ...]:
     if asked and candidate.suffix and candidate.suffix != ".onnx" and not candidate.is_dir():
-        raise UsageError(f"--runtime says what an ONNX candidate is run in, {candidate.name} is none; drop it")
+        raise UsageError(f"--runtime names the runtime of an ONNX candidate, and {candidate.name} is not one; drop it")
     return tuple(dict.fromkeys(asked)) or ("onnxruntime-cpu",)
 
 
 def _refuse_mixtures(context: click.Context) -> None:
-    """A bundle has its own links; a pair has one, and both of its ends are named; a certificate is of one file."""
+    """Refuse options that do not go together.
+
+    A bundle has its own links; a pair has one link and needs both ends; a certificate is of one
+    file.
+    """
     given = {name for name, value in context.params.items() if value not in (None, (), False)}
     asked = [bool(given & names) for names in ({"bundle"}, {"certificate"}, {"reference", "candidate"})]
     if sum(asked) != 1 or 0 < len(given & {"reference", "candidate"}) < 2:
@@ -168,5 +180,5 @@ def _each_once(pairs: list[tuple[str, str]]) -> dict[str, str]:
 
 def _positive(text: str, name: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--size {name}={text} is no size; give a whole number of at least 1")
+        raise UsageError(f"--size {name}={text} is not a size; give a whole number of at least 1")
     return int(text)

@@ -1,4 +1,7 @@
-"""`pipeline doctor`: what this machine can run, by trying it, and what to do about what it cannot."""
+"""`pipeline doctor`: try what this machine can run, and say what to do about the rest.
+
+Takes the runtimes that must run.
+"""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,18 +15,21 @@ from pipeline.cli.console import Console
 if TYPE_CHECKING:
     from deploy.runners.probe import Findings
 
-CUDA_REMEDY = "take a machine with an NVIDIA GPU and its driver, and a PyTorch built for CUDA"
+CUDA_REMEDY = "use a machine with an NVIDIA GPU and its driver, and a PyTorch built for CUDA"
 
 
 def remedies() -> dict[str, str]:
-    """What `--require` takes -> how to get it."""
+    """Map each name that `--require` takes to the way to get it."""
     from deploy.runners.runtimes import RUNTIMES
 
     return {"cuda": CUDA_REMEDY, **{name: runtime.remedy for name, runtime in RUNTIMES.items()}}
 
 
 class RuntimeName(click.ParamType[Any]):
-    """One of the table of runtimes, which is read when the option is used: help shows no more than it must."""
+    """A name in the table of runtimes.
+
+    The table is read when the option is used, so that help needs as few imports as possible.
+    """
 
     name = "runtime"
 
@@ -38,12 +44,12 @@ class RuntimeName(click.ParamType[Any]):
     multiple=True,
     type=RuntimeName(),
     metavar="RUNTIME",
-    help="Exit with 4 where it cannot run: cuda, or a runtime that this command lists. Repeatable.",
+    help="Exit with 4 if this cannot run: cuda, or a runtime that this command lists. Repeatable.",
 )
 @options.as_json
 @click.pass_obj
 def doctor(console: Console, required: tuple[str, ...]) -> None:
-    """Say what this machine can run."""
+    """Show what this machine can run."""
     from pipeline.cli.doctor.survey import installed_onnxruntimes, problems, survey
 
     found = survey()
@@ -56,7 +62,7 @@ def doctor(console: Console, required: tuple[str, ...]) -> None:
 
 
 def as_table(found: "Findings", wrong: list[str]) -> str:
-    """A line a finding, then the problems."""
+    """Return a line per finding, then the problems."""
     width = max(map(len, found))
     lines = [f"{name:{width}}  {'yes' if finding.here else 'no ':3}  {finding.detail}" for name, finding in found.items()]
     return "\n".join([*lines, *(f"problem: {problem}" for problem in wrong)])

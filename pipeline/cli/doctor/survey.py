@@ -1,4 +1,7 @@
-"""What this machine can run: every probe in a child process, with a time limit, its chatter kept out of sight."""
+"""What this machine can run.
+
+Every probe runs in a child process with a time limit, and its own output is hidden.
+"""
 
 import json
 import os
@@ -23,7 +26,7 @@ _REASONS = (re.compile(r"with error: (.+)"), re.compile(r"cudaError \d+: ([^)]+)
 
 
 def survey() -> Findings:
-    """Everything `doctor` shows, in its order."""
+    """Return everything that `doctor` shows, in its order."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         runtimes = list(pool.map(run_probe, LOOKS))
     found = {name: finding for findings in runtimes for name, finding in findings.items()}
@@ -31,9 +34,9 @@ def survey() -> Findings:
 
 
 def run_probe(name: str, script: Path | None = None, seconds: float = 180) -> Findings:
-    """Run one probe; a crash, a hang and an answer that is none are findings too."""
+    """Run one probe; a crash, a hang and an invalid answer are findings too."""
     command = [sys.executable, *(["-m", "deploy.runners.probe"] if script is None else ["-P", str(script)]), name]
-    root = str(Path(__file__).parents[3])  # the child finds this project, not the folder that it is started in
+    root = str(Path(__file__).parents[3])  # so that the child imports this project, not modules of the folder it starts in
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])), "PYTHONSAFEPATH": "1"}
     try:
         done = subprocess.run(command, capture_output=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL, env=environment)
@@ -50,18 +53,18 @@ def run_probe(name: str, script: Path | None = None, seconds: float = 180) -> Fi
 
 
 def installed_onnxruntimes() -> list[str]:
-    """The installed distributions that bring a package named onnxruntime."""
+    """Return the installed distributions that provide a package named onnxruntime."""
     names = {str(found.metadata["Name"]).lower().replace("_", "-") for found in metadata.distributions()}
     return sorted(name for name in names if name in _ONNXRUNTIMES)
 
 
 def problems(onnxruntimes: Sequence[str]) -> list[str]:
-    """What is wrong with the installation, each with its remedy."""
+    """Return what is wrong with the installation, each with its remedy."""
     if len(onnxruntimes) < 2:
         return []
     return [
-        f"{' and '.join(onnxruntimes)} are installed at once and share a folder: one hides the other unseen; "
-        f"mend it with: pip uninstall --yes {' '.join(onnxruntimes)} && pip install onnxruntime-gpu"
+        f"{' and '.join(onnxruntimes)} are installed together and share a folder, so one hides the other; "
+        f"fix it with: pip uninstall --yes {' '.join(onnxruntimes)} && pip install onnxruntime-gpu"
     ]
 
 
@@ -75,7 +78,10 @@ def _explained(found: Finding, noise: str) -> Finding:
 
 
 def _with_reason(detail: str, noise: str) -> str:
-    """The detail, and what the runtime itself printed about it: the known phrases, else its last line."""
+    """Return the detail, and what the runtime itself printed about it.
+
+    That is a known phrase, or else its last line.
+    """
     known = [match[1] for pattern in _REASONS if (match := pattern.search(noise))]
     lines = [line.strip() for line in noise.splitlines() if line.strip()]
     reason = (known or lines[-1:] or [""])[0]
@@ -110,7 +116,7 @@ def _cpu() -> Finding:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor of Linux's list; empty elsewhere."""
+    """Return the facts of the first processor of Linux's list; empty elsewhere."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

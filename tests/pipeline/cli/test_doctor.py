@@ -108,8 +108,8 @@ def test_every_runtime_of_the_table_is_looked_at() -> None:
 def test_two_onnxruntimes_at_once_are_a_problem_with_its_remedy() -> None:
     assert problems(["onnxruntime-gpu"]) == []
     assert problems(["onnxruntime", "onnxruntime-gpu"]) == [
-        "onnxruntime and onnxruntime-gpu are installed at once and share a folder: one hides the other unseen; "
-        "mend it with: pip uninstall --yes onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+        "onnxruntime and onnxruntime-gpu are installed together and share a folder, so one hides the other; "
+        "fix it with: pip uninstall --yes onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
     ]
 
 
@@ -124,4 +124,4 @@ def test_what_is_required_and_missing_is_named_with_its_remedy(monkeypatch: pyte
     cuda, tensorrt, problem = capsys.readouterr().out.splitlines()
     assert cuda == "cuda      yes  a GPU"
     assert tensorrt == "tensorrt  no   no module tensorrt"
-    assert problem.startswith("problem: onnxruntime and onnxruntime-gpu are installed at once")
+    assert problem.startswith("problem: onnxruntime and onnxruntime-gpu are installed together")

@@ -67,7 +67,7 @@ def test_ctrl_c_is_130_and_keeps_what_was_done(small: None, tmp_path: Path, capf
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reproduce"], "give a table, or --list to see which there are"),
+        (["reproduce"], "give a table, or --list to see the tables"),
         (["reproduce", "czmig-tabel1"], "no table 'czmig-tabel1', did you mean czmig-table1?"),
         (["reproduce", "zzz"], "no table 'zzz', expected one of czmig-table1, mimicnorm-table1, "),
         (["reproduce", "small-table", "--rows", "x"], "small-table has no row 'x', expected one of batchnorm-0.1, czmig-0.2, nonorm-1000000.0"),

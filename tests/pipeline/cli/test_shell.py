@@ -132,8 +132,8 @@ def test_a_bug_keeps_its_traceback() -> None:
     [
         ("OSError(errno.EACCES, 'Permission denied', 'run')", "Permission denied: run; change its permissions, or choose another folder"),
         ("OSError(errno.EROFS, 'Read-only', 'run')", "Read-only: run; change its permissions, or choose another folder"),
-        ("OSError(errno.ENOSPC, 'No space left on device')", "No space left on device; make room, or choose another folder"),
-        ("OSError(errno.EEXIST, 'File exists', '.b.12', None, 'b')", "File exists: b; move what is there away, or choose another path"),
+        ("OSError(errno.ENOSPC, 'No space left on device')", "No space left on device; free some space, or choose another folder"),
+        ("OSError(errno.EEXIST, 'File exists', '.b.12', None, 'b')", "File exists: b; move the existing file or folder away, or choose another path"),
         ("OSError(errno.ENAMETOOLONG, 'File name too long', 'x')", "File name too long: x; choose a shorter path"),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_run_folder_inside_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = pipeline("train", "configs/quickstart.yaml", "--out", str(tmp_path / "file" / "run"))
     assert done.returncode == 2
-    assert done.stderr == f"error: Not a directory: {tmp_path / 'file' / 'run'}; move what is there away, or choose another path\n"
+    assert done.stderr == f"error: Not a directory: {tmp_path / 'file' / 'run'}; move the existing file or folder away, or choose another path\n"
 
 
 def test_a_broken_pipe_inside_is_a_bug_as_well() -> None:

@@ -104,7 +104,7 @@ def test_a_full_disk_does_not_swallow_the_verdict(verify: Run, files: Path, tmp_
     monkeypatch.setattr("deploy.report.verification.write_file", full)
     done = verify(*typed(files), "--report", tmp_path / "there")
     assert (done.code, done.out.splitlines()[1]) == (2, "the outputs are the same, on 12 samples: 12 samples from samples.npz")
-    assert done.error.startswith(f"error: No space left on device: {tmp_path / 'there' / 'verification.json'}; make room")
+    assert done.error.startswith(f"error: No space left on device: {tmp_path / 'there' / 'verification.json'}; free some space")
     wrong = verify(*typed(files, "wrong.onnx"), "--report", tmp_path / "there")
     assert wrong.code == 3
     assert "nor could the report be written: [Errno 28] No space left on device" in wrong.error
@@ -170,10 +170,10 @@ def test_where_the_report_cannot_be_is_said_before_anything_is_compared(verify: 
         (["--reference", "a.onnx", "--candidate", "b.onnx", "--network", "m:f"], "--network does not go with --reference and --candidate"),
         (["--certificate", "a.onnx", "--samples", "3"], "--samples does not go with --certificate"),
         (["--reference", "a.onnx", "--candidate", "b.onnx", "--map", "ab"], "--map 'ab' is not of the form REFERENCE=CANDIDATE"),
-        (["--reference", "a.onnx", "--candidate", "b.onnx", "--size", "n=0"], "--size n=0 is no size; give a whole number of at least 1"),
+        (["--reference", "a.onnx", "--candidate", "b.onnx", "--size", "n=0"], "--size n=0 is not a size; give a whole number of at least 1"),
         (["--reference", "a.onnx", "--candidate", "b.onnx", "--map", "a=c", "--map", "b=c"], "--map names 'c' twice on one side"),
         (["--reference", "a.onnx", "--candidate", "b.onnx", "--map", "a=c", "--map", "a=d"], "--map names 'a' twice on one side"),
-        (["--reference", "a.onnx", "--candidate", "b.pt2", "--runtime", "openvino-cpu"], "an ONNX candidate is run in, b.pt2 is none; drop it"),
+        (["--reference", "a.onnx", "--candidate", "b.pt2", "--runtime", "openvino-cpu"], "the runtime of an ONNX candidate, and b.pt2 is not one; drop it"),
         (
             ["--reference", "a.onnx", "--candidate", "b.onnx", "--precision", "float16", "--atol", "1"],
             "--precision is what the derived budget is scaled by",

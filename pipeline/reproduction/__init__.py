@@ -1,1 +1,4 @@
-"""The tables of the papers, run. Data flows one way: table -> plan -> runs -> figures -> result -> files; each module says which part it is."""
+"""The tables of the papers, run.
+
+Data flows one way: table, plan, runs, figures, result, files. Each module is one of these parts.
+"""

@@ -1,6 +1,7 @@
-"""The pictures of a result: accuracy over epochs with bands, or best accuracy by learning rate with the paper's own beside it.
+"""The pictures of a result: accuracy over epochs, or best accuracy by learning rate.
 
-Takes a result, gives sheets; the title of each says what keeps it from being a reproduction.
+Takes a result; returns sheets. Curves over epochs have bands; those by learning rate show the
+paper's own points. Each title says what keeps a picture from being a reproduction.
 """
 
 import textwrap
@@ -14,7 +15,7 @@ from pipeline.reproduction.result import Group, Result
 from pipeline.reproduction.sheet import Area, Dot, Line, Point, Shape, Sheet, Words
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#3b3b3b", "#8c564b")
-"""Told apart by those who do not see all colours."""
+"""Colours that colour-blind readers can tell apart."""
 _WIDTH, _HEIGHT = 940, 500
 _LEFT, _RIGHT, _BOTTOM = 64.0, 600.0, 440.0
 _LETTERS_OF_A_TITLE, _LETTERS_OF_A_LABEL = 125, 40
@@ -24,7 +25,10 @@ _SOFT, _LINE = "#55616f", "#d5dbe3"
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. `low` and `high` bound its band, None where there is none."""
+    """One curve.
+
+    `low` and `high` bound its band; None if there is none.
+    """
 
     label: str
     xs: tuple[float, ...]
@@ -34,7 +38,7 @@ class Series:
     beside: tuple[tuple[float, float], ...] = ()
     """The paper's own points, dashed."""
     lost: tuple[float, ...] = ()
-    """Where every run diverged before it had an accuracy."""
+    """The places at which every run diverged before it had an accuracy."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Chart:
 
 
 def charts_of(result: Result) -> tuple[Chart, ...]:
-    """One for each panel that has anything to show."""
+    """Return one chart for each panel that has something to show."""
     if result.picture == "rates":
         return tuple(chart for chart in (_by_rate(result),) if _shows_anything(chart))
     panels = dict.fromkeys(group.panel for group in result.groups)
@@ -73,7 +77,10 @@ def _y_label(what: str, statistic: Statistic) -> str:
 
 
 def _curve(result: Result, group: Group) -> Series:
-    """Over the finished runs that did not diverge: a run that ends early would bend the mean of the others."""
+    """Return the curve over the finished runs that did not diverge.
+
+    A run that ends early would bend the mean of the others.
+    """
     runs = [run for run in group.finished if run.diverged is None]
     by_epoch = zip(*(run.records[: group.epochs] for run in runs), strict=True)
     found = [spread([100 * record["test_accuracy"] for record in records], result.statistic) for records in by_epoch]
@@ -114,12 +121,12 @@ def _points_of_curve(result: Result, groups: Sequence[Group], curve: str) -> Ser
 
 
 def sheet_of(chart: Chart) -> Sheet:
-    """Draw it."""
+    """Draw a chart on a sheet."""
     title = textwrap.wrap(chart.title, _LETTERS_OF_A_TITLE)
     top = 34.0 + 18 * len(title)
     x_axis, y_axis = _x_axis(chart), linear_axis(_heights(chart), _BOTTOM, top)
     shapes = [*_title(title), *_frame(chart, x_axis, y_axis, top)]
-    for number, series in enumerate(chart.series):  # bands below all lines
+    for number, series in enumerate(chart.series):  # bands are drawn below all lines
         shapes += _band(series, x_axis, y_axis, _COLOURS[number % len(_COLOURS)])
     for number, series in enumerate(chart.series):
         shapes += _drawn(series, x_axis, y_axis, _COLOURS[number % len(_COLOURS)], dashed=number >= len(_COLOURS))
@@ -179,7 +186,7 @@ def _drawn(series: Series, x_axis: Axis, y_axis: Axis, colour: str, *, dashed: b
 
 
 def _joined(points: tuple[Point, ...], colour: str, *, width: float, radius: float, dashed: bool) -> Iterator[Shape]:
-    """A line, and its points where they are few."""
+    """Return a line, and its points if they are few."""
     if len(points) > 1:
         yield Line(points, colour, width, dashed=dashed)
     if len(points) <= _MOST_DOTS:

@@ -1,4 +1,7 @@
-"""What `pipeline reproduce` and `pipeline compare` do once their options are read. Takes a plan or folders, and a console."""
+"""What `pipeline reproduce` and `pipeline compare` do after their options are read.
+
+Takes a plan or folders, and a console.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +16,10 @@ from pipeline.reproduction.running import require_same_runs, run_plan
 
 
 def reproduce(plan: Plan, folder: Path, console: Console) -> Outcome:
-    """Run what is missing of a plan. The files are written after every run, so that a kill leaves those of the runs before."""
+    """Run the missing runs of a plan.
+
+    The files are written after every run, so that a kill leaves those of the earlier runs.
+    """
     with sole_use(folder):
         require_same_table(plan.table.name, folder)
         require_same_runs(plan)
@@ -32,7 +38,7 @@ def _was_interrupted(plan: Plan, folder: Path, console: Console) -> bool:
 
 
 def compare(folders: Sequence[Path], out: Path | None) -> Outcome:
-    """The table of any runs, and its files where a folder is named."""
+    """Return the table of any runs, and write its files if a folder is given."""
     result = comparison_of(folders)
     return _outcome(result, () if out is None else write_outputs(result, out))
 

@@ -1,4 +1,7 @@
-"""Any run folders as a result: grouped by their config without the seed, and named by what tells the groups apart."""
+"""Any run folders as a result, grouped by their config without the seed.
+
+Each group is named by the settings that tell the groups apart.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +19,7 @@ Flat = dict[str, JsonValue]
 
 
 def comparison_of(folders: Sequence[Path]) -> Result:
-    """The result of these runs; each folder once."""
+    """Return the result of these runs; each folder counts once."""
     _require_different(folders)
     configs = [_config(folder) for folder in folders]
     groups: dict[str, list[tuple[Config, RunFigures]]] = {}
@@ -72,7 +75,7 @@ def _flat(values: Mapping[str, JsonValue], above: str = "") -> Flat:
 
 
 def labels_of(configs: Sequence[Flat]) -> list[tuple[str, str, str]]:
-    """Network, method, and the settings in which groups of the same two differ."""
+    """Return network, method, and the settings in which groups with the same two differ."""
     labels = []
     for config in configs:
         alike = [other for other in configs if _head(other) == _head(config)]
@@ -82,7 +85,10 @@ def labels_of(configs: Sequence[Flat]) -> list[tuple[str, str, str]]:
 
 
 def _differences_beside(labels: Sequence[tuple[str, str, str]], configs: Sequence[Flat]) -> list[str]:
-    """How groups are trained that differ in network or method: their names do not tell it, and a comparison of methods rests on it."""
+    """Describe how groups of different networks or methods are trained differently.
+
+    Their names do not show it, and a comparison of methods depends on it.
+    """
     if len({_head(config) for config in configs}) < 2:
         return []
     keys = dict.fromkeys(key for config in configs for key in config if not key.startswith("method.") and key != "network.name")
@@ -112,7 +118,7 @@ def _group(label: tuple[str, str, str], runs: Sequence[tuple[Config, RunFigures]
 
 
 def _same_seeds(groups: Sequence[Group]) -> list[str]:
-    """A seed that counts twice makes a spread look smaller than it is."""
+    """Report seeds that count twice, because they make a spread look smaller than it is."""
     notes = []
     for group in groups:
         seeds = [run.seed for run in group.runs]

@@ -1,4 +1,7 @@
-"""The figures of runs, read from their folders, and their mean or median with its spread. Knows no table and no runner."""
+"""The figures of runs, read from their folders, and their mean or median with its spread.
+
+Takes folders. Knows no table and no runner.
+"""
 
 import json
 import statistics
@@ -16,7 +19,7 @@ _WANTED = ("epoch", "train_accuracy", "test_accuracy", "seconds", "peak_memory_b
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a run ended because its numbers did."""
+    """Where a run ended because its numbers stopped being finite."""
 
     epoch: int
     message: str
@@ -24,12 +27,12 @@ class Divergence:
 
 @dataclass(frozen=True)
 class RunFigures:
-    """What a run folder holds, so far."""
+    """What a run folder holds so far."""
 
     folder: Path
     seed: int
     records: tuple[dict[str, Any], ...]
-    """A line of metrics.jsonl each."""
+    """The lines of metrics.jsonl."""
     diverged: Divergence | None
     machines: tuple[dict[str, Any], ...]
 
@@ -40,12 +43,15 @@ class RunFigures:
 
     @property
     def last(self) -> dict[str, Any] | None:
-        """None of a run that diverged: it has no last epoch."""
+        """The last epoch; None for a run that diverged."""
         return self.records[-1] if self.records and self.diverged is None else None
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """None where it is known to be that of a CPU: there it is the size of the whole process, which other runs have filled too."""
+        """The peak memory; None for a run on a CPU.
+
+        There it is the size of the whole process, to which other runs have added.
+        """
         if any(machine["device"] == "cpu" for machine in self.machines):
             return None
         return max((record["peak_memory_bytes"] for record in self.records), default=None)
@@ -56,7 +62,7 @@ class RunFigures:
 
 
 def run_figures(folder: Path, seed: int) -> RunFigures:
-    """Read a run folder; one that is not there yet has no records."""
+    """Read a run folder; a missing folder has no records."""
     files = RunFolder(folder)
     diverged = _json(files.divergence, {"epoch", "message"})
     return RunFigures(
@@ -69,7 +75,7 @@ def run_figures(folder: Path, seed: int) -> RunFigures:
 
 
 def _records(path: Path) -> tuple[dict[str, Any], ...]:
-    """Whole lines only: a run may be writing the next one."""
+    """Read whole lines only: a run may be writing the next one."""
     if not path.is_file():
         return ()
     try:
@@ -77,12 +83,12 @@ def _records(path: Path) -> tuple[dict[str, Any], ...]:
         for record in records:
             _ = [record[key] for key in _WANTED]
     except (ValueError, TypeError, KeyError) as error:
-        raise DamagedError(f"{path} does not hold an epoch a line, each with {', '.join(_WANTED)} ({error!r}); train that run again") from error
+        raise DamagedError(f"{path} does not hold one epoch per line, each with {', '.join(_WANTED)} ({error!r}); train that run again") from error
     return records
 
 
 def _json(path: Path, keys: set[str]) -> tuple[dict[str, Any], ...]:
-    """The entries of a file of ours, each with these keys; none where there is no file."""
+    """Return the entries of one of our files, each with these keys; none if there is no file."""
     if not path.is_file():
         return ()
     try:
@@ -96,19 +102,19 @@ def _json(path: Path, keys: set[str]) -> tuple[dict[str, Any], ...]:
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over several runs; of a single one there is no more than the middle."""
+    """A figure over several runs; for a single run there is only the middle."""
 
     middle: float
     """Mean or median."""
     low: float | None = None
-    """Mean - std, or the lower quartile."""
+    """Mean minus standard deviation, or the lower quartile."""
     high: float | None = None
     width: float | None = None
     """The standard deviation, or the distance of the quartiles."""
 
 
 def spread(values: Sequence[float], statistic: Statistic) -> Spread | None:
-    """Standard deviation with n - 1; quartiles by linear interpolation between the values."""
+    """Return the spread: standard deviation with n - 1, or quartiles by linear interpolation."""
     if not values:
         return None
     if statistic == "mean and std":
@@ -125,5 +131,5 @@ def spread(values: Sequence[float], statistic: Statistic) -> Spread | None:
 
 
 def over_runs(runs: Sequence[RunFigures], figure: Callable[[RunFigures], float | None], statistic: Statistic) -> Spread | None:
-    """Of those runs that have the figure."""
+    """Return the spread over the runs that have the figure."""
     return spread([value for run in runs if (value := figure(run)) is not None], statistic)

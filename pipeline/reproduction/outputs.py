@@ -1,6 +1,6 @@
-"""The files of a reproduced table: Markdown, CSV, JSON, and who may write over them.
+"""The files of a reproduced table: Markdown, CSV, JSON.
 
-Takes results. Runs nothing.
+Takes results; runs nothing. Also decides which table may overwrite the files in a folder.
 """
 
 import csv
@@ -25,7 +25,7 @@ _MEMORY_DIGITS = {"MB": 0, "GB": 2}
 
 
 def markdown(result: Result) -> str:
-    """Title, table, and below it what must be said."""
+    """Return the title, the table, and the notes below it."""
     rows = [_row(result, group) for group in result.groups]
     heads = list(rows[0])
     lines = [f"# {result.title}", "", _line(heads), _line(["---"] * len(heads)), *(_line(list(row.values())) for row in rows), ""]
@@ -38,7 +38,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _row(result: Result, group: Group) -> Row:
-    """In the order of the columns."""
+    """Return the cells in the order of the columns."""
     figures = result.figures(group)
     row = dict(zip(result.columns, group.cells, strict=True))
     for quantity in result.quantities:
@@ -99,7 +99,7 @@ def _runs(result: Result) -> Iterator[RunFigures]:
 
 
 def csv_text(result: Result) -> str:
-    """A line a row; figures bare, spreads in columns of their own."""
+    """Return one line per row, with bare figures and spreads in columns of their own."""
     lines = [_csv_row(result, group) for group in result.groups]
     file = io.StringIO()
     writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
@@ -130,7 +130,7 @@ def _flat(name: str, figure: Spread | None) -> dict[str, object]:
 
 
 def json_facts(result: Result) -> dict[str, Any]:
-    """The same, and every run."""
+    """Return the table as JSON, including every run."""
     facts: dict[str, Any] = {"title": result.title, "table": result.name, "statistic": result.statistic, "memory_unit": result.memory_unit}
     if result.of_a_paper:
         facts |= {"reproduction": result.is_reproduction, "not_a_reproduction_because": list(result.deviations)}
@@ -169,7 +169,7 @@ def _json_run(run: RunFigures) -> dict[str, Any]:
 
 
 def require_same_table(name: str, folder: Path) -> None:
-    """What another table left in the folder is not written over."""
+    """Refuse to overwrite the files of another table in the folder."""
     path = folder / "table.json"
     try:
         there = json.loads(path.read_bytes())["table"] if path.is_file() else name
@@ -180,7 +180,7 @@ def require_same_table(name: str, folder: Path) -> None:
 
 
 def write_outputs(result: Result, folder: Path) -> tuple[Path, ...]:
-    """Write all of it; the paths, tables first."""
+    """Write all files; return their paths, tables first."""
     make_folder(folder)
     contents = {
         "table.md": markdown(result).encode(),

@@ -1,4 +1,4 @@
-"""Which runs a table of a paper needs: its rows, their configs, what was shortened, and where each run goes.
+"""The runs that a table of a paper needs: rows, configs, shortening, and the folder of each run.
 
 Takes a table and options. Trains nothing.
 """
@@ -19,7 +19,7 @@ from pipeline.reproduction.papers import TABLES, Row, Table
 
 
 def table_by_name(name: str) -> Table:
-    """A table of the papers."""
+    """Return a table of the papers."""
     if name in TABLES:
         return TABLES[name]
     near = difflib.get_close_matches(name, TABLES, n=1)
@@ -28,7 +28,7 @@ def table_by_name(name: str) -> Table:
 
 
 def needs_of(table: Table, configs: Path) -> dict[str, JsonValue]:
-    """Data set, epochs, rows and runs of one table."""
+    """Return data set, epochs, rows and runs of one table."""
     rows: list[JsonValue] = [row.name for row in table.rows if not row.by_name_only]
     by_name: list[JsonValue] = [row.name for row in table.rows if row.by_name_only]
     epochs: list[JsonValue] = [*sorted({config_of(row, configs).training.epochs for row in table.rows})]
@@ -44,7 +44,7 @@ def needs_of(table: Table, configs: Path) -> dict[str, JsonValue]:
 
 
 def listing(tables: Iterable[Table], configs: Path) -> tuple[list[JsonValue], str]:
-    """As data and as text."""
+    """Return the list as data and as text."""
     needs = [needs_of(table, configs) for table in tables]
     lines = [f"{'table':18} {'data':16} {'epochs':>12} {'rows':>5} {'runs':>5}  title"]
     for each in needs:
@@ -65,7 +65,7 @@ class ShortenedConfig:
 
 
 def shortened(config: Config, epochs: int) -> ShortenedConfig:
-    """The config with so many epochs; one that has no more of them stays as it is."""
+    """Return the config with this many epochs; a config with no more epochs stays as it is."""
     training = config.training
     if training.epochs <= epochs:
         return ShortenedConfig(config, ())
@@ -80,7 +80,11 @@ def shortened(config: Config, epochs: int) -> ShortenedConfig:
 
 
 def _times(schedule: Schedule, share: Fraction) -> dict[str, object]:
-    """What may fall between epochs. Exact until it is a float again, so that a time at the end stays there."""
+    """Return the times that may fall between epochs.
+
+    They are exact until converted to float at the end, so that a time at the end of the run stays
+    there.
+    """
 
     def scaled(time: float) -> float:
         return float(Fraction(time) * share)
@@ -117,7 +121,8 @@ def _unscaled(config: Config) -> tuple[str, ...]:
 
 
 _AS_THE_PAPERS = ("exact.enabled=false", "training.precision=float32")
-"""Of no paper's protocol: the exact grid behind training, and half precision."""
+"""Settings that belong to no paper's protocol: the exact grid after training, and half
+precision."""
 _FREE = (
     "data.download",
     "data.workers",
@@ -141,10 +146,10 @@ _BY_OPTION = {
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What of a table shall be run, and how."""
+    """Which part of a table is run, and how."""
 
     rows: tuple[str, ...] = ()
-    """Names, or patterns such as mimicnorm-*; none: all but those by name only."""
+    """Names, or patterns such as mimicnorm-*. None: all rows except those that run by name only."""
     num_seeds: int | None = None
     epochs: int | None = None
     data: Path | None = None
@@ -168,7 +173,7 @@ class PlannedRow:
     epochs_of_the_paper: int
     runs: tuple[PlannedRun, ...]
     deviations: tuple[str, ...]
-    """In what these are not the paper's runs; empty where they are."""
+    """The ways in which these runs differ from the paper's; empty if they do not."""
     notes: tuple[str, ...]
 
     @property
@@ -185,18 +190,21 @@ class Plan:
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """Of any row, each once."""
+        """The deviations of all rows, each once."""
         return tuple(dict.fromkeys(each for row in self.rows for each in row.deviations))
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Rows of the table that do not run."""
+        """The rows of the table that do not run."""
         planned = {each.row.name for each in self.rows}
         return tuple(row.name for row in self.table.rows if row.name not in planned and not row.by_name_only)
 
 
 def planned(table: Table, asked: PlanRequest, configs: Path, folder: Path) -> Plan:
-    """Every config is read and checked here, so that a mistake is said before anything runs."""
+    """Plan the runs.
+
+    Every config is read and checked here, so that a mistake is reported before anything runs.
+    """
     _refuse_what_options_say(asked.overrides)
     rows = tuple(_planned_row(table, row, asked, configs, folder) for row in chosen_rows(table, asked.rows))
     longest = max(row.epochs_of_the_paper for row in rows)
@@ -206,7 +214,7 @@ def planned(table: Table, asked: PlanRequest, configs: Path, folder: Path) -> Pl
 
 
 def chosen_rows(table: Table, patterns: Sequence[str]) -> tuple[Row, ...]:
-    """In the order of the table, each once."""
+    """Return the chosen rows in the order of the table, each once."""
     if not patterns:
         return tuple(row for row in table.rows if not row.by_name_only)
     for pattern in patterns:
@@ -224,7 +232,7 @@ def _require_a_match(table: Table, pattern: str) -> None:
 
 
 def config_of(row: Row, configs: Path, further: Sequence[str] = ()) -> Config:
-    """The config of a row, its own overrides and then further ones applied."""
+    """Return the config of a row, with its own overrides and then further ones applied."""
     return load_config(configs / row.config, (*row.overrides, *further))
 
 
@@ -253,7 +261,7 @@ def _run(config: Config, seed: int, folder: Path) -> PlannedRun:
 
 
 def _with_images(config: Config, folder: Path | None) -> Config:
-    """Images from this folder: in the data set's own format, or files in folders of classes."""
+    """Use images from this folder: in the data set's own format, or files in folders of classes."""
     if folder is None:
         return config
     values = config.model_dump()
@@ -264,14 +272,14 @@ def _with_images(config: Config, folder: Path | None) -> Config:
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The classes of an image folder; none where it is not one."""
+    """Return the classes of an image folder; none if it is not one."""
     train = folder / "train"
     return tuple(sorted(each.name for each in train.iterdir() if each.is_dir() and each.name[0] != ".")) if train.is_dir() else ()
 
 
 @dataclass(frozen=True)
 class _Deviations:
-    """In what a row's runs are not the paper's."""
+    """The ways in which a row's runs differ from the paper's."""
 
     table: Table
     of_the_paper: Config
@@ -299,6 +307,6 @@ class _Deviations:
 
 
 def _is_free(override: str) -> bool:
-    """Whether a value is none that a protocol would state."""
+    """Return whether a value is one that no protocol would state."""
     key = override.partition("=")[0].strip()
     return key in _FREE or key.startswith(_FREE_SECTIONS)

@@ -1,6 +1,7 @@
-"""A table that was run, or runs that are compared: groups of runs with their figures, and what must be said beside them wherever they are shown.
+"""A table that was run, or runs that are compared: groups of runs with figures and notes.
 
-Takes plans and figures; knows no form of output.
+Takes plans and figures. The notes must appear wherever the figures are shown. Knows no form of
+output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ _BYTES = {"MB": 2**20, "GB": 2**30}
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A row: runs that differ in the seed alone."""
+    """A row: runs that differ only in the seed."""
 
     name: str
     cells: tuple[str, ...]
@@ -28,14 +29,15 @@ class Group:
     printed: Mapping[Quantity, PrintedFigure] = field(default_factory=dict)
     reading: str = ""
     deviations: tuple[str, ...] = ()
-    """In what the runs are not the paper's; empty where they are, and of a comparison."""
+    """The ways in which the runs differ from the paper's; empty if they do not, and for a
+    comparison."""
     notes: tuple[str, ...] = ()
     panel: str = ""
     curve: str = ""
 
     @property
     def finished(self) -> tuple[RunFigures, ...]:
-        """Those that came to their end, or to that of their numbers; only their figures count."""
+        """The runs that reached their end or diverged; only their figures count."""
         return tuple(run for run in self.runs if run.diverged is not None or len(run.records) >= self.epochs)
 
     @property
@@ -44,13 +46,13 @@ class Group:
 
     @property
     def shortcomings(self) -> tuple[str, ...]:
-        """The deviations, and runs that are still to come."""
+        """The deviations, and the runs still to come."""
         finished = len(self.finished)
         return (*self.deviations, *([f"{finished} of {self.num_planned} runs finished"] if finished < self.num_planned else []))
 
     @property
     def state(self) -> str:
-        """How many runs are behind the figures."""
+        """The number of runs behind the figures."""
         parts = [f"{len(self.finished)} of {self.num_planned} runs"]
         if self.num_diverged:
             epochs = ", ".join(str(run.diverged.epoch) for run in self.finished if run.diverged)
@@ -60,7 +62,10 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What is shown of a group; accuracies in percent. A run that diverged has a best epoch, where it finished one, and no last one."""
+    """What is shown of a group; accuracies in percent.
+
+    A run that diverged has a best epoch, if it finished one, but no last epoch.
+    """
 
     best: Spread | None
     last: Spread | None
@@ -71,7 +76,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Everything that is written of a table or a comparison."""
+    """Everything that is written about a table or a comparison."""
 
     name: str
     subject: str
@@ -89,7 +94,7 @@ class Result:
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """Of any row, each once; runs that are still to come among them."""
+        """The deviations of all rows, each once, including runs still to come."""
         found = dict.fromkeys(each for group in self.groups for each in group.deviations)
         missing = sum(group.num_planned - len(group.finished) for group in self.groups)
         planned = sum(group.num_planned for group in self.groups)
@@ -97,12 +102,12 @@ class Result:
 
     @property
     def is_reproduction(self) -> bool:
-        """Whether every row that is shown was run as the paper states it."""
+        """Whether every row that is shown was run as the paper states."""
         return self.of_a_paper and not self.deviations
 
     @property
     def title(self) -> str:
-        """The subject, and in the same breath what keeps it from being a reproduction."""
+        """The subject, followed by what keeps it from being a reproduction."""
         number = len(self.groups)
         rows = f", {number} row{'s' if number > 1 else ''} of {number + len(self.left_out)}" if self.left_out else ""
         if not self.deviations:
@@ -111,7 +116,7 @@ class Result:
         return f"{self.subject}{rows} ({head}{'; '.join(self.deviations)})"
 
     def figures(self, group: Group) -> Figures:
-        """The group's, over its finished runs."""
+        """Return the figures of a group, over its finished runs."""
 
         def over(figure: str, key: str) -> Spread | None:
             return over_runs(group.finished, lambda run: _percent(getattr(run, figure), key), self.statistic)
@@ -128,7 +133,7 @@ class Result:
 
 
 def result_of(plan: Plan) -> Result:
-    """What the folders of a plan hold by now."""
+    """Return what the folders of a plan hold so far."""
     table = plan.table
     return Result(
         name=table.name,
@@ -174,7 +179,7 @@ def _scaled(value: int | None, unit: int) -> float | None:
 
 
 def spoken(figure: Spread | None, statistic: Statistic, digits: int = 2) -> str:
-    """94.03 ± 0.14, or 94.0 (quartiles 0.22 apart)."""
+    """Return a figure as text: 94.03 ± 0.14, or 94.0 (quartiles 0.22 apart)."""
     if figure is None:
         return "-"
     middle = f"{figure.middle:.{digits}f}"
@@ -185,7 +190,7 @@ def spoken(figure: Spread | None, statistic: Statistic, digits: int = 2) -> str:
 
 
 def as_printed(figure: PrintedFigure | None, statistic: Statistic) -> str:
-    """The paper's, in the same form."""
+    """Return the paper's figure in the same form."""
     if figure is None:
         return "-"
     if not figure.spread:
@@ -194,7 +199,7 @@ def as_printed(figure: PrintedFigure | None, statistic: Statistic) -> str:
 
 
 def footnotes(result: Result) -> Sequence[str]:
-    """What is to be said of single rows, once, with the names of the rows."""
+    """Return the notes on single rows, each once, with the names of the rows."""
     names: dict[str, list[str]] = {}
     for group in result.groups:
         for sentence in _sentences(group):

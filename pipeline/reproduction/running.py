@@ -1,6 +1,7 @@
-"""Runs a plan: each run an ordinary one, in a folder of its own; what is finished is read, what was interrupted goes on.
+"""Run a plan: each run is an ordinary one, in a folder of its own.
 
-Takes a plan and a console, and hands out each run that it made; knows no table and no output.
+Takes a plan and a console; yields each run that it made. A finished run is read, an interrupted one
+continues. Knows no table and no output.
 """
 
 import gc
@@ -28,7 +29,7 @@ from pipeline.training.finite import NotFiniteError
 
 
 def run_plan(plan: Plan, console: Console) -> Iterator[PlannedRun]:
-    """Every run of the plan that is not finished yet, one by one."""
+    """Yield every run of the plan that was not finished yet, after running it."""
     runs = [(row, each) for row in plan.rows for each in row.runs]
     for number, (row, each) in enumerate(runs, start=1):
         if not is_finished(each):
@@ -38,20 +39,20 @@ def run_plan(plan: Plan, console: Console) -> Iterator[PlannedRun]:
 
 
 def require_same_runs(plan: Plan) -> None:
-    """To be called first: what a folder of the plan holds is its own run, or nothing."""
+    """Require that each folder of the plan holds its own run or nothing; call this first."""
     for row in plan.rows:
         for each in row.runs:
             require_same_run(each)
 
 
 def is_finished(planned: PlannedRun) -> bool:
-    """Whether the folder holds all epochs of this run, or its divergence."""
+    """Return whether the folder holds all epochs of this run, or its divergence."""
     figures = run_figures(planned.folder, planned.seed)
     return figures.diverged is not None or len(figures.records) >= planned.config.training.epochs
 
 
 def require_same_run(planned: PlannedRun) -> None:
-    """A folder with a run of another config is neither continued nor read."""
+    """Refuse a folder with a run of another config; it is neither continued nor read."""
     folder = RunFolder(planned.folder)
     if folder.config.is_file() and (difference := first_difference(training_part(folder.stored_config()), training_part(planned.config))):
         key, there, wanted = difference
@@ -59,7 +60,7 @@ def require_same_run(planned: PlannedRun) -> None:
 
 
 def finished_run(config: Config, folder: Path, seed: int, console: Console) -> RunFigures:
-    """The figures of one run, which is trained where its folder does not hold them yet."""
+    """Return the figures of one run; it is trained if its folder does not hold them yet."""
     planned = PlannedRun(seed, config, folder)
     require_same_run(planned)
     if not is_finished(planned):
@@ -69,7 +70,7 @@ def finished_run(config: Config, folder: Path, seed: int, console: Console) -> R
 
 def _run(planned: PlannedRun, console: Console) -> None:
     _note_machine(planned)
-    gc.collect()  # what the run before left would count in this one's memory
+    gc.collect()  # leftovers of the run before would count in this run's memory
     try:
         run.carry_out(TrainRequest(config=planned.config, folder=RunFolder(planned.folder)), console)
     except NotFiniteError as error:
@@ -81,7 +82,10 @@ def _run(planned: PlannedRun, console: Console) -> None:
 
 
 def _leave_no_trace(folder: RunFolder) -> None:
-    """A run that was refused has nothing but its machine: its folder goes, and its row's and that of all runs where they are empty."""
+    """Remove the folder of a run that was refused, which holds only its machine.
+
+    The folders of its row and of all runs are removed too if they are empty.
+    """
     if list(folder.path.iterdir()) == [folder.machines]:
         folder.machines.unlink()
         for each in (folder.path, *folder.path.parents[:2]):
@@ -90,7 +94,7 @@ def _leave_no_trace(folder: RunFolder) -> None:
 
 
 def _note_machine(planned: PlannedRun) -> None:
-    """Where the run computes; where it goes on on another machine, both."""
+    """Record where the run computes; both machines if it continues on another one."""
     before = list(run_figures(planned.folder, planned.seed).machines)
     here = machine(planned.config)
     if here not in before:
@@ -99,7 +103,7 @@ def _note_machine(planned: PlannedRun) -> None:
 
 
 def machine(config: Config) -> dict[str, Any]:
-    """The device of a config on this machine, and the version that computes."""
+    """Return the device of a config on this machine, and the version that computes."""
     device = device_by_name(config.training.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
     return {"device": device.type, "name": name, "precision": config.training.precision, "torch": torch.__version__}

@@ -1,6 +1,7 @@
-"""Lines, areas, marks and words on a sheet, as SVG and as PNG. Needs no display, no font of the system and no plotting library.
+"""Lines, areas, marks and text on a sheet, as SVG and as PNG.
 
-Takes coordinates in pixels of a 96 dpi screen; knows no data. One list of shapes for both forms, so that they show the same.
+Takes coordinates in pixels of a 96 dpi screen; knows no data. Needs no display, no system font and
+no plotting library. Both forms come from one list of shapes, so they show the same.
 """
 
 import io
@@ -17,14 +18,15 @@ Point = tuple[float, float]
 Anchor = Literal["start", "middle", "end"]
 
 _PNG_SCALE, _FINER = 2, 2
-"""A PNG has twice the pixels each way, and is drawn twice as fine and reduced, for smooth edges."""
+"""A PNG has twice the pixels in each direction. It is drawn twice as fine again and reduced, for
+smooth edges."""
 _PILLOWS_ANCHORS: dict[Anchor, str] = {"start": "ls", "middle": "ms", "end": "rs"}
 _DASH, _GAP = 6.0, 4.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points; `dashed` or whole."""
+    """A line through points; `dashed` or solid."""
 
     points: tuple[Point, ...]
     colour: str
@@ -52,7 +54,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Words:
-    """A line of text; the place is on its base line."""
+    """A line of text; the position is on its baseline."""
 
     place: Point
     text: str
@@ -75,7 +77,7 @@ class Sheet:
 
 
 def svg(sheet: Sheet) -> bytes:
-    """The sheet as an SVG file; the title is in it for those who listen."""
+    """Return the sheet as an SVG file; it contains the title for screen readers."""
     root = Xml.Element(
         "svg",
         {
@@ -117,7 +119,7 @@ def _pairs(points: Sequence[Point]) -> str:
 
 
 def png(sheet: Sheet) -> bytes:
-    """The sheet as a PNG file, in Pillow's own font."""
+    """Return the sheet as a PNG file, in Pillow's own font."""
     scale = _PNG_SCALE * _FINER
     image = Image.new("RGB", (sheet.width * scale, sheet.height * scale), "#ffffff")
     for shape in sheet.shapes:
@@ -136,7 +138,7 @@ def _paint(image: Image.Image, shape: Shape, scale: int) -> None:
                 drawing.line(_finer(piece, scale), fill=shape.colour, width=round(shape.width * scale), joint="curve")
         case Area():
             red, green, blue = ImageColor.getrgb(shape.colour)[:3]
-            drawing = ImageDraw.Draw(image, "RGBA")  # on an RGB image, this mixes
+            drawing = ImageDraw.Draw(image, "RGBA")  # on an RGB image, this mode blends colours
             drawing.polygon(_finer(shape.points, scale), fill=(red, green, blue, round(255 * shape.opacity)))
         case Dot():
             (x, y), radius = shape.place, shape.radius
@@ -151,7 +153,7 @@ def _finer(points: Sequence[Point], scale: int) -> list[Point]:
 
 
 def _dashes(points: Sequence[Point]) -> Iterator[tuple[Point, Point]]:
-    """The drawn pieces of a dashed line; the pattern runs on around its corners, as in SVG."""
+    """Yield the drawn pieces of a dashed line; the pattern continues around corners, as in SVG."""
     period, done = _DASH + _GAP, 0.0
     for start, end in pairwise(points):
         length = hypot(end[0] - start[0], end[1] - start[1])

@@ -1,4 +1,7 @@
-"""The tables of the papers, by the name they have on the command line. One file a paper; data alone."""
+"""The tables of the papers, by their names on the command line.
+
+One file per paper; data alone.
+"""
 
 from pipeline.reproduction.papers import czmig, equinorm, gaur, mimicnorm
 from pipeline.reproduction.papers.table import Images, PrintedFigure, Quantity, Row, Statistic, Table

@@ -1,4 +1,7 @@
-"""Ruff, Beck, Bach: Mean Shift Rejection (arXiv 1911.13173). Its one table."""
+"""Ruff, Beck, Bach: Mean Shift Rejection (arXiv 1911.13173).
+
+Its one table.
+"""
 
 from pipeline.reproduction.papers.table import CIFAR10, PrintedFigure, Row, Table
 

@@ -1,6 +1,7 @@
-"""Defazio, Bottou: Controlling Covariate Shift using Equilibrium Normalization of Weights (arXiv 1812.04549).
+"""Defazio, Bottou: Controlling Covariate Shift using Equilibrium Normalization (arXiv 1812.04549).
 
-It has no table: these are figures of its text, and studies whose results stand in a plot alone.
+The full title ends in "of Weights". The paper has no table: these are figures of its text, and
+studies whose results are only in a plot.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""Gaur, Folz, Dengel: Training Deep Neural Networks Without Batch Normalization (arXiv 2008.07970). Tables 1 to 7, all on ImageNet."""
+"""Gaur, Folz, Dengel: Training Deep Neural Networks Without Batch Normalization.
+
+arXiv 2008.07970. Tables 1 to 7, all on ImageNet.
+"""
 
 from collections.abc import Mapping
 

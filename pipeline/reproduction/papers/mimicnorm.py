@@ -1,4 +1,7 @@
-"""Fei et al.: MimicNorm (arXiv 2010.09278). Tables 1 and 3, and the accuracy by learning rate of Table 2."""
+"""Fei et al.: MimicNorm (arXiv 2010.09278).
+
+Tables 1 and 3, and the accuracy by learning rate of Table 2.
+"""
 
 from collections.abc import Iterable, Mapping
 

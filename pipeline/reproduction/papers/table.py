@@ -1,6 +1,6 @@
-"""What a table of a paper is, as literal data: its rows, the figures as they are printed, what must be said of them.
+"""A table of a paper as literal data: its rows, the printed figures and notes on them.
 
-Names configs by their path below configs/; knows no runner, reads no file.
+Names configs by their path below configs/. Knows no runner and reads no file.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Quantity = Literal["accuracy", "train_accuracy", "memory", "minutes"]
-"""accuracy: of the test split, in percent. memory: the peak, in the unit the table has. minutes: of an epoch."""
+"""accuracy: of the test split, in percent. memory: the peak, in the unit of the table. minutes: of
+an epoch."""
 Statistic = Literal["mean and std", "median and quartiles"]
 Picture = Literal["epochs", "rates"]
 """epochs: accuracy over epochs. rates: best accuracy by learning rate."""
@@ -20,7 +21,7 @@ class PrintedFigure:
 
     value: str
     spread: str = ""
-    """The standard deviation, or the distance of the quartiles; empty where the paper prints none."""
+    """The standard deviation, or the distance of the quartiles; empty if the paper prints none."""
     remark: str = ""
 
 
@@ -29,22 +30,23 @@ class Row:
     """A row of a table, and the run that it stands for."""
 
     name: str
-    """On the command line and as the name of a folder."""
+    """The name on the command line and of a folder."""
     cells: tuple[str, ...]
     """What tells the row from the others, as printed, in the order of `Table.columns`."""
     config: str
     overrides: tuple[str, ...] = ()
-    """`key.path=value` over the config, as after --set."""
+    """`key.path=value` over the config, as with --set."""
     printed: Mapping[Quantity, PrintedFigure] = field(default_factory=dict)
     reading: str = ""
-    """Which of several readings the row runs, where the paper and its code, or the paper and itself, differ."""
+    """Which of several readings the row runs, if the paper and its code, or the paper and itself,
+    differ."""
     notes: tuple[str, ...] = ()
     panel: str = ""
     """Rows of one panel share a picture."""
     curve: str = ""
-    """In a picture by learning rate: the curve that the row is a point of."""
+    """In a picture by learning rate, the curve that the row is a point of."""
     by_name_only: bool = False
-    """Another reading of a row that is there already: it runs where it is named."""
+    """Whether this is another reading of an existing row, which runs only if it is named."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ CIFAR10, CIFAR100, SVHN, IMAGENET = Images("CIFAR-10", 10), Images("CIFAR-100", 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of a paper, or figures that stand in its text."""
+    """A table of a paper, or figures from its text."""
 
     name: str
     title: str
@@ -69,11 +71,11 @@ class Table:
     quantities: tuple[Quantity, ...]
     rows: tuple[Row, ...]
     num_runs: int
-    """Of each row; 1 where the paper states no number."""
+    """The number of runs of each row; 1 if the paper states none."""
     runs_stated: bool
     statistic: Statistic = "mean and std"
     which_epoch: str
-    """Which epoch's accuracy the paper prints, and who says so."""
+    """Which epoch's accuracy the paper prints, and the source of that statement."""
     memory_unit: Literal["MB", "GB"] = "MB"
     picture: Picture = "epochs"
     notes: tuple[str, ...] = ()

@@ -81,7 +81,7 @@ def test_half_a_line_is_left_for_later_and_a_folder_may_be_empty(tmp_path: Path)
 
 @pytest.mark.parametrize("text", ["nonsense\n", '{"epoch": 1}\n', "[]\n"])
 def test_other_lines_are_damaged(tmp_path: Path, text: str) -> None:
-    with pytest.raises(DamagedError, match="does not hold an epoch a line, each with epoch, train_accuracy"):
+    with pytest.raises(DamagedError, match="does not hold one epoch per line, each with epoch, train_accuracy"):
         run(tmp_path, text)
 
 

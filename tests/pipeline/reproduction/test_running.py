@@ -99,7 +99,7 @@ def test_interrupted_in_the_middle_of_a_run_it_goes_on_to_the_same_table(whole: 
     going_on = Watched()
     assert not run_in(tmp_path, going_on).interrupted
     assert next(text for text in going_on.said if text.startswith("run ")) == f"run 2 of 6: batchnorm-0.1, seed 1, epochs: {EPOCHS}"
-    assert any(text.startswith("going on after step") for text in going_on.said)
+    assert any(text.startswith("continuing after step") for text in going_on.said)
     assert figures_of(tmp_path) == figures_of(whole)
 
 

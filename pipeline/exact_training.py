@@ -1,6 +1,7 @@
-"""The exact stage: a trained graph goes onto the integer grid, trains on there, and is left so that its certificate holds.
+"""The exact stage: a trained graph moves to the integer grid, trains on, and gets a certificate.
 
-Takes a trained graph and open data; works in a folder of its own inside the run's, from which it goes on after an interruption.
+Takes a trained graph and open data. Works in a folder of its own inside the run's folder, from
+which it continues after an interruption.
 """
 
 import copy
@@ -35,12 +36,12 @@ _CALIBRATION_BATCH = 128
 
 @dataclass(frozen=True)
 class ExactStage:
-    """That there will be a graph on the grid, and where it trains."""
+    """The plan to put a graph on the grid, and the folder where it trains."""
 
     folder: RunFolder
     num_layers: int
     from_scratch: bool
-    """Whether what an earlier call left there is passed over."""
+    """Whether to ignore what an earlier call left there."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ExactRun:
 
 @dataclass(frozen=True)
 class NoExactForm:
-    """That there is no graph on the grid, and why."""
+    """The fact that there is no graph on the grid, and the reason."""
 
     reason: str
 
@@ -72,7 +73,10 @@ class NoExactForm:
 def planned_stage(
     config: Config, graph: GraphModule, image_shape: tuple[int, int, int], folder: RunFolder, *, from_scratch: bool = False
 ) -> ExactStage | NoExactForm:
-    """Whether a training graph has an exact form. Raises where it has none and the config insists on one; leaves the graph as it is."""
+    """Decide whether a training graph has an exact form; the graph stays as it is.
+
+    Raises if it has none and the config requires one.
+    """
     if config.exact.enabled is False:
         return NoExactForm("switched off by exact.enabled")
     try:
@@ -85,13 +89,14 @@ def planned_stage(
 
 
 def trained_on_the_grid(stage: ExactStage, config: Config, trained: RewrittenGraph, data: DataSet, console: Console) -> ExactRun:
-    """Calibrate, train, mend. What was done before under the same config and from the same weights is not done again.
+    """Calibrate, train on the grid, and fix sums that grew too large.
 
-    The trained graph stays as it is.
+    What an earlier call did under the same config and from the same weights is not done again. The
+    trained graph stays as it is.
     """
     weights = {name: value.detach().cpu() for name, value in trained.graph.state_dict().items()}
-    copied = copy.deepcopy(trained)  # graph and rules at once, because the rules hold the graph's parameters
-    grid = grid_of(copied.graph.cpu(), config, data.shape)  # on the CPU, so that it is the same graph wherever it trains
+    copied = copy.deepcopy(trained)  # graph and rules together, because the rules hold the graph's parameters
+    grid = grid_of(copied.graph.cpu(), config, data.shape)  # on the CPU, so that the graph is the same wherever it trains
     grid.graph.to(data.train.device)
     network = RewrittenGraph(grid.graph, copied.rules)
     return _ExactTraining(stage, config, data, grid, network, sha256_of(tensors_bytes(weights)), console).run()
@@ -132,12 +137,14 @@ class _ExactTraining:
 
     @property
     def _identity(self) -> dict[str, JsonValue]:
-        """What this stage depends on; under another config, or from other weights, it begins from scratch."""
+        """What this stage depends on; with another config or other weights it starts from
+        scratch."""
         included = {"data", "network", "method", "training", "exact"}
         return {**self.config.model_dump(mode="json", include=included), "trained_weights": self.origin}
 
     def _before(self) -> tuple[Checkpoint, float] | None:
-        """What an earlier call of this very stage left: its checkpoint, and the accuracy that it began with."""
+        """Return what an earlier call of this same stage left: its checkpoint and its initial
+        accuracy."""
         path = self.folder.last_checkpoint
         if not path.exists():
             return None
@@ -176,7 +183,11 @@ class _ExactTraining:
 
     @property
     def _training(self) -> Training:
-        """Float32, because the graph that trains is the graph that is deployed, and nothing that would be in training only."""
+        """The options of this training.
+
+        Float32, and nothing that exists in training only, because the graph that trains is the one
+        that is deployed.
+        """
         training = self.config.training
         return Training(
             epochs=self.config.exact.epochs,

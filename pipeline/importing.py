@@ -1,6 +1,7 @@
-"""A network that was trained elsewhere becomes a run: its weights go into the network as it is written, and a run folder is written for them.
+"""Turn a network that was trained elsewhere into a run.
 
-Takes a safetensors file, and later the graph that the weights are in. Trains nothing.
+Takes a safetensors file and later the graph with its weights. The weights go into the network as it
+is written, and a run folder is written for them. Trains nothing.
 """
 
 import json
@@ -26,12 +27,12 @@ from pipeline.training.step import sgd
 
 @dataclass(frozen=True)
 class GivenWeights:
-    """A network's trained weights, under the names that the network itself has for them."""
+    """A network's trained weights, under the names that the network itself uses."""
 
     path: Path
 
     def load_into(self, network: nn.Module) -> None:
-        """Every tensor, or one line that says which does not fit."""
+        """Load every tensor, or raise an error of one line that names one that does not fit."""
         try:
             network.load_state_dict(self._without_counters(network), strict=True)
         except RuntimeError as error:
@@ -42,7 +43,10 @@ class GivenWeights:
             ) from error
 
     def _without_counters(self, network: nn.Module) -> dict[str, torch.Tensor]:
-        """How many batches a norm has seen matters to no output, and many files leave it out."""
+        """Return the tensors, with counters from the network.
+
+        The number of batches that a norm has seen affects no output, and many files leave it out.
+        """
         counters = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
         return counters | self._tensors()
 
@@ -55,7 +59,10 @@ class GivenWeights:
 
 
 def store_as_run(network: RewrittenGraph, config: Config, data: DataSet, folder: RunFolder) -> float:
-    """Write what training writes, as after epoch 0, so that `pipeline export RUN` takes it too. Returns the accuracy on the test images."""
+    """Write what training writes, as after epoch 0, so that `pipeline export RUN` accepts it too.
+
+    Returns the accuracy on the test images.
+    """
     found = evaluate(network.graph, data.test.batches(BATCH_SIZE), data.train.device)
     position: dict[str, object] = {
         "epoch": 0,

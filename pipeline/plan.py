@@ -1,6 +1,8 @@
-"""What a command will do, decided before its first step: device, images, graph, weights, exact stage, engines, and where the bundle goes.
+"""What a command will do, decided before its first step.
 
-Whatever can be refused is refused here. Making a plan reads files and writes none; carrying it out is for `pipeline.run`.
+Opens device, images, graph, weights, exact stage, engines and the place of the bundle, and refuses
+everything that can be refused. Making a plan reads files and writes none; `pipeline.run` carries it
+out.
 """
 
 import functools
@@ -33,7 +35,7 @@ from pipeline.training_graph import ImageFacts, training_graph
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """The weights will come from training, which begins at a checkpoint or from scratch."""
+    """The weights will come from training, which starts at a checkpoint or from scratch."""
 
     batches: TrainingBatches
     epochs: int
@@ -49,7 +51,7 @@ class PlannedTraining:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The weights are those of a checkpoint, and in the graph already."""
+    """The weights are those of a checkpoint, and are already in the graph."""
 
     checkpoint: Checkpoint
 
@@ -59,7 +61,7 @@ Weights = PlannedTraining | StoredWeights | GivenWeights
 
 @dataclass(frozen=True)
 class NoEngines:
-    """That a run builds no TensorRT engines, and why."""
+    """A run builds no TensorRT engines, for this reason."""
 
     reason: str
 
@@ -85,7 +87,7 @@ class Plan:
     weights: Weights
     exact: ExactStage | NoExactForm
     publication: Publication | None
-    """None where training is all."""
+    """None if there is only training."""
 
     @property
     def device(self) -> torch.device:
@@ -93,12 +95,12 @@ class Plan:
 
     @property
     def precision(self) -> str:
-        """What the training steps compute in."""
+        """The precision of the training steps."""
         return "bfloat16" if autocast_type(self.config.training.precision, self.device, self.data.width) else "float32"
 
     @property
     def facts(self) -> dict[str, JsonValue]:
-        """For `--json`."""
+        """The plan for `--json`."""
         facts: dict[str, JsonValue] = {
             "command": self.command,
             "run": str(self.folder),
@@ -122,10 +124,10 @@ class Plan:
 
     @property
     def text(self) -> str:
-        """A line for each decision."""
+        """One line for each decision."""
         data, (channels, height, width) = self.data, self.data.shape
         lines = {
-            "plan of": f"pipeline {self.command}; nothing was done yet",
+            "plan of": f"pipeline {self.command}; nothing has been done yet",
             "run folder": f"{self.folder}",
             "device": f"{self.device}",
             "data": f"{data.name}, {data.train.num_samples:,} training and {data.test.num_samples:,} test images of "
@@ -172,7 +174,7 @@ class Plan:
         return {
             "engines": f"none, {engines.reason}" if isinstance(engines, NoEngines) else f"built for {engines.runtime}",
             "verification": f"on {self._num_samples:,} test images and hostile images, in {', '.join(self.config.verify.runtimes)}",
-            "bundle": f"{place}" + (", in the place of the one that is there" if place.exists() else ""),
+            "bundle": f"{place}" + (", which replaces the existing one" if place.exists() else ""),
         }
 
     @property
@@ -182,7 +184,10 @@ class Plan:
 
 
 def plan_of(request: RunRequest, console: Console, *, fetch: bool = True) -> Plan:
-    """Decide and refuse everything. Without `fetch`, images that are not here yet are not fetched either."""
+    """Decide and refuse everything.
+
+    Without `fetch`, missing images are not fetched either.
+    """
     request.require_possible()
     planner = _Planner(console, fetch=fetch)
     match request:
@@ -256,7 +261,7 @@ class _Planner:
             if not config.data.download:
                 raise
             raise UsageError(
-                f"{options.name} is not in {options.root} yet, and a dry run fetches nothing; fetch it, or leave out --dry-run"
+                f"{options.name} is not in {options.root} yet, and a dry run does not fetch it; fetch it, or leave out --dry-run"
             ) from error
 
 
@@ -279,7 +284,7 @@ def _publication(folder: RunFolder, config: Config, required: tuple[str, ...]) -
 
 
 def _engines(config: Config) -> Flavour | NoEngines:
-    """With which TensorRT a run builds engines by itself."""
+    """Return the TensorRT with which a run builds engines by itself."""
     if config.export.tensorrt is False:
         return NoEngines("switched off by export.tensorrt")
     try:
@@ -308,27 +313,27 @@ def _spoken_weights(weights: Weights) -> str:
         case GivenWeights(path):
             return f"those of {path}"
         case PlannedTraining(checkpoint=None, replaced=replaced):
-            return "from scratch" + (", in the place of the run that is there" if replaced else "")
+            return "from scratch" + (", which replaces the existing run" if replaced else "")
         case PlannedTraining(checkpoint=checkpoint):
             assert checkpoint is not None
-            return f"going on from {checkpoint.path}, after step {checkpoint.position['step']:,}"
+            return f"continuing from {checkpoint.path}, after step {checkpoint.position['step']:,}"
         case StoredWeights(checkpoint):
             return f"those of {checkpoint.path}, after {checkpoint.position['epoch']:,} epochs"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnginePlan:
-    """Which engines will be built into a bundle, and with what."""
+    """The engines that will be built into a bundle, and the means to build them."""
 
     bundle: Bundle
     place: BundlePlace
     options: EngineOptions
-    """With a flavour and precisions, whoever chose them."""
+    """The options, with flavour and precisions set by the user or by default."""
     batch: Batch
 
     @property
     def facts(self) -> dict[str, JsonValue]:
-        """For `--json`."""
+        """The plan for `--json`."""
         return {
             "plan": {
                 "command": "export --tensorrt",
@@ -341,16 +346,16 @@ class EnginePlan:
 
     @property
     def text(self) -> str:
-        """A line for each decision."""
+        """One line for each decision."""
         return (
-            "plan of: pipeline export --tensorrt; nothing was done yet\n"
+            "plan of: pipeline export --tensorrt; nothing has been done yet\n"
             f"engines: {', '.join(self.options.precisions)}, built for {self.options.flavour}, GPUs: {self.options.gpus}\n"
-            f"bundle: {self.place.path}, in the place of the one that is there"
+            f"bundle: {self.place.path}, which replaces the existing one"
         )
 
 
 def engine_plan(request: EngineExportRequest) -> EnginePlan:
-    """Decide and refuse what can be before a build."""
+    """Decide everything, and refuse what can be refused before a build."""
     bundle = request.require_possible()
     flavour = building_flavour(request.options.flavour)
     precisions = tuple(dict.fromkeys(request.options.precisions or precisions_of(bundle.folder)))

@@ -1,6 +1,6 @@
-"""How a run is shown and how it ends: progress, lines an epoch, and the outcome of a command.
+"""How a run is shown and how it ends: progress, lines per epoch, and the outcome of a command.
 
-Interfaces and plain data; the terminal itself is the command line's.
+Interfaces and plain data; the terminal itself belongs to the command line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 
 class Progress(Protocol):
-    """How far a long piece of work is."""
+    """Shows the progress of a long piece of work."""
 
     def advance(self, steps: int = 1) -> None: ...
 
@@ -29,7 +29,7 @@ class Progress(Protocol):
 
 
 class Console(Protocol):
-    """What a run needs of whoever shows it."""
+    """What a run needs from its display."""
 
     def say(self, text: str) -> None: ...
 
@@ -37,7 +37,7 @@ class Console(Protocol):
 
 
 class EpochLines:
-    """Watches the training loop."""
+    """Watches the training loop and prints a line per epoch."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._num_epochs = progress, 0
@@ -46,7 +46,7 @@ class EpochLines:
         self._num_epochs = num_epochs
         if steps_done:
             self._progress.advance(steps_done)
-            self._progress.line(f"going on after step {steps_done} of {num_epochs * steps_per_epoch}")
+            self._progress.line(f"continuing after step {steps_done} of {num_epochs * steps_per_epoch}")
 
     def statistics_frozen(self, step: int, test_accuracy: float) -> None:
         self._progress.line(f"batch statistics recomputed and frozen after step {step}  test {test_accuracy:.2%}")
@@ -65,7 +65,7 @@ class EpochLines:
 
 
 def shown(console: Console, items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
-    """Pass items on, and show how many have gone by."""
+    """Pass items on, and show how many have been passed."""
     with console.progress(what, total) as progress:
         for item in items:
             yield item
@@ -74,7 +74,11 @@ def shown(console: Console, items: Iterable[Item], what: str, total: int) -> Ite
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found, as data and as text; `failure` is the sentence that makes it fail, `unwritten` what the disk refused."""
+    """What a command found, as data and as text.
+
+    `failure` is the sentence that makes it fail; `unwritten` is the error of a report that could
+    not be written.
+    """
 
     facts: Mapping[str, JsonValue]
     text: str
@@ -83,7 +87,7 @@ class Outcome:
     unwritten: OSError | None = None
 
     def raise_failure(self) -> None:
-        """To be called once the result has been given out."""
+        """Raise the failure; call this after the result has been printed."""
         if self.failure is not None:
             raise NotTheSameError(self.failure if self.unwritten is None else f"{self.failure}; nor could the report be written: {self.unwritten}")
         if self.unwritten is not None:

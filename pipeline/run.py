@@ -1,6 +1,7 @@
-"""What each command does, end to end: a plan is made, and carried out: data and network -> training -> bundle -> engines -> verdict.
+"""What each command does, end to end: make a plan and carry it out.
 
-Takes requests; speaks only through the console it is given.
+Takes requests. The order is: data and network, training, bundle, engines, verdict. Prints only
+through the console it is given.
 """
 
 import sys
@@ -31,7 +32,10 @@ from pipeline.training import train as train_graph
 
 
 def carry_out(request: RunRequest | EngineExportRequest, console: Console) -> Outcome:
-    """`train`, `train-export`, `export RUN` and `export --network` differ in where the weights come from, and in what is left behind."""
+    """Carry out `train`, `train-export`, `export RUN` or `export --network`.
+
+    They differ in where the weights come from and in what is left behind.
+    """
     if isinstance(request, EngineExportRequest):
         return export_engines(request, console)
     with request.folder.sole_use():
@@ -41,7 +45,7 @@ def carry_out(request: RunRequest | EngineExportRequest, console: Console) -> Ou
 
 
 def dry_run(request: RunRequest | EngineExportRequest, console: Console) -> Outcome:
-    """The plan, and nothing else: no file is made or changed, and no lock is taken."""
+    """Return the plan and do nothing else: no file is made or changed, and no lock is taken."""
     with _without_bytecode():
         if isinstance(request, EngineExportRequest):
             engines = engine_plan(request)
@@ -53,7 +57,7 @@ def dry_run(request: RunRequest | EngineExportRequest, console: Console) -> Outc
 
 @contextmanager
 def _without_bytecode() -> Iterator[None]:
-    """Importing a network of the user's own would leave a __pycache__ beside it."""
+    """Importing a network of the user's own would otherwise leave a __pycache__ next to it."""
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
@@ -62,7 +66,8 @@ def _without_bytecode() -> Iterator[None]:
 
 
 def _trained(plan: Plan, console: Console) -> TrainedRun:
-    """The graph with its weights, its form on the grid, and all that a bundle says of them."""
+    """Return the graph with its weights, its form on the grid, and everything that a bundle says
+    about them."""
     match plan.weights:
         case PlannedTraining() as training:
             _train(plan, training, console)
@@ -70,7 +75,7 @@ def _trained(plan: Plan, console: Console) -> TrainedRun:
             accuracy = store_as_run(plan.network, plan.config, plan.data, plan.folder)
             console.say(f"{plan.config.network.name} as it was given: {accuracy:.2%} of the test images")
         case StoredWeights():
-            pass  # the plan has put them into the graph
+            pass  # the plan has loaded them into the graph
     return _described(plan, _on_the_grid(plan, console))
 
 
@@ -111,13 +116,16 @@ def _described(plan: Plan, exact: ExactRun | NoExactForm) -> TrainedRun:
 
 
 def _kept(plan: Plan, trained: TrainedRun) -> Outcome:
-    """The run folder is all that was wanted."""
+    """Return the outcome of a command that only fills the run folder."""
     facts: dict[str, JsonValue] = {"run": str(plan.folder), "metrics": dict(trained.metrics)}
     return Outcome(facts, f"trained; {_spoken_accuracy(trained)}\nrun folder: {plan.folder}")
 
 
 def _published(plan: Plan, publication: Publication, trained: TrainedRun, console: Console) -> Outcome:
-    """Fold, export, verify. Only a bundle that passed takes the name `bundle`."""
+    """Fold, export and verify.
+
+    Only a bundle that passed is published under the name `bundle`.
+    """
     console.say("folding and exporting")
     with publication.place.in_work() as staged:
         write_bundle_files(staged, trained)
@@ -145,7 +153,10 @@ def _engines(staged: Path, plan: Plan, publication: Publication, console: Consol
 def _verified(
     bundle: Bundle, samples: SampleSource, required: tuple[str, ...], network: str | None, built: list[BuiltEngine], console: Console
 ) -> Verification:
-    """The bundle's verdict, from its files alone, written among them. Whoever interrupts publishes nothing."""
+    """Return the bundle's verdict, from its files alone, and write it among them.
+
+    An interruption publishes nothing.
+    """
     request = BundleRequest(folder=bundle.folder, require=runtimes_among(required), bitwise=bitwise(required), network=network, inside=True)
     found = verify_bundle(bundle, samples, request, console, second_builds(built))
     if found.verdict.interrupted:
@@ -161,8 +172,12 @@ def _spoken_accuracy(trained: TrainedRun) -> str:
 
 
 def export_engines(request: EngineExportRequest, console: Console) -> Outcome:
-    """`export --tensorrt`: build engines into a copy of a bundle, verify it from its files alone, and let it take the bundle's place."""
-    request.require_possible()  # before the lock, which would make the folder around a bundle that is not there
+    """Run `export --tensorrt`: build engines into a copy of a bundle, verify it, and replace the
+    bundle.
+
+    The copy is verified from its files alone.
+    """
+    request.require_possible()  # before the lock, which would make the folder around a missing bundle
     with sole_use(request.place.path.parent):
         plan = engine_plan(request)
         with plan.place.in_work() as staged:
@@ -179,7 +194,7 @@ def export_engines(request: EngineExportRequest, console: Console) -> Outcome:
 
 
 def _copy(bundle: Bundle, folder: Path) -> None:
-    """All but the verdict, which was on the bundle as it was."""
+    """Copy everything except the verdict, which was on the bundle as it was."""
     for name in bundle.manifest.files.keys() - {VERIFICATION, REPORT}:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A run folder: the name of everything in it, who may use it, and where its bundle is published.
+"""A run folder: the names of its files, who may use it, and where its bundle is published.
 
 Takes paths; needs no torch. Names inside a bundle belong to `export.bundle`.
 """
@@ -21,7 +21,10 @@ from pipeline.config import Config, dump_config, load_config
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run. The exact stage trains in a folder of the same form inside it."""
+    """The folder of a run.
+
+    The exact stage trains in a folder of the same form inside it.
+    """
 
     path: Path
 
@@ -30,17 +33,17 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The config that was trained, every default spelled out."""
+        """The config that was trained, with every default written out."""
         return self.path / "config.yaml"
 
     @property
     def metrics(self) -> Path:
-        """A line an epoch."""
+        """The metrics, one line per epoch."""
         return self.path / "metrics.jsonl"
 
     @property
     def diagnosis(self) -> Path:
-        """The figures of the layers, a line an epoch, where they were asked for."""
+        """The figures of the layers, one line per epoch, if they were requested."""
         return self.path / "diagnosis.jsonl"
 
     @property
@@ -61,22 +64,23 @@ class RunFolder:
 
     @property
     def exact(self) -> "RunFolder":
-        """Where the exact stage trains."""
+        """The folder in which the exact stage trains."""
         return RunFolder(self.path / "exact")
 
     @property
     def calibration(self) -> Path:
-        """Of an exact stage: the accuracy that its training began with."""
+        """For an exact stage: the accuracy with which its training began."""
         return self.path / "calibrated.json"
 
     @property
     def divergence(self) -> Path:
-        """Of a run of `pipeline reproduce` whose numbers stopped being finite: epoch and message."""
+        """For a run of `pipeline reproduce` whose numbers stopped being finite: epoch and
+        message."""
         return self.path / "diverged.json"
 
     @property
     def machines(self) -> Path:
-        """Of a run of `pipeline reproduce`: where it computed."""
+        """For a run of `pipeline reproduce`: the machines on which it computed."""
         return self.path / "machines.json"
 
     @property
@@ -84,17 +88,17 @@ class RunFolder:
         return BundlePlace(self.path / "bundle")
 
     def sole_use(self) -> AbstractContextManager[None]:
-        """Keep other processes out; refused in one line where another one is in."""
+        """Keep other processes out; refuse in one line if another process is using the folder."""
         return sole_use(self.path)
 
     def require_run(self, remedy: str) -> None:
-        """Say in a line where the folder is not one of a run."""
+        """Raise an error of one line if the folder is not that of a run."""
         for path in (self.config, self.metrics):
             if not path.is_file():
                 raise UsageError(f"{self} holds no run: there is no {path}; {remedy}")
 
     def require_makeable(self) -> None:
-        """Say in a line, and without making it, where the folder could not be made."""
+        """Raise an error of one line if the folder could not be made; do not make it."""
         nearest = next(each for each in (self.path, *self.path.absolute().parents) if each.exists())
         if not nearest.is_dir():
             raise UsageError(f"no folder can be made at {self}: {nearest} is a file; choose another path")
@@ -109,7 +113,7 @@ class RunFolder:
         write_file(self.config, dump_config(config).encode())
 
     def last_record(self) -> dict[str, JsonValue]:
-        """The figures of the last epoch; none before the first one is done."""
+        """Return the figures of the last epoch; empty before the first one is done."""
         lines = self.metrics.read_bytes().splitlines()
         record: dict[str, JsonValue] = json.loads(lines[-1]) if lines else {}
         return record
@@ -117,7 +121,10 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class BundlePlace:
-    """Where a bundle is published. One that failed is kept beside it, to be looked at, and never takes the place of one that passed."""
+    """Where a bundle is published.
+
+    A bundle that failed is kept next to it for inspection and never replaces one that passed.
+    """
 
     path: Path
 
@@ -126,28 +133,29 @@ class BundlePlace:
         return self.path.with_name(f"{self.path.name}-failed")
 
     def require_free(self, remedy: str) -> None:
-        """What a bundle will replace must be a bundle; said before hours of training."""
+        """Require that only a bundle will be replaced; this is checked before hours of training."""
         _require_bundle_or_nothing(self.path, remedy)
         _require_bundle_or_nothing(self.failed, remedy)
 
     def require_free_beside(self, remedy: str) -> None:
-        """The same of the place for a bundle that fails, where the other one is known to be a bundle."""
+        """Require the same of the place for a bundle that fails, when the other place is known to
+        hold a bundle."""
         _require_bundle_or_nothing(self.failed, remedy)
 
     @contextmanager
     def in_work(self) -> Iterator[Path]:
-        """A hidden folder to fill; what was not published when the block ends is removed."""
+        """Yield a hidden folder to fill; it is removed if it was not published in the block."""
         with folder_in_work(self.path.parent) as staged:
             yield staged
 
     def publish(self, staged: Path, *, passed: bool) -> Path:
-        """Put a filled folder where it belongs, whole; returns where that is."""
+        """Move a filled folder to its place, as a whole; return that place."""
         target = self.path if passed else self.failed
         publish_folder(staged, target)
         return target
 
     def forget_failed(self) -> None:
-        """To be called once the same run has passed."""
+        """Remove the failed bundle, once the same run has passed."""
         if self.failed.exists():
             shutil.rmtree(self.failed)
 

@@ -1,6 +1,7 @@
-"""What a command asks of a run, and every refusal that needs no torch: those are said at once, before anything heavy is imported.
+"""What a command requests of a run, and every refusal that needs no torch.
 
-Plain frozen data. What needs images or a network to be decided is the plan's.
+Plain frozen data. These refusals come at once, before anything heavy is imported. Decisions that
+need images or a network belong to the plan.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ _ANOTHER_RUN = "move it away, or choose another --out"
 
 
 class Start(Enum):
-    """What becomes of the run that is in a folder."""
+    """What happens to the run in a folder."""
 
     RESUME = "go on from its last checkpoint, which must be there"
     FRESH = "start over, and replace it"
@@ -27,13 +28,13 @@ class Start(Enum):
 
     @classmethod
     def of_option(cls, resume: bool | None) -> "Start":
-        """What --resume, --fresh and neither of them mean."""
+        """Return the meaning of --resume, --fresh and neither of them."""
         return {True: cls.RESUME, False: cls.FRESH, None: cls.EITHER}[resume]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """Train, and keep checkpoints."""
+    """Train and keep checkpoints."""
 
     config: Config
     folder: RunFolder
@@ -45,7 +46,10 @@ class TrainRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainExportRequest:
-    """Train, then fold, export, verify and publish. The runtimes of the config must be here too, because training takes hours."""
+    """Train, then fold, export, verify and publish.
+
+    The runtimes of the config must be available too, because training takes hours.
+    """
 
     config: Config
     folder: RunFolder
@@ -66,7 +70,10 @@ class TrainExportRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """Fold, export, verify and publish what a run folder holds; it may have been trained where other runtimes are."""
+    """Fold, export, verify and publish the content of a run folder.
+
+    It may have been trained where other runtimes are available.
+    """
 
     folder: RunFolder
     required: tuple[str, ...] = ()
@@ -98,14 +105,14 @@ class ImportRequest:
         self._require_no_other_run()
 
     def _require_no_other_run(self) -> None:
-        """An import may be done again; what was trained is never replaced by one."""
+        """Refuse to replace a trained run; an import may be repeated."""
         if self.folder.config.exists() and self.folder.stored_config().method != self.config.method:
             raise UsageError(f"{self.folder} holds another run; choose another --out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineExportRequest:
-    """Build engines into a bundle, and verify it with them."""
+    """Build engines into a bundle and verify it with them."""
 
     bundle: Path
     options: EngineOptions = field(default_factory=EngineOptions)
@@ -115,7 +122,7 @@ class EngineExportRequest:
 
     @property
     def place(self) -> BundlePlace:
-        return BundlePlace(self.bundle.resolve())  # the parent of "." is not in its name
+        return BundlePlace(self.bundle.resolve())  # "." does not name its parent
 
     def require_possible(self) -> Bundle:
         bundle = open_bundle(self.place.path)
@@ -128,7 +135,7 @@ RunRequest = TrainRequest | TrainExportRequest | ExportRequest | ImportRequest
 
 
 def bitwise(required: tuple[str, ...]) -> bool:
-    """Whether the word for every bit is among what is required."""
+    """Return whether the word for every bit is among the requirements."""
     return BITWISE in required
 
 
@@ -138,10 +145,10 @@ def _require_a_checkpoint(start: Start, folder: RunFolder) -> None:
 
 
 def _require_engines(config: Config) -> None:
-    """Where the config will not do without engines, say at once that they cannot be had."""
+    """If the config requires engines, report at once that they cannot be built."""
     if config.export.tensorrt is not True:
         return
     try:
         runnable_flavour()
     except NotHereError as error:
-        raise NotHereError(f"export.tensorrt: true asks for engines, and none can be built and run here: {error}") from error
+        raise NotHereError(f"export.tensorrt: true requires engines, but none can be built and run here: {error}") from error

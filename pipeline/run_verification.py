@@ -1,6 +1,7 @@
-"""One request, one verification: a bundle's own chain or a pair of forms, and what becomes of the verdict.
+"""One request, one verification: of a bundle's own chain or of a pair of forms.
 
-Takes a request and a console. Imports the half that needs torch only where a bundle's graphs are rebuilt.
+Takes a request and a console; publishes the verdict. Imports code that needs torch only if a
+bundle's graphs are rebuilt.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from pipeline.progress import Console, Outcome, shown
 
 
 def verify(request: VerifyRequest, destinations: Destinations, console: Console) -> Outcome:
-    """Run a verification, write what is wanted, and say how it went. What is verified stays as it is."""
+    """Run a verification, write the requested files, and return the result.
+
+    What is verified stays as it is.
+    """
     earlier = destinations.prepared()
     found = run_verification(request, console)
     publication = publish(found, destinations, earlier)
@@ -30,7 +34,7 @@ def verify(request: VerifyRequest, destinations: Destinations, console: Console)
 
 
 def run_verification(request: VerifyRequest, console: Console) -> Verification:
-    """Compare what is requested, and judge it."""
+    """Compare what is requested and judge it."""
     match request:
         case BundleRequest():
             from export.bundle import open_bundle

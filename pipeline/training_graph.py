@@ -1,6 +1,7 @@
-"""From a config to its training graph: the network, traced, rewritten by the method, and put onto the integer grid where that is wanted.
+"""Turn a config into its training graph: trace the network and rewrite it by the method.
 
-Takes names and numbers; touches no data set and no files. Used before training and to rebuild a bundle's graph.
+Also puts the graph onto the integer grid. Takes names and numbers; touches no data set and no
+files. Used before training and to rebuild a bundle's graph.
 """
 
 import warnings
@@ -20,12 +21,16 @@ from pipeline.networks import network_by_name
 from pipeline.training.mixup import insert_mixup
 
 _INITIALISATION = 0x696E6974
-"""Keeps the draws of the initial weights apart from those of the steps, which start from the same seed."""
+"""The letters "init" in ASCII. It separates the draws of the initial weights from those of the
+steps, which have the same seed."""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What a network must know of the images: their shape, the number of classes, and how raw pixels become its input."""
+    """What a network must know about the images.
+
+    These are their shape, the number of classes, and how raw pixels become its input.
+    """
 
     shape: tuple[int, int, int]
     num_classes: int
@@ -34,12 +39,14 @@ class ImageFacts:
 
 
 def training_graph(config: Config, images: ImageFacts, prepare: Callable[[nn.Module], None] = lambda network: None) -> RewrittenGraph:
-    """The training graph of a config, freshly initialised on the CPU from the config's seed; the same on every machine.
+    """Return the training graph of a config, with new weights drawn from the config's seed on the
+    CPU.
 
-    `prepare` may change the network, as it is written, before it is traced.
+    It is the same on every machine. `prepare` may change the network, as it is written, before it
+    is traced.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torchvision says about its own initial weights, which the method replaces
+        warnings.simplefilter("ignore")  # torchvision's warnings about its initial weights, which the method replaces
         torch.manual_seed(config.training.seed)
         network = network_by_name(config.network.name, images.num_classes, images.shape[0])
     prepare(network)
@@ -51,5 +58,8 @@ def training_graph(config: Config, images: ImageFacts, prepare: Callable[[nn.Mod
 
 
 def grid_of(graph: GraphModule, config: Config, image_shape: tuple[int, int, int]) -> GridGraph:
-    """Put a training graph onto the integer grid, in place, with the bits that the config says; what has no exact form is refused by name."""
+    """Put a training graph onto the integer grid, in place, with the bits of the config.
+
+    A part without an exact form is refused by name.
+    """
     return grid_graph(graph, image_shape, GridBits(**config.exact.bits.model_dump()))

@@ -65,7 +65,7 @@ def test_of_a_first_run(tmp_path: Path, capfd: Capture, given: list[Any], monkey
     monkeypatch.chdir(tmp_path)
     lines = planned(capfd, tmp_path, "train-export", QUICKSTART, "--set", "export.tensorrt=false")
     assert lines == {
-        "plan of": "pipeline train-export; nothing was done yet",
+        "plan of": "pipeline train-export; nothing has been done yet",
         "run folder": "runs/quickstart",
         "device": "cpu",
         "data": "digits, 1,442 training and 355 test images of 1 x 8 x 8, 10 classes",
@@ -92,14 +92,14 @@ def test_of_training_alone(tmp_path: Path, capfd: Capture) -> None:
 
 @pytest.mark.parametrize(
     ("option", "weights"),
-    [("--resume", "going on from {}, after step 66"), ("--fresh", "from scratch, in the place of the run that is there"), (None, None)],
+    [("--resume", "continuing from {}, after step 66"), ("--fresh", "from scratch, which replaces the existing run"), (None, None)],
 )
 def test_of_a_run_that_is_there(run: Path, tmp_path: Path, capfd: Capture, option: str | None, weights: str | None) -> None:
     """Neither option goes on where there is a run."""
     lines = planned(capfd, tmp_path, "train-export", QUICKSTART, "--out", run, *SHORT, *([option] if option else []))
-    expected = weights or "going on from {}, after step 66"
+    expected = weights or "continuing from {}, after step 66"
     assert lines["weights"] == expected.format(run / "checkpoints" / "last.safetensors")
-    assert lines["bundle"] == f"{run / 'bundle'}, in the place of the one that is there"
+    assert lines["bundle"] == f"{run / 'bundle'}, which replaces the existing one"
 
 
 def test_of_an_export(run: Path, tmp_path: Path, capfd: Capture, given: list[Any]) -> None:
@@ -163,7 +163,7 @@ def test_a_network_of_the_user_leaves_no_bytecode(tmp_path: Path, capfd: Capture
         (("train", QUICKSTART, "--set", "training.device=cuda:7"), 4, "cuda:7 is not on this machine"),
         (("train", QUICKSTART, "--set", "method.name=groupnorm", "--set", "exact.enabled=true"), 2, "cannot go onto the exact grid"),
         (("train-export", QUICKSTART, "--require", "tensorrt"), 4, "tensorrt was asked for"),
-        (("train-export", QUICKSTART, "--set", "export.tensorrt=true"), 4, "export.tensorrt: true asks for engines"),
+        (("train-export", QUICKSTART, "--set", "export.tensorrt=true"), 4, "export.tensorrt: true requires engines"),
         (("train", QUICKSTART, "--set", "data={name: cifar10, download: true}"), 2, "cifar10 is not in data yet, and a dry run fetches nothing"),
         (("train", QUICKSTART, "--set", "data={name: svhn, download: true}"), 2, "svhn is not in data yet, and a dry run fetches nothing"),
         (("train", QUICKSTART, "--set", "data={name: cifar10}"), 2, "set data.download: true"),

@@ -149,7 +149,7 @@ def test_a_second_call_goes_on_where_the_first_ended(finished_run: Path, tmp_pat
     first = (run / "bundle" / "weights.safetensors").read_bytes()
     done = pipeline(capfd, "train-export", QUICKSTART, "--out", run, *SHORT)
     assert done.code == 0
-    assert "going on after step" in done.err
+    assert "continuing after step" in done.err
     assert "epoch" not in done.err
     assert (run / "bundle" / "weights.safetensors").read_bytes() == first
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []

@@ -1,1 +1,4 @@
-"""Scripts that measure what the documents claim, each with its result file in results/."""
+"""Scripts that measure what the documents claim.
+
+Each writes its own result file into results/.
+"""

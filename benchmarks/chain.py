@@ -1,7 +1,13 @@
-"""The whole chain on one device, figure by figure: training graph = evaluation graph = folded graph in bits, ONNX Runtime in its budget.
+"""The whole chain on one device, figure by figure.
 
-Run: python -m benchmarks.chain [--device cpu|cuda]. Networks with fresh and with trained weights, through real bundles; writes
-results/chain_<device>.json. On a GPU it is the proof that the links hold with PyTorch on CUDA, TF32 off.
+Training graph, evaluation graph and folded graph must have equal bits, and ONNX Runtime must stay
+in its budget.
+
+    python -m benchmarks.chain [--device cpu|cuda]
+
+Networks with new and with trained weights go through real bundles. Writes
+results/chain_<device>.json. On a GPU this proves that the links hold with PyTorch on CUDA, with
+TF32 off.
 """
 
 import argparse
@@ -62,7 +68,8 @@ class Quiet:
 
 
 def random_split(size: int, device: torch.device) -> Split:
-    """Images and labels that are noise: the chain is about arithmetic, not about accuracy."""
+    """Return images and labels that are noise: the chain is about arithmetic, not about
+    accuracy."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (NUM_IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, NUM_CLASSES, (NUM_IMAGES,), generator=generator)
@@ -70,7 +77,8 @@ def random_split(size: int, device: torch.device) -> Split:
 
 
 def train_a_little(network: RewrittenGraph, config: Config, split: Split, device: torch.device) -> None:
-    """Real steps of the real loop's step, so that weights, scales and statistics are no longer the initial ones."""
+    """Run real training steps, so that weights, scales and statistics differ from the initial
+    ones."""
     step = TrainingStep(network, config.training, device, autocast=None)
     step.set_learning_rate(config.training.learning_rate)
     network.graph.train()
@@ -83,7 +91,7 @@ def train_a_little(network: RewrittenGraph, config: Config, split: Split, device
 
 
 def verified(network_name: str, method: str, size: int, device: torch.device, *, train: bool) -> Verification:
-    """One network through training, fold, export and the chain."""
+    """Take one network through training, fold, export and the chain."""
     config = parse_config(f"{{network: {{name: '{network_name}'}}, method: {{name: {method}}}, training: {{learning_rate: 0.01}}}}")
     network = training_graph(config, ImageFacts((3, size, size), NUM_CLASSES, (128.0,) * 3, (64.0,) * 3))
     network.graph.to(device)
@@ -109,7 +117,7 @@ def verified(network_name: str, method: str, size: int, device: torch.device, *,
 
 
 def link_row(link: LinkVerdict, errors: dict[str, float]) -> dict[str, object]:
-    """What the result file keeps of a link."""
+    """Return what the result file keeps of a link."""
     return {
         "link": f"{link.from_} -> {link.to}",
         "device": link.device,

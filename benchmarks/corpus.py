@@ -1,6 +1,7 @@
-"""A small residual network as ONNX and as PyTorch, with faults that were planted in it and changes that do no harm.
+"""A small residual network as ONNX and as PyTorch, with planted faults and harmless changes.
 
-Each fault says what a verifier has to find: the layer at which it begins. The network is written node by node, so that a fault is one changed step.
+Each fault states what a verifier has to find: the layer at which it begins. The network is written
+node by node, so that a fault is one changed step.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,13 +22,15 @@ Weights = dict[str, Array]
 SIZE, CLASSES, EPSILON = 8, 10, 1e-5
 CHANNELS = {"conv1": (3, 16), "conv2": (16, 16), "conv3": (16, 32)}
 SPECIAL = 7777
-"""The sample of 10,000 that is all zeros, which one fault answers with NaN."""
+"""The sample of 10,000 that is all zeros; one fault answers it with NaN."""
 
 
 def trained_weights(seed: int = 0, scale: float = 1.0) -> Weights:
-    """Weights with the look of trained ones: norms with statistics of their own, no symmetry between channels.
+    """Return weights that look like trained ones: norms with statistics, no symmetry between
+    channels.
 
-    `scale`, a power of two, is that of the logits: it changes every error with them, and no digit of anything.
+    `scale`, a power of two, is the scale of the logits. It scales every error with them and changes
+    no digit.
     """
     rng = np.random.default_rng(seed)
     weights: Weights = {}
@@ -47,7 +50,7 @@ def trained_weights(seed: int = 0, scale: float = 1.0) -> Weights:
 
 
 class Graph:
-    """An ONNX graph in the making."""
+    """An ONNX graph that is being built."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = dict(weights)
@@ -55,7 +58,7 @@ class Graph:
         self.constants: dict[str, Array] = {}
 
     def add(self, layer: str, operation: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """A node of a layer; inputs that are weights become initialisers."""
+        """Add a node of a layer; inputs that are weights become initialisers."""
         for name in inputs:
             if name in self.weights:
                 self.constants[name] = self.weights[name]
@@ -69,7 +72,7 @@ class Graph:
         return name
 
     def model(self) -> onnx.ModelProto:
-        """The whole model, checked."""
+        """Return the whole model, checked."""
         image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 3, SIZE, SIZE])
         last = self.nodes[-1]
         kind = next((each.i for each in last.attribute if each.name == "to"), TensorProto.FLOAT)
@@ -122,7 +125,7 @@ STEPS: dict[str, Step] = {
 
 
 def network(weights: Weights, steps: Mapping[str, Step] | None = None) -> onnx.ModelProto:
-    """The network, with some of its steps replaced."""
+    """Return the network, with some of its steps replaced."""
     graph = Graph(weights)
     for step in {**STEPS, **(steps or {})}.values():
         step(graph)
@@ -130,7 +133,7 @@ def network(weights: Weights, steps: Mapping[str, Step] | None = None) -> onnx.M
 
 
 class Network(nn.Module):
-    """The same in PyTorch."""
+    """The same network in PyTorch."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -160,7 +163,10 @@ def _by_layer(weights: Weights) -> list[tuple[tuple[str, str], Array]]:
 
 @dataclass(frozen=True)
 class Case:
-    """A changed network, and where a verifier should say that it begins to differ; None where nothing may be said."""
+    """A changed network, and the place at which a verifier should report the first difference.
+
+    None if nothing may be reported.
+    """
 
     name: str
     layer: str | None
@@ -174,11 +180,11 @@ class Case:
         return network(changed, self.steps)
 
 
-# ---- folds ----------------------------------------------------------------------------------------------------------
+# ---- folds ----------------------------------------------------------------------------------------------
 
 
 def folded(epsilon: float = EPSILON, *, variance: float = 1.0, bias_of_the_convolution: bool = True) -> dict[str, Step]:
-    """The first norm multiplied into its convolution."""
+    """Return the first norm multiplied into its convolution."""
 
     def step(g: Graph) -> None:
         w = {name.partition(".")[2]: value.astype(np.float64) for name, value in g.weights.items() if name.startswith("norm1.")}
@@ -191,11 +197,11 @@ def folded(epsilon: float = EPSILON, *, variance: float = 1.0, bias_of_the_convo
     return {"conv1": lambda g: None, "norm1": step}
 
 
-# ---- planted faults -------------------------------------------------------------------------------------------------
+# ---- planted faults ----------------------------------------------------------------------------------------------
 
 
 def batch_statistics(g: Graph) -> None:
-    """What an exporter writes that was handed a norm in training mode."""
+    """Do what an exporter writes if it is given a norm in training mode."""
     g.add("norm2", "ReduceMean", ["conv2", g.constant("axes", np.array([0, 2, 3]))], "batch_mean", keepdims=1)
     g.add("norm2", "Sub", ["conv2", "batch_mean"], "batch_centred")
     g.add("norm2", "Mul", ["batch_centred", "batch_centred"], "batch_squares")
@@ -210,7 +216,8 @@ def batch_statistics(g: Graph) -> None:
 
 
 def mixed_axes(g: Graph) -> None:
-    """Bytes that lie channels last, read as if they lay channels first: on square images every shape still fits."""
+    """Read bytes in channels-last order as channels-first; on square images every shape still
+    fits."""
     g.add("pixels", "Reshape", ["image", g.constant("as_last", np.array([-1, SIZE, SIZE, 3]))], "lying_last")
     g.add("pixels", "Transpose", ["lying_last"], "lying_first", perm=[0, 3, 1, 2])
     g.add("pixels", "Cast", ["lying_first"], "bytes", to=TensorProto.FLOAT)
@@ -235,7 +242,10 @@ def permuted_join(g: Graph) -> None:
 
 
 def narrow(kind: int) -> Step:
-    """The second convolution with input and weights in a narrower type, as a runtime does that was not asked to."""
+    """Return the second convolution with input and weights in a narrower type.
+
+    A runtime may do this without being asked.
+    """
 
     def step(g: Graph) -> None:
         for source, name in (("relu1", "relu1"), ("conv2.weight", "weight")):
@@ -269,7 +279,7 @@ def nan_where_all_is_zero(g: Graph) -> None:
 
 
 def tf32(values: Array) -> Array:
-    """Rounded to ten bits behind the point, to nearest, ties to even."""
+    """Round to ten bits of the fraction, to nearest, ties to even."""
     bits = values.view(np.uint32).astype(np.uint64)
     rounded = bits + 0x0FFF + ((bits >> 13) & 1)
     return (rounded & ~np.uint64(0x1FFF)).astype(np.uint32).view(np.float32)
@@ -319,14 +329,14 @@ UNCOMPARABLE = (
     Case("output under another name", None, {"classifier": under_another_name}),
     Case("output in float16", None, {"classifier": in_float16}),
 )
-"""What cannot be compared as it is, and so must not pass."""
+"""Cases that cannot be compared as they are, and so must not pass."""
 
 
-# ---- harmless changes -----------------------------------------------------------------------------------------------
+# ---- harmless changes ----------------------------------------------------------------------------------------------
 
 
 def sums_in_another_order(g: Graph) -> None:
-    """The second convolution over its input channels from the last to the first."""
+    """Sum the second convolution over its input channels from the last to the first."""
     order = np.arange(16)[::-1]
     g.add("conv2", "Gather", ["relu1", g.constant("backwards", order.copy())], "backwards_relu1", axis=1)
     g.constant("backwards.weight", np.ascontiguousarray(g.weights["conv2.weight"][:, order]))
@@ -334,7 +344,7 @@ def sums_in_another_order(g: Graph) -> None:
 
 
 def constants_computed_in_the_graph(g: Graph) -> None:
-    """The deviation as a product that a runtime folds into a constant."""
+    """Write the deviation as a product that a runtime folds into a constant."""
     g.add("pixels", "Cast", ["image"], "bytes", to=TensorProto.FLOAT)
     g.add("pixels", "Sub", ["bytes", "pixels.mean"], "centred")
     g.constant("half_std", g.weights["pixels.std"] / 2)
@@ -360,11 +370,12 @@ HARMLESS = (
     Case("classifier as product and sum", None, {"classifier": classifier_as_product_and_sum}),
     Case("mean instead of pool and flatten", None, {"pool": mean_instead_of_pool, "flat": lambda g: None}),
 )
-"""Beside these: other thread counts and levels of optimisation, which every verification tries, and renamed inner nodes (`renamed`)."""
+"""Further harmless changes: other thread counts and optimisation levels, which every verification
+tries, and renamed inner nodes (`renamed`)."""
 
 
 def renamed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same with other names inside, and no notes."""
+    """Return the same model with other names inside, and without notes."""
     other = onnx.ModelProto()
     other.CopyFrom(model)
     names = {output: f"n{number}" for number, node in enumerate(other.graph.node) for output in node.output if output != "logits"}
@@ -377,7 +388,8 @@ def renamed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def images(number: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth images with noise; the one at SPECIAL, if there are so many, is all zeros."""
+    """Return smooth images with noise; the one at SPECIAL, if there are enough images, is all
+    zeros."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(20, 236, (number, 3, 2, 2))
     smooth = coarse.repeat(SIZE // 2, axis=2).repeat(SIZE // 2, axis=3)

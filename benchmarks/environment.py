@@ -1,4 +1,7 @@
-"""Where a figure was measured: hardware and versions, for the head of every result file; and the one way such a file is written."""
+"""Where a figure was measured: hardware and versions, for the head of every result file.
+
+Also the one function that writes such a file.
+"""
 
 import json
 import os
@@ -17,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def environment() -> dict[str, object]:
-    """Hardware and versions of this process."""
+    """Return hardware and versions of this process."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": cpu_model(),
@@ -32,7 +35,8 @@ def environment() -> dict[str, object]:
 
 
 def _version(package: str) -> str | None:
-    """None where it is not installed: not every figure needs all of them."""
+    """Return the version; None if the package is not installed, since not every figure needs all of
+    them."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,10 +1,14 @@
-"""What the exact grid costs in accuracy: float32, straight after calibration, and after training on the grid.
+"""What the exact grid costs in accuracy: float32, after calibration, and after training on the
+grid.
 
-    python -m benchmarks.exact_accuracy --data DIR [--methods czmig mimicnorm batchnorm] [--seeds 1] [--runs FOLDER] [--set key.path=value ...]
+    python -m benchmarks.exact_accuracy --data DIR [--methods czmig mimicnorm batchnorm]
+        [--seeds 1] [--runs FOLDER] [--set key.path=value ...]
 
-DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg (the JPEG copy of CIFAR-10). Each method trains by its file in configs/, then goes through
-`pipeline train-export`; what is in FOLDER/METHOD-SEED already goes on, or is only read (benchmarks.learning trains the same runs).
-Beside the accuracies stands how much room the certificate leaves, and how much of it is the signs of the weights. Writes results/exact_accuracy.json.
+DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg (the JPEG copy of CIFAR-10). Each method trains by
+its file in configs/, then goes through `pipeline train-export`. A run that exists in
+FOLDER/METHOD-SEED is continued or only read (benchmarks.learning trains the same runs). The result
+also has the room that the certificate leaves, and how much of it comes from the signs of the
+weights. Writes results/exact_accuracy.json.
 """
 
 import argparse
@@ -67,7 +71,8 @@ def _said(link: dict[str, Any]) -> str:
 
 
 def _room(path: Path) -> dict[str, float]:
-    """Bits up to 2^24 over the layers, and how many of them a bound without signs would not see."""
+    """Return the bits up to 2^24 over the layers, and how many of them a bound without signs would
+    miss."""
     layers = json.loads(path.read_bytes())["layers"]
     gains = [layer["headroom_bits"] - layer["plain_headroom_bits"] for layer in layers]
     return {"least": round(min(layer["headroom_bits"] for layer in layers), 3), "mean_gain_of_signs": round(statistics.mean(gains), 3)}

@@ -1,16 +1,24 @@
-"""The same bits everywhere: exact networks of each family, briefly trained, in every form, runtime and setting.
+"""The same bits everywhere: exact networks of each family in every form, runtime and setting.
 
-    python -m benchmarks.exact_bits --data DIR [--networks resnet20 ...] [--images 10000] [--combined 500] [--steps 40] [--only TEXT ...]
-                                    [--out NAME]
+    python -m benchmarks.exact_bits --data DIR [--networks resnet20 ...] [--images 10000]
+        [--combined 500] [--steps 40] [--only TEXT ...] [--out NAME]
 
-DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg, 32 x 32. Each network trains for some steps, goes onto the grid, trains there for
-as many, and is exported. Then all test images and the hostile ones go through: PyTorch's training graph and folded graph (contiguous
-and channels_last), the file for TensorRT, OpenVINO, and ONNX Runtime at each of four optimisation levels, with 1 and 2 threads, in
-batches of 1, 3 and 64, the last of them not full. The first --combined of them and the hostile ones go through every combination of
-these, and two through onnx's ReferenceEvaluator. Where there is an NVIDIA GPU, also: PyTorch there with TF32 off and on, without cuDNN
-as the exact form asks for, and ONNX Runtime there at each level and with TF32; and, as an observation that nothing depends on, PyTorch
-with cuDNN. What is compared is a hash of all outputs' bits, in order. --only: the forms whose names hold one of the texts. Writes
-results/exact_bits.json after each network; what it holds of other networks stays where all else was the same.
+DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg, 32 x 32. Each network trains for some steps, moves
+to the grid, trains there for the same number of steps, and is exported.
+
+All test images and the hostile ones then go through PyTorch's training graph and folded graph
+(contiguous and channels_last), the file for TensorRT, OpenVINO, and ONNX Runtime at each of four
+optimisation levels, with 1 and 2 threads, in batches of 1, 3 and 64 with a partial last batch. The
+first --combined images and the hostile ones go through every combination of these, and two images
+go through onnx's ReferenceEvaluator.
+
+With an NVIDIA GPU there are also PyTorch with TF32 off and on, without cuDNN as the exact form
+requires, and ONNX Runtime at each level and with TF32. PyTorch with cuDNN is only observed; nothing
+depends on it.
+
+A hash of all outputs' bits, in order, is compared. --only selects the forms whose names contain one
+of the texts. Writes results/exact_bits.json after each network; results of other networks stay if
+everything else was the same.
 """
 
 import argparse
@@ -45,7 +53,7 @@ from pipeline.methods import RewrittenGraph
 from pipeline.training_graph import ImageFacts, training_graph
 
 NETWORKS = ("resnet20", "wrn-10-1", "shufflenetv2_x0_5", "mobilenetv2", "squeezenet", "vgg11", "resnet18", "preactresnet18", "resnet50")
-"""One of each family, light ones first."""
+"""One network of each family, light ones first."""
 LEVELS = ("ORT_ENABLE_ALL", "ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED")
 FOLDED = "PyTorch, folded, contiguous"
 THREADS, BATCHES = (2, 1), (64, 1, 3)
@@ -92,7 +100,7 @@ def main() -> None:
 
 
 class Samples:
-    """All images, and the fewer ones for what takes long; the hostile ones in both."""
+    """All images, and fewer of them for slow forms; both include the hostile ones."""
 
     def __init__(self, test: Pixels, hostile: Pixels, num_some: int) -> None:
         self.all, self.some = np.concatenate([test, hostile]), np.concatenate([test[:num_some], hostile])
@@ -100,13 +108,13 @@ class Samples:
 
 
 def _not_run() -> list[str]:
-    """What cannot run on this machine."""
+    """Return what cannot run on this machine."""
     missing = [] if torch.cuda.is_available() else ["PyTorch and ONNX Runtime on CUDA: there is no GPU here"]
     return missing + ([] if importlib.util.find_spec("openvino") else ["OpenVINO: it is not installed here"])
 
 
 def _found_before(facts: dict[str, Any], name: str) -> dict[str, Any]:
-    """The networks of the result file, where they were measured in the same way."""
+    """Return the networks of the result file, if they were measured in the same way."""
     path = RESULTS / f"{name}.json"
     before = json.loads(path.read_bytes()) if path.is_file() else {}
     found: dict[str, Any] = before.get("networks", {})
@@ -135,7 +143,7 @@ def _network(network: str, train: torch.Tensor, labels: torch.Tensor, samples: S
 
 
 def _hashes(forms: Iterator[Form], images: Pixels, only: Sequence[str]) -> dict[str, str]:
-    """The folded form, and those that are asked for."""
+    """Select the folded form and the requested ones."""
     return {form.name: _hash(form, images) for form in forms if form.name == FOLDED or any(text in form.name for text in only)}
 
 
@@ -144,7 +152,10 @@ def _different(hashes: dict[str, str]) -> list[str]:
 
 
 def _trained(network: str, train: torch.Tensor, labels: torch.Tensor, steps: int) -> GridGraph:
-    """A few steps off the grid and as many on it, on the GPU where there is one: enough for weights that are nobody's initial ones."""
+    """Train a few steps off the grid and as many on it, on the GPU if there is one.
+
+    This is enough for weights that differ from any initial ones.
+    """
     config = parse_config({"network": {"name": network}, "method": {"name": "mimicnorm"}})
     rewritten = training_graph(config, ImageFacts(SHAPE, NUM_CLASSES, (128.0,) * 3, (64.0,) * 3))
     _train(rewritten, train, labels, steps, 0.02)
@@ -170,7 +181,8 @@ def _train(network: RewrittenGraph, train: torch.Tensor, labels: torch.Tensor, s
 
 
 def _forms(grid: GridGraph, model: bytes) -> Iterator[Form]:
-    """Each runtime, and each value of each setting, the others as they are by default."""
+    """Yield each runtime with each value of each setting; the other settings have their
+    defaults."""
     folded = fold(grid.graph)
     yield Form(FOLDED, _torch(folded), TORCH_BATCH)
     yield Form("PyTorch, folded, channels_last", _torch(folded, torch.channels_last), TORCH_BATCH)
@@ -191,7 +203,8 @@ def _forms(grid: GridGraph, model: bytes) -> Iterator[Form]:
 
 
 def _forms_on_cuda(grid: GridGraph) -> Iterator[Form]:
-    """ONNX Runtime with the signed file: it has no kernels there for what the other one is made of."""
+    """Yield ONNX Runtime with the signed file: it has no CUDA kernels for the operations of the
+    other file."""
     model = exact_tensorrt_onnx(grid, SHAPE, NUM_CLASSES, {})
     graphs = {"training graph": grid.graph.train(), "folded": fold(grid.graph)}
     for (name, graph), tf32 in itertools.product(graphs.items(), ("off", "on")):
@@ -202,7 +215,10 @@ def _forms_on_cuda(grid: GridGraph) -> Iterator[Form]:
 
 
 def _observed(grid: GridGraph) -> Iterator[Form]:
-    """cuDNN may pick Winograd or FFT, whose sums are not exact; nothing here depends on whether it does."""
+    """Yield PyTorch with cuDNN, which may pick Winograd or FFT, whose sums are not exact.
+
+    Nothing here depends on whether it does.
+    """
     if torch.cuda.is_available():
         for tf32 in ("off", "on"):
             on_cuda = _torch_on_cuda(fold(grid.graph), tf32=tf32 == "on", cudnn=True)
@@ -285,7 +301,10 @@ def _torch_on_cuda(graph: nn.Module, *, tf32: bool, cudnn: bool) -> Run:
 
 
 def _onnxruntime_on_cuda(model: bytes, level: str, tf32: str) -> Run:
-    """One algorithm for all convolutions, as the runner asks for. A node that would fall back to the CPU is an error."""
+    """Run with one algorithm for all convolutions, as the runner requires.
+
+    A node that would fall back to the CPU is an error.
+    """
     onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level, options.log_severity_level = getattr(onnxruntime.GraphOptimizationLevel, level), 4

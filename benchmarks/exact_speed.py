@@ -1,12 +1,15 @@
-"""Speed and size of the exact file against the float32 file of the same network, in ONNX Runtime and OpenVINO on a CPU.
+"""Speed and size of the exact file against the float32 file, in ONNX Runtime and OpenVINO on a CPU.
 
     python -m benchmarks.exact_speed [--networks resnet18 ...] [--rounds 3] [--threads 2]
 
-Every measurement is a process of its own, because the idle threads of one session disturb another. Rounds are interleaved: in
-each, every (file, runtime, batch) is measured once, and ratios are taken within the round. Weights are initial ones: they do not
-change the time. The outputs of both runtimes on the exact file are compared too, to the bit. Beside them stands what bounds every ratio:
-how many multiplications and additions a second large matrix products of float32 and of int8 make here, and what share of that each
-measurement is. Writes results/exact_speed.json after each network; what it holds of other networks stays.
+Every measurement is a process of its own, because the idle threads of one session disturb another.
+Rounds are interleaved: in each, every (file, runtime, batch) is measured once, and ratios are taken
+within the round. Weights are initial ones, which do not change the time. The outputs of both
+runtimes on the exact file are compared to the bit.
+
+The result also has what bounds every ratio: the multiplications and additions per second of large
+matrix products in float32 and in int8, and the share of that which each measurement reaches. Writes
+results/exact_speed.json after each network; results of other networks stay.
 """
 
 import argparse
@@ -56,7 +59,7 @@ def main() -> None:
 
 
 def _found_before() -> dict[str, Any]:
-    """The networks of the result file, where the same machine measured them."""
+    """Return the networks of the result file, if the same machine measured them."""
     path = RESULTS / "exact_speed.json"
     before = json.loads(path.read_bytes()) if path.is_file() else {"environment": {}, "networks": {}}
     same = all(before["environment"].get(key) == value for key, value in environment().items() if key in ("cpu", "cores", "onnxruntime-gpu"))
@@ -65,7 +68,8 @@ def _found_before() -> dict[str, Any]:
 
 
 def _products_a_second(threads: int) -> dict[str, float]:
-    """In 10^9 multiplications with an addition, of square matrices; the two kinds in turn, medians."""
+    """Return 10^9 multiply-adds per second for square matrices: medians, with both kinds in
+    turn."""
     torch.set_num_threads(threads)
     floats, integers = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE), torch.randint(-127, 128, (2, PRODUCT_SIZE, PRODUCT_SIZE), dtype=torch.int8)
     kinds: dict[str, Callable[[], torch.Tensor]] = {"float32": lambda: floats[0] @ floats[1], "int8": lambda: torch._int_mm(integers[0], integers[1])}
@@ -80,7 +84,7 @@ def _seconds(product: Callable[[], torch.Tensor]) -> float:
 
 
 def _multiplications(graph: nn.Module) -> int:
-    """Of one image, in convolutions and linear layers."""
+    """Return the multiplications of one image, in convolutions and linear layers."""
     counts: list[int] = []
     for layer in graph.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -117,7 +121,7 @@ def _share(rounds: list[dict[str, OutputErrors]], name: str, multiplications: in
 
 
 def _files(network: str, folder: Path) -> tuple[dict[str, Path], int]:
-    """By form; and how many multiplications an image takes."""
+    """Return the files by form, and the number of multiplications per image."""
     config = parse_config({"network": {"name": network}, "method": {"name": "mimicnorm"}})
     graph = training_graph(config, ImageFacts(SHAPE, NUM_CLASSES, (128.0,) * 3, (64.0,) * 3)).graph.eval()
     files = {form: folder / f"{form}.onnx" for form in FORMS}

@@ -1,7 +1,11 @@
-"""Real networks that this project did not train: torchvision's, exported by torch.onnx with and without its optimiser.
+"""Real networks that this project did not train: torchvision's, exported by torch.onnx.
 
-Run: python -m benchmarks.foreign_models. For each the verdict within the derived budget, and for one layer after the other that is made
-twice as large the verdict that must be a failure.
+They are exported with and without its optimiser.
+
+    python -m benchmarks.foreign_models
+
+For each there is the verdict within the derived budget. Then one layer after the other is made
+twice as large, and that verdict must be a failure.
 """
 
 import tempfile
@@ -26,7 +30,10 @@ SIZE, NUM_SAMPLES, NUM_WRONG = 64, 16, 3
 
 
 def perturbed(name: str) -> nn.Module:
-    """Random weights; norms with the statistics of noise, shaken. With made-up statistics a deep network forgets its input, and no fault shows."""
+    """Return random weights, with norms that have the statistics of noise, slightly changed.
+
+    With made-up statistics a deep network forgets its input, and no fault shows.
+    """
     torch.manual_seed(0)
     net: nn.Module = getattr(torchvision.models, name)(num_classes=10).eval()
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -45,7 +52,7 @@ def perturbed(name: str) -> nn.Module:
 
 
 def exported(net: nn.Module, folder: Path) -> dict[str, Path]:
-    """The program, and two ONNX files of it."""
+    """Return the program and two ONNX files of it."""
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(net, (torch.randn(2, 3, SIZE, SIZE),), dynamic_shapes=({0: batch},))
     paths = {"program": folder / "net.pt2", "optimised": folder / "optimised.onnx", "plain": folder / "plain.onnx"}
@@ -58,7 +65,8 @@ def exported(net: nn.Module, folder: Path) -> dict[str, Path]:
 
 
 def twice(path: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """The file with one convolution's weights doubled: the first, one in the middle, the last."""
+    """Yield the file with the weights of one convolution doubled: the first, a middle one, the
+    last."""
     model = onnx.load(path)
     names = {tensor.name for tensor in model.graph.initializer}
     weights = [node.input[1] for node in model.graph.node if node.op_type == "Conv" and node.input[1] in names]
@@ -107,7 +115,7 @@ def rows(name: str) -> Iterator[dict[str, object]]:
 
 
 def output_names(program: Path, file: Path) -> dict[str, str]:
-    """The one output of each, where the exporter renamed it."""
+    """Map the one output of each, if the exporter renamed it."""
     ours = torch.export.load(program).graph_signature.user_outputs[0]
     theirs = onnx.load(file).graph.output[0].name
     return {} if ours == theirs else {str(ours): theirs}

@@ -1,17 +1,25 @@
-"""To be run once on a machine with an NVIDIA GPU and TensorRT: builds engines, verifies every link, measures, and writes one result file.
+"""Acceptance on a machine with an NVIDIA GPU and TensorRT: build engines, verify links, measure.
 
-    python -m benchmarks.gpu_acceptance [--network resnet18] [--rounds 5] [--seconds 1] [--epochs 10] [--minutes M]
-                                        [--parts bundle training speed] [--out FILE]
+    python -m benchmarks.gpu_acceptance [--network resnet18] [--rounds 5] [--seconds 1]
+        [--epochs 10] [--minutes M] [--parts bundle training speed] [--out FILE]
 
-Three parts. `bundle`: a network is trained on the built-in digits, exported, verified in every runtime that is here, given engines in float32,
-float16 and exact, and verified again from its files; every link and every check of an engine is in the result, with the reason where one did not
-run. `training`: a few steps of every method, replayed as a CUDA graph and launched kernel by kernel, must leave the same bits; and the time
-of both. `speed`: the named network on 3 x 32 x 32 images with initial weights, from host memory to host memory, in every form and runtime that is
-here; the exact form's outputs are compared to the bit on the way. What is not here is said and not measured.
+Run it once. It writes one result file and has three parts.
 
-The file is written anew after every step, so what was found stays when a later step fails, or the machine is taken away. After --minutes no new
-step begins. A part that is not asked for is kept from the file of an earlier run on the same machine with the same versions. Ends with 0 where
-all that ran holds, with 3 where not; "complete" in the result is true only where everything ran.
+`bundle`: a network is trained on the built-in digits, exported, verified in every available
+runtime, given engines in float32, float16 and exact, and verified again from its files. Every link
+and every check of an engine is in the result, with the reason if one did not run.
+
+`training`: a few steps of every method, replayed as a CUDA graph and launched kernel by kernel,
+must leave the same bits. The time of both is measured.
+
+`speed`: the named network on 3 x 32 x 32 images with initial weights, from host memory to host
+memory, in every available form and runtime. The outputs of the exact form are compared to the bit.
+What is not available is reported and not measured.
+
+The file is written again after every step, so that earlier results stay if a later step fails or
+the machine is lost. After --minutes no new step begins. A part that is not requested is kept from
+the file of an earlier run on the same machine with the same versions. Exits with 0 if everything
+that ran holds, otherwise with 3. "complete" in the result is true only if everything ran.
 """
 
 import argparse
@@ -71,13 +79,13 @@ ON_THE_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 TIMED = (("resnet20", "batchnorm"), ("resnet110", "batchnorm"), ("resnet110", "czmig"))
 FEWEST_CALLS, WARM_UP_CALLS = 5, 3
 NOT_COMPARED = frozenset({"date", "load", "torch_threads"})
-"""What may differ between two runs whose parts stand in one file."""
+"""What may differ between two runs whose parts are in one file."""
 
 OF_A_LINK = (
     *("from", "to", "runtime", "device", "required", "observed", "status", "reason", "samples"),
     *("max_ulp", "max_abs", "budget", "top1_changes", "ties"),
 )
-"""What the result keeps of each."""
+"""What the result keeps of each link and check."""
 
 Images = NDArray[np.uint8]
 Run = Callable[[Images], NDArray[np.float32]]
@@ -91,7 +99,7 @@ class Result:
 
     path: Path
     ends: float
-    """On the monotonic clock: after that no step begins."""
+    """A time on the monotonic clock; after it no step begins."""
     data: Json
 
     @property
@@ -114,13 +122,16 @@ class Result:
 
 @dataclass
 class Part:
-    """One part of it; whatever goes wrong in a step is noted, and the next step is taken."""
+    """One part of the result.
+
+    An error in a step is noted, and the next step follows.
+    """
 
     result: Result
     found: Json = field(default_factory=lambda: {"finished": False, "failed": [], "not_run": {}})
 
     def attempt(self, step: str, work: Callable[[], Found]) -> Found | None:
-        """What `work` returns; None where it is not here, failed, or there was no time for it."""
+        """Return the result of `work`; None if it is not available, failed, or had no time."""
         try:
             if time.monotonic() > self.result.ends:
                 raise NotHereError("there was no time left for it")
@@ -165,7 +176,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _begun(path: Path, asked: Sequence[str]) -> Json:
-    """A new result, with the parts of an earlier one that are not asked for and were found on the same machine."""
+    """Return a new result, with parts of an earlier one that are not requested.
+
+    The earlier parts must come from the same machine.
+    """
     head: Json = {"environment": environment(), "gpu": _gpu(), "tensorrt": _versions()}
     if not path.is_file():
         return head
@@ -207,7 +221,10 @@ def _versions() -> JsonValue:
 
 
 def _bundle(part: Part, options: argparse.Namespace) -> None:
-    """Train, export and verify in every runtime that is here; build an engine of each form with each flavour, and verify again."""
+    """Train, export and verify in every available runtime; then build engines and verify again.
+
+    There is an engine of each form with each flavour.
+    """
     console = Console()
     present = [name for name in ON_THE_GPU if part.attempt(f"links to {name}", partial(_is_here, name))]
     overrides = (
@@ -234,7 +251,7 @@ def _is_here(runtime: str) -> bool:
 
 
 def _with_engine(part: Part, bundle: Path, flavour: Flavour, form: EnginePrecision, console: Console) -> None:
-    """An engine in a bundle, its record and what its links and checks came to."""
+    """Add an engine to a bundle; note its record and the results of its links and checks."""
     options = EngineOptions(flavour=flavour.name, precisions=(form,))
     outcome = run.carry_out(EngineExportRequest(bundle=bundle, options=options), console)
     engines: Any = outcome.facts["engines"]
@@ -243,7 +260,7 @@ def _with_engine(part: Part, bundle: Path, flavour: Flavour, form: EnginePrecisi
 
 
 def _note(part: Part, outcome: Outcome, what: str) -> None:
-    """The links that are new, in short; those that did not run are noted, and so is what failed."""
+    """Note the new links in short, those that did not run, and those that failed."""
     verification: Any = outcome.facts["verification"]
     known = {(link["from"], link["to"]) for link in part.found["links"]}
     for link in verification["links"]:
@@ -257,7 +274,7 @@ def _note(part: Part, outcome: Outcome, what: str) -> None:
 
 
 def _training(part: Part, options: argparse.Namespace) -> None:
-    """Every method; then the time a step of deep networks takes."""
+    """Run every method; then measure the time of a step of deep networks."""
     part.found |= {"same_bits_of_replayed": {}, "measured": {}}
     if part.attempt("replayed training", partial(available_device, "cuda")) is None:
         return
@@ -285,7 +302,8 @@ class Contestant:
 
 
 def _speed(part: Part, options: argparse.Namespace) -> None:
-    """Every contestant at every batch size, in interleaved rounds; one that fails drops out."""
+    """Measure every contestant at every batch size, in interleaved rounds; one that fails drops
+    out."""
     part.found |= {
         "network": options.network,
         "images": "3 x 32 x 32",
@@ -304,7 +322,7 @@ def _speed(part: Part, options: argparse.Namespace) -> None:
 
 
 def _timed(part: Part, contestant: Contestant, size: int, times: Mapping[str, dict[int, list[float]]], seconds: float) -> bool:
-    """Whether it could be measured once more."""
+    """Measure once more; return whether that was possible."""
     name = contestant.name
     found = part.attempt(f"{name}, batch {size}", lambda: _milliseconds(contestant.run, _images(size), seconds))
     times[name][size] += found or []
@@ -326,7 +344,7 @@ class _Forms:
         plain = onnx_from_graph(self.float32, SHAPE, {})
         self.for_engines = {"float32": plain, "float16": float16_onnx(plain), "exact": exact_tensorrt_onnx(grid, SHAPE, NUM_CLASSES, {})}
         self.files = {form: folder / f"{form}.onnx" for form in self.for_engines}
-        """For ONNX Runtime on a GPU, which reads what TensorRT reads."""
+        """Files for ONNX Runtime on a GPU, which reads the same files as TensorRT."""
         for form, content in self.for_engines.items():
             self.files[form].write_bytes(content)
         images = torch.from_numpy(_images(max(BATCHES)))
@@ -364,7 +382,7 @@ def _engine(forms: _Forms, form: EnginePrecision, flavour: Flavour) -> Runner:
 
 
 class _Nobody:
-    """Watches no build."""
+    """A progress display that shows nothing."""
 
     def advance(self, steps: int = 1) -> None:
         return
@@ -379,7 +397,11 @@ def _as_run(runner: Runner) -> Run:
 
 
 def _torch(forms: _Forms, form: EnginePrecision, *, compiled: bool, device: str = "cuda") -> Run:
-    """True float32 products; float16 by autocast; exact by the rounding graph, which computes in float32 and without cuDNN's transforms."""
+    """Run a form in PyTorch.
+
+    Products are in true float32; float16 uses autocast. exact uses the rounding graph, which
+    computes in float32 and without cuDNN's transforms.
+    """
     graph = copy.deepcopy(forms.exact if form == "exact" else forms.float32).to(available_device(device))
     module = _compiled(graph) if compiled else graph
 
@@ -392,7 +414,11 @@ def _torch(forms: _Forms, form: EnginePrecision, *, compiled: bool, device: str 
 
 
 def _compiled(graph: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A yardstick for speed, and no form that anybody ships from here: where PyTorch's compiler fails, that is not a failure of what is accepted."""
+    """Return the compiled graph, as a yardstick for speed.
+
+    It is not a form that is shipped, so a failure of PyTorch's compiler is not a failure of what is
+    accepted.
+    """
     module = torch.compile(graph)
 
     def ran(images: torch.Tensor) -> torch.Tensor:
@@ -407,7 +433,10 @@ def _compiled(graph: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """By the older of PyTorch's two ways to say so: torch.compile asks in that way, and a mixture of both is an error there."""
+    """Switch TF32 off by the older of PyTorch's two settings.
+
+    torch.compile reads the older one, and mixing both is an error there.
+    """
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -427,7 +456,11 @@ def _cudnn(enabled: bool) -> Iterator[None]:
 
 
 def _compared(forms: _Forms, contestant: Contestant, part: Part) -> bool:
-    """Whether it runs. The exact form must have PyTorch's bits on the CPU at every batch size; of the others the distance is written down."""
+    """Return whether a contestant runs with correct outputs.
+
+    The exact form must have the bits of PyTorch on the CPU at every batch size. For the others the
+    distance is recorded.
+    """
     if contestant.form == "exact":
         same = part.attempt(f"{contestant.name}, compared", lambda: _same_bits(forms, contestant.run))
         if same is not None:
@@ -448,7 +481,10 @@ def _same_bits(forms: _Forms, ran: Run) -> dict[str, bool]:
 
 
 def _distance(forms: _Forms, ran: Run) -> Json:
-    """From PyTorch on the CPU, beside the largest output there; a number that is none fails."""
+    """Return the distance from PyTorch on the CPU, next to the largest output there.
+
+    An output that is not a number fails.
+    """
     found = ran(_images(max(BATCHES)))
     if not np.isfinite(found).all():
         raise ArithmeticError("not all outputs are finite")

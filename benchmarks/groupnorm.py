@@ -1,10 +1,12 @@
-"""How far ONNX Runtime is from float64 with GroupNorm as an InstanceNormalization, and as the means that our files hold.
+"""How far ONNX Runtime is from float64 with GroupNorm in two forms.
 
     python -m benchmarks.groupnorm
 
-The error against the float64 evaluation of the same weights, as a multiple of PyTorch's own (the budget of a verdict is 4), maximum and
-root mean square. Weights are initial ones moved by 5 %; images are random, and one is white: its maps are nearly constant, so their
-variance is small beside their mean. Writes results/groupnorm.json and prints a table.
+The forms are an InstanceNormalization and the means that our files hold. The error against the
+float64 evaluation of the same weights is a multiple of PyTorch's own error (the budget of a verdict
+is 4), maximum and root mean square. Weights are initial ones moved by 5 %. Images are random, and
+one is white: its maps are nearly constant, so their variance is small against their mean. Writes
+results/groupnorm.json and prints a table.
 """
 
 import copy
@@ -26,7 +28,7 @@ from pipeline.methods import method_from_options
 from pipeline.networks import network_by_name
 
 CASES = (("resnet20", 32, 32), ("torchvision:resnet18", 224, 4), ("torchvision:resnet50", 224, 2))
-"""Network, height and width, images."""
+"""Network, height and width, number of images."""
 Array = NDArray[np.float64]
 
 

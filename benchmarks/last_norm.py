@@ -1,10 +1,13 @@
-"""MimicNorm's Table 2 in small: the last BatchNorm keeps large learning rates trainable. VGG-11 on a part of CIFAR-10 as image files.
+"""MimicNorm's Table 2 in small: the last BatchNorm keeps large learning rates trainable.
 
-    python -m benchmarks.last_norm --data DIR [--rates 0.01 ...] [--images 400 100] [--epochs 6] [--seeds 1] [--runs FOLDER]
+    python -m benchmarks.last_norm --data DIR [--rates 0.01 ...] [--images 400 100]
+        [--epochs 6] [--seeds 1] [--runs FOLDER]
 
-DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg; of each class the first images by name are taken. Four variants at each rate: none, weight mean
-alone, MimicNorm (weight mean and last norm), BatchNorm. Cells that are finished in FOLDER are only read, what was interrupted goes on; a finished
-cell keeps its figures and gives up its checkpoints, which are large. Writes results/last_norm.json, and the table and picture into FOLDER.
+VGG-11 on a part of CIFAR-10 as image files. DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg; the
+first images of each class by name are taken. There are four variants at each rate: none, weight
+mean alone, MimicNorm (weight mean and last norm), BatchNorm. Finished cells in FOLDER are only
+read, and interrupted ones continue. A finished cell keeps its figures and drops its checkpoints,
+which are large. Writes results/last_norm.json, and the table and picture into FOLDER.
 """
 
 import argparse
@@ -35,7 +38,8 @@ BATCH_SIZE, NUM_CLASSES = 64, 10
 WARM_UP_EPOCHS = 2.0
 """As in the authors' code."""
 DEVIATIONS_ABOVE_CHANCE = 4
-"""A cell is trainable where its last epoch's accuracy is so many standard deviations of guessing above chance."""
+"""A cell is trainable if its last epoch's accuracy is this many standard deviations of guessing
+above chance."""
 
 
 def main() -> None:
@@ -61,7 +65,7 @@ def _options() -> argparse.Namespace:
 
 
 def _part_of(data: Path, part: Path, numbers: tuple[int, int]) -> Path:
-    """The first images of each class, as links; those that an earlier run made stay."""
+    """Link the first images of each class; those that an earlier run linked stay."""
     if all(sum(1 for _ in (part / split).glob("*/*")) == NUM_CLASSES * number for split, number in zip(("train", "test"), numbers, strict=True)):
         return part
     shutil.rmtree(part, ignore_errors=True)
@@ -125,7 +129,8 @@ def _facts(result: Result, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def trainable(rows: Sequence[dict[str, Any]], least: float) -> dict[str, dict[str, bool]]:
-    """By variant and rate: whether every run ended, and above this accuracy."""
+    """Return, by variant and rate, whether every run reached its end with more than this
+    accuracy."""
     found: dict[str, dict[str, bool]] = {variant: {} for variant in VARIANTS}
     for row in rows:
         last = [run["last_accuracy"] for run in row["runs"]]

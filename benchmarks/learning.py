@@ -1,9 +1,12 @@
-"""What each method learns in a short run: every configs/cifar10/*-resnet20-6epochs.yaml, on CIFAR-10 as image files, three seeds.
+"""What each method learns in a short run on CIFAR-10 as image files, three seeds.
 
-    python -m benchmarks.learning --data DIR [--methods batchnorm czmig ...] [--seeds 3] [--runs FOLDER] [--set key.path=value ...]
+    python -m benchmarks.learning --data DIR [--methods batchnorm czmig ...] [--seeds 3]
+        [--runs FOLDER] [--set key.path=value ...]
 
-DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg. Each run is one of `pipeline train`, in FOLDER/METHOD-SEED; what is finished there is only read,
-what was interrupted goes on. Writes results/learning.json: every run, mean and spread, and in what each config differs from batchnorm's.
+Runs every configs/cifar10/*-resnet20-6epochs.yaml. DIR holds train/CLASS/*.jpg and
+test/CLASS/*.jpg. Each run is one of `pipeline train`, in FOLDER/METHOD-SEED; a finished run is only
+read, an interrupted one continues. Writes results/learning.json: every run, mean and spread, and
+where each config differs from batchnorm's.
 """
 
 import argparse
@@ -25,7 +28,8 @@ SUFFIX = "-resnet20-6epochs"
 METHODS = sorted(path.stem.removesuffix(SUFFIX) for path in CONFIGS.glob(f"*{SUFFIX}.yaml"))
 BASELINE = "batchnorm"
 LEAST = {"batchnorm": 76.0, "mimicnorm": 76.0, "czmig": 75.0}
-"""Percent of the last epoch, mean over the seeds. equinorm: at most two points below batchnorm. The others are reported as they come."""
+"""Percent in the last epoch, mean over the seeds. equinorm: at most two points below batchnorm. The
+others are reported as they come."""
 WITHIN = {"equinorm": 2.0}
 
 Results = dict[str, Any]
@@ -70,7 +74,7 @@ def _method(method: str, options: argparse.Namespace) -> Results:
 
 
 def _words(path: Path) -> list[str]:
-    """What the head of the config says of this method and not of all: among it what was tuned."""
+    """Return what the head of the config says about this method alone, including what was tuned."""
     shared = set(_comments(CONFIGS / f"{BASELINE}{SUFFIX}.yaml"))
     return [line for line in _comments(path) if line not in shared]
 
@@ -80,7 +84,7 @@ def _comments(path: Path) -> list[str]:
 
 
 def _differences(config: Config, baseline: Config) -> Results:
-    """Of how it is trained, beyond the method itself: value here and there."""
+    """Return how the training differs beyond the method itself, with both values."""
     ours, theirs = _flat(config.training.model_dump(mode="json")), _flat(baseline.training.model_dump(mode="json"))
     keys = dict.fromkeys([*ours, *theirs])
     return {key: {"here": ours.get(key), "batchnorm": theirs.get(key)} for key in keys if ours.get(key) != theirs.get(key)}
@@ -94,7 +98,7 @@ def _flat(values: Results, above: str = "") -> Results:
 
 
 def _percent(runs: Sequence[RunFigures], which: str) -> Results | None:
-    """Mean and standard deviation; None where every run diverged."""
+    """Return mean and standard deviation; None if every run diverged."""
     records = [getattr(run, which) for run in runs]
     found = spread([100 * record["test_accuracy"] for record in records if record], "mean and std")
     if found is None:

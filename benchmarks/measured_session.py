@@ -1,6 +1,9 @@
-"""The time of one ONNX file in one runtime, in a process of its own: `python -m benchmarks.measured_session FILE RUNTIME BATCH THREADS`.
+"""The time of one ONNX file in one runtime, in a process of its own.
 
-Imports no PyTorch: a measurement takes as long as what it measures. Prints milliseconds a call and a hash of the outputs.
+    python -m benchmarks.measured_session FILE RUNTIME BATCH THREADS
+
+Imports no PyTorch, so that a measurement takes no longer than what it measures. Prints milliseconds
+per call and a hash of the outputs.
 """
 
 import hashlib
@@ -35,7 +38,7 @@ def measured_in_a_process(file: Path, runtime: str, batch: int, threads: int) ->
 
 
 def _measured(file: Path, runtime: str, batch: int, threads: int) -> dict[str, object]:
-    """The median over the calls of some tenths of a second; the first call is not among them."""
+    """Return the median over the calls of some tenths of a second, without the first call."""
     run = {"onnxruntime": _onnxruntime, "openvino": _openvino}[runtime](file, threads)
     images = np.random.default_rng(0).integers(0, 256, (batch, *SHAPE), dtype=np.uint8)
     outputs = run(images)

@@ -1,7 +1,8 @@
-"""One training step of a method on a network, ready to be timed or to have its memory taken: the step that training runs.
+"""One training step of a method on a network, to be timed or to have its memory measured.
 
-Takes a network's name and a method's options; draws images and labels. Memory is what tensors allocate, not what the process holds: torch's profiler
-reports what the allocator hands out and takes back. It is the same in every run.
+It is the step that training runs. Takes a network's name and a method's options; draws images and
+labels. Memory is what tensors allocate, not what the process holds: torch's profiler reports what
+the allocator hands out and takes back. It is the same in every run.
 """
 
 import itertools
@@ -20,7 +21,7 @@ from pipeline.training.step import TrainingStep, seed_step
 IMAGE, NUM_CLASSES = (3, 32, 32), 10
 NOT_COUNTED = "bytes of torch's CPU allocator; a convolution library's own scratch memory is not in it"
 _FEW = 8
-"""Images of the step that only brings the momentum into being."""
+"""Number of images of the step that only creates the momentum."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class OutputErrors:
     labels: torch.Tensor
 
     def turn(self) -> None:
-        """One training step, as the loop makes it."""
+        """Run one training step, as the loop does."""
         self._turn(len(self.labels))
 
     def _turn(self, num_images: int) -> None:
@@ -42,9 +43,9 @@ class OutputErrors:
         self.step.update()
 
     def peak_bytes(self) -> dict[str, int]:
-        """What lives between steps, and with it the most that a step adds."""
+        """Return the bytes that live between steps, and with them the most that a step adds."""
         self._turn(_FEW)
-        self.step.optimiser.zero_grad(set_to_none=True)  # as the step would; freed before the profiler listens
+        self.step.optimiser.zero_grad(set_to_none=True)  # as the step would; freed before the profiler starts
         between = self._bytes_between_steps()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
             self.turn()
@@ -52,14 +53,15 @@ class OutputErrors:
         return {"peak": between + max(sums), "between_steps": between, "gradients": sums[-1]}
 
     def _bytes_between_steps(self) -> int:
-        """Weights, statistics and momentum."""
+        """Return the bytes of weights, statistics and momentum."""
         momentum = [state["momentum_buffer"] for state in self.step.optimiser.state.values()]
         held = (*self.step.graph.parameters(), *self.step.graph.buffers(), *momentum)
         return sum(value.numel() * value.element_size() for value in held)
 
 
 def measured_step(network: str, options: MethodOptions, batch_size: int, autocast: torch.dtype | None) -> OutputErrors:
-    """The step of a method on a network, on the CPU, in channels_last as training has it there."""
+    """Return the step of a method on a network, on the CPU, in channels_last as in training
+    there."""
     written = network_by_name(network, NUM_CLASSES, IMAGE[0])
     graph = trace(written, Normalise((128.0,) * 3, (64.0,) * 3), IMAGE, NUM_CLASSES)
     rewritten = method_from_options(options).rewrite(graph, torch.Generator().manual_seed(0))
@@ -72,7 +74,8 @@ def measured_step(network: str, options: MethodOptions, batch_size: int, autocas
 
 
 def _changes(profiled: profile) -> list[int]:
-    """What the allocator handed out (bytes, positive) and took back (negative), in the order of time."""
+    """Return what the allocator handed out (bytes, positive) and took back (negative), in order of
+    time."""
     profiler = profiled.profiler
     assert profiler is not None
     assert profiler.kineto_results is not None

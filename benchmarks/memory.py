@@ -1,9 +1,12 @@
-"""Peak memory of a training step, batch 128, of every method on ResNet-18 and ShuffleNetV2 (forms for small images), against batchnorm.
+"""Peak memory of a training step of every method, against batchnorm.
 
-    python -m benchmarks.memory [--batch 128] [--networks resnet18 shufflenetv2_x1_0] [--methods ...]
+    python -m benchmarks.memory [--batch 128] [--networks resnet18 shufflenetv2_x1_0]
+        [--methods ...]
 
-Allocated bytes, float32, CPU (`benchmarks/measured_step.py`); each method with its default options, weightnorm also without dropout. A pair that is
-refused is listed with the reason. Writes results/memory.json with the ratios and what the papers claim, and prints a table.
+Batch 128, on ResNet-18 and ShuffleNetV2 (forms for small images). Allocated bytes, float32, CPU
+(`benchmarks/measured_step.py`). Each method has its default options; weightnorm is also run without
+dropout. A pair that is refused is listed with the reason. Writes results/memory.json with the
+ratios and what the papers claim, and prints a table.
 """
 
 import argparse
@@ -21,11 +24,11 @@ from pipeline.reproduction.papers import TABLES, Row
 from pipeline.training.device import arithmetic
 
 NETWORKS = {"resnet18": "ResNet18", "shufflenetv2_x1_0": "ShuffleNetV2"}
-"""Name -> how MimicNorm's Table 1 calls it."""
+"""Name -> its name in MimicNorm's Table 1."""
 BASELINE, WITHOUT_DROPOUT = "batchnorm", "weightnorm-without-dropout"
 OPTIONS: dict[str, dict[str, object]] = {method: {"name": method} for method in METHODS}
 OPTIONS[WITHOUT_DROPOUT] = {"name": "weightnorm", "dropout": 0.0}
-"""By name; weightnorm has dropout by default, which keeps a mask and an output for each."""
+"""Options by name. weightnorm has dropout by default, which keeps a mask and an output for each."""
 OF_GAUR = {BASELINE: "batchnorm", WITHOUT_DROPOUT: "weight-norm", "weightnorm": "clip-dropout"}
 """Name -> row of Gaur et al., Table 7."""
 
@@ -63,7 +66,8 @@ def _with_ratios(measured: dict[str, Results]) -> dict[str, Results]:
 
 
 def _claims(network: str) -> list[Results]:
-    """What the papers print of this network: of the whole process, at other batches and image sizes."""
+    """Return what the papers print for this network: of the whole process, with other batches and
+    image sizes."""
     mimicnorm = [row for row in TABLES["mimicnorm-table1"].rows if row.cells[0] == NETWORKS[network] and not row.by_name_only]
     claims = [_claim("MimicNorm, Table 1: CIFAR-100, batch 256, nvidia-smi", {row.cells[1].lower(): row for row in mimicnorm})]
     if network == "resnet18":

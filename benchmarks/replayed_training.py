@@ -1,6 +1,7 @@
-"""Training on CUDA with the step replayed as one graph, against the same training launched kernel by kernel: the bits, and the time.
+"""Training on CUDA with a replayed step against launching kernel by kernel: bits and time.
 
-Takes a method, or a network; the data are random. `benchmarks.gpu_acceptance` calls it, where there is a GPU.
+Takes a method or a network; the data are random. `benchmarks.gpu_acceptance` calls it if there is a
+GPU.
 """
 
 import statistics
@@ -46,14 +47,17 @@ class RandomBatches:
 
 
 def random_batch(seed: int, size: int) -> Batch:
-    """Images and labels without a meaning."""
+    """Return random images and labels."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (size, *SHAPE), dtype=torch.uint8, generator=generator)
     return images, torch.randint(0, NUM_CLASSES, (size,), generator=generator)
 
 
 def different_tensors(method: str, device: str) -> dict[str, list[str]]:
-    """By setting, the weights and figures whose bits differ between the two ways to train; none where all is well."""
+    """Return, by setting, the weights and figures whose bits differ between the two ways to train.
+
+    The lists are empty if all is well.
+    """
     found = {}
     for precision, clip in SETTINGS:
         launched, replayed = (_trained(method, device, precision, clip, cuda_graphs=each) for each in (False, True))
@@ -64,7 +68,7 @@ def different_tensors(method: str, device: str) -> dict[str, list[str]]:
 
 
 def _trained(method: str, device: str, precision: str, clip: str, *, cuda_graphs: bool) -> Mapping[str, torch.Tensor]:
-    """What a short run leaves: the weights, and every epoch's figures."""
+    """Return what a short run leaves: the weights and every epoch's figures."""
     options = {"epochs": EPOCHS, "learning_rate": 0.01, "deterministic": True, "device": device, "precision": precision}
     config = _config("resnet20", method, options | {"clip": {"name": clip}, "cuda_graphs": cuda_graphs})
     network = training_graph(config, ImageFacts(SHAPE, NUM_CLASSES, (128.0,) * 3, (64.0,) * 3))
@@ -80,7 +84,10 @@ def _config(network: str, method: str, training: Mapping[str, Any]) -> Config:
 
 
 def seconds_a_step(network: str, method: str, device: str, rounds: int) -> dict[str, Any]:
-    """Median time of a training step of 128 images each way, in interleaved rounds, and how often the replayed one goes into the other."""
+    """Return the median time of a training step of 128 images each way, and the ratio.
+
+    The rounds are interleaved.
+    """
     ways = {"launched": _step(network, method, device, cuda_graphs=False), "replayed": _step(network, method, device, cuda_graphs=True)}
     batch = tuple(each.to(device) for each in random_batch(0, 128))
     rounds_of = [{name: _time(step, batch) for name, step in ways.items()} for _ in range(rounds)]

@@ -1,13 +1,14 @@
-"""Time and memory of a training step: czmig against batchnorm and nonorm, same network, batch and machine.
+"""Time and memory of a training step: czmig against batchnorm and nonorm.
 
     python -m benchmarks.training_step [--rounds 15] [--threads 2]
 
-The step is the one that training runs (`pipeline.training.step`): forward, backward, the method's rules, the optimiser.
-Rounds are interleaved: in each, every method makes a few steps in turn, and ratios are taken within the round, so that
-what else the machine does weighs on all alike. Writes results/training_step.json and prints a table.
+Same network, batch and machine. The step is the one that training runs (`pipeline.training.step`):
+forward, backward, the method's rules, the optimiser. Rounds are interleaved: in each, every method
+makes a few steps in turn, and ratios are taken within the round, so that other load on the machine
+affects all alike. Writes results/training_step.json and prints a table.
 
-Memory is what tensors allocate (`benchmarks/measured_step.py`): the peak over one step, with the weights and the momentum that live
-between steps.
+Memory is what tensors allocate (`benchmarks/measured_step.py`): the peak over one step, with the
+weights and the momentum that live between steps.
 """
 
 import argparse
@@ -68,7 +69,7 @@ def _measured(autocast: torch.dtype | None, num_rounds: int) -> Results:
 
 
 def _seconds(measured: OutputErrors) -> float:
-    """Per step, over one turn."""
+    """Return the seconds per step, over one turn."""
     started = time.perf_counter()
     for _ in range(STEPS_PER_TURN):
         measured.turn()

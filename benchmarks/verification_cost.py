@@ -1,7 +1,9 @@
-"""What verifying costs: time beside the bare forward passes of the same stages, and memory as the number of samples grows.
+"""What verifying costs: time against bare forward passes of the same stages, and memory.
 
-Run: python -m benchmarks.verification_cost. Time is that of this process's CPU, so that others on the machine do not count; memory is
-the peak of a process of its own, for each number of samples.
+    python -m benchmarks.verification_cost
+
+Time is CPU time of this process, so that other processes on the machine do not count. Memory is the
+peak of a process of its own for each number of samples, to show how it grows with that number.
 """
 
 import argparse
@@ -42,14 +44,15 @@ Open = Mapping[str, Callable[[], Runner]]
 
 
 def batches(number: int) -> Iterator[dict[str, Array]]:
-    """Synthetic images of CIFAR's shape, a batch at a time."""
+    """Yield synthetic images of CIFAR's shape, one batch at a time."""
     rng = np.random.default_rng(0)
     for start in range(0, number, BATCH):
         yield {"image": rng.integers(0, 256, (min(BATCH, number - start), 3, SIZE, SIZE), dtype=np.uint8)}
 
 
 def stages(folder: Path) -> Open:
-    """Training graph, folded graph, ONNX Runtime and the float64 evaluation of a ResNet-20."""
+    """Return the training graph, folded graph, ONNX Runtime and float64 evaluation of a
+    ResNet-20."""
     config = parse_config("{network: {name: resnet20}, method: {name: czmig}}")
     graph = training_graph(config, ImageFacts((3, SIZE, SIZE), 10, (128.0,) * 3, (64.0,) * 3)).graph
     folded = fold(graph)
@@ -96,7 +99,10 @@ def bare(open_: Callable[[], Runner], number: int) -> float:
 
 
 def time_beside_bare_passes(number: int) -> dict[str, object]:
-    """Rounds of bare passes and of verifying in turn, as others on the machine slow both down. Float64 is timed on a few images."""
+    """Time rounds of bare passes and of verifying in turn, because other load slows both down.
+
+    Float64 is timed on a few images.
+    """
     with tempfile.TemporaryDirectory() as folder:
         opens = stages(Path(folder))
         rounds = [one_round(opens, number) for _ in range(ROUNDS)]
@@ -120,7 +126,7 @@ def one_round(opens: Open, number: int) -> dict[str, float]:
 
 
 def peak_of(number: int) -> dict[str, object]:
-    """In a process of its own, which reads its samples from a file."""
+    """Measure the peak in a process of its own, which reads its samples from a file."""
     with tempfile.TemporaryDirectory() as name:
         onnx.save(network(trained_weights()), Path(name) / "model.onnx")
         np.savez(Path(name) / "samples.npz", image=images(FEW).repeat(number // FEW, axis=0))
@@ -130,7 +136,7 @@ def peak_of(number: int) -> dict[str, object]:
 
 
 def print_peak(folder: Path) -> None:
-    """A pair from files: the peak of this process, and of the largest of its host processes."""
+    """Print the peak of this process and of its largest host process, for a pair of files."""
     pair = PairRequest(reference=folder / "model.onnx", candidate=folder / "model.onnx", samples=str(folder / "samples.npz"), batch_size=BATCH)
     before = own_peak()
     verdict = verify_pair(pair)
@@ -139,7 +145,10 @@ def print_peak(folder: Path) -> None:
 
 
 def own_peak() -> int:
-    """In KiB; what getrusage says of a process includes what its parent had when it was started."""
+    """Return the peak in KiB.
+
+    getrusage is not used, because it includes what the parent had when the process was started.
+    """
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 
 

@@ -1,7 +1,12 @@
-"""Three verifiers on one corpus of planted faults and harmless changes: samegraph, Polygraphy's comparator, torch.onnx's verification.
+"""Three verifiers on one corpus of planted faults and harmless changes.
 
-Each as its own documentation uses it, and Polygraphy once more on our samples; all of it once more on networks whose logits are 2^10 times as large
-and as small. Needs `pip install polygraphy` beside the project. Run: python -m benchmarks.verifiers; python -m benchmarks.verifiers --table
+    python -m benchmarks.verifiers
+    python -m benchmarks.verifiers --table
+
+They are samegraph, Polygraphy's comparator and torch.onnx's verification, each used as its own
+documentation says, and Polygraphy also on our samples. Everything is repeated on networks whose
+logits are 2^10 times as large and as small. Needs `pip install polygraphy` in addition to the
+project.
 """
 
 import argparse
@@ -31,15 +36,16 @@ from deploy.verify.request import PairRequest
 from export.errors import UsageError
 
 SCALES = (0, 10, -10)
-"""Of the logits, as powers of two."""
+"""The scales of the logits, as powers of two."""
 FEW, MANY = 64, 10_000
 TORCH_MOST_ABSOLUTE, TORCH_MOST_RELATIVE = 5e-3, 1e-1
-"""From torch.onnx's exporter, which calls them arbitrary; it warns where they are reached."""
+"""Thresholds of torch.onnx's exporter, which calls them arbitrary; it warns when they are
+reached."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The reference and the samples, on the disk and in memory."""
+    """The reference and the samples, on disk and in memory."""
 
     folder: Path
     scale: int
@@ -57,7 +63,7 @@ class Bench:
 
 
 def samegraph(bench: Bench, candidate: Path, samples: np.ndarray) -> dict[str, object]:
-    """The derived budget; the place where there is one."""
+    """Return the verdict with the derived budget, and the place if there is one."""
     np.savez(bench.folder / "samples.npz", image=samples)
     try:
         verdict = verify_pair(PairRequest(reference=bench.reference, candidate=candidate, samples=str(bench.folder / "samples.npz"), batch_size=256))
@@ -69,7 +75,8 @@ def samegraph(bench: Bench, candidate: Path, samples: np.ndarray) -> dict[str, o
 
 
 def polygraphy(bench: Bench, candidate: Path, samples: np.ndarray | None) -> dict[str, object]:
-    """Its comparator with its own tolerance of 1e-5, on one random batch of its own, or on our samples."""
+    """Run its comparator with its own tolerance of 1e-5, on one random batch of its own or on our
+    samples."""
     from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
     from polygraphy.comparator import Comparator, CompareFunc
     from polygraphy.logger import G_LOGGER
@@ -83,7 +90,7 @@ def polygraphy(bench: Bench, candidate: Path, samples: np.ndarray | None) -> dic
 
 @cache
 def exported(scale: int) -> torch.onnx.ONNXProgram:
-    """The network in PyTorch, exported; the files that are verified take its model's place."""
+    """Return the network in PyTorch, exported; the files under test replace its model."""
     batch = torch.export.Dim("batch", min=1)
     example = torch.from_numpy(images(2))
     network_in_torch = Network(trained_weights(scale=2.0**scale))
@@ -93,9 +100,10 @@ def exported(scale: int) -> torch.onnx.ONNXProgram:
 
 
 def torch_onnx(bench: Bench, candidate: Path, samples: np.ndarray) -> dict[str, object]:
-    """What the exporter does under verify=True, on our samples: a warning beyond its two thresholds."""
+    """Do what the exporter does with verify=True, on our samples: warn beyond its two
+    thresholds."""
     program = exported(bench.scale)
-    program.release()  # or it would go on with the session of the model before
+    program.release()  # otherwise it would keep using the session of the earlier model
     program.model = onnx_ir.from_proto(onnx.load(candidate))
     found = verify_onnx_program(program, (torch.from_numpy(samples),))
     most = [(each.max_abs_diff, each.max_rel_diff) for each in found]
@@ -104,7 +112,10 @@ def torch_onnx(bench: Bench, candidate: Path, samples: np.ndarray) -> dict[str, 
 
 
 def quietly(run: Callable[[], dict[str, object]]) -> dict[str, object]:
-    """Without what the tools print. A tool that stops has said nothing about the outputs."""
+    """Run without the tools' own output.
+
+    A tool that stops has said nothing about the outputs.
+    """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
@@ -146,7 +157,11 @@ TOOLS = {"samegraph": "samegraph", "polygraphy": "Polygraphy", "polygraphy on th
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Markdown for docs/verifying.md: what each tool said of each case, at logits of the usual size, 2^10 times as large, 2^10 times as small."""
+    """Return the Markdown table for docs/verifying.md.
+
+    It shows what each tool said of each case, at logits of the usual size, 2^10 times as large, and
+    2^10 times as small.
+    """
     rows = {(each["case"], each["logits"]): each for each in result["rows"]}
     kinds = {each["case"]: each["kind"] for each in result["rows"]}
     lines = [f"| | {' | '.join(TOOLS.values())} |", f"|---|{'---|' * len(TOOLS)}"]
@@ -159,7 +174,8 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _said(found: Mapping[str, Any], tool: str) -> str:
-    """Right or wrong; where a fault was found and its place is known, whether that is right is said too."""
+    """Return right or wrong; if a fault was found and its place is known, also whether the place is
+    right."""
     said = found[tool]["found"]
     right = said is (found["kind"] != "harmless")
     if tool == "samegraph" and found["kind"] == "fault":

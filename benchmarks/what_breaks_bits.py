@@ -1,6 +1,9 @@
-"""Which changes to one convolution change its output's bits, and in what share of the values: the table of docs/principle.md.
+"""Which changes to one convolution change its output's bits, and in what share of the values.
 
-Run: python -m benchmarks.what_breaks_bits. Five draws of weights and inputs; writes results/what_breaks_bits.json.
+    python -m benchmarks.what_breaks_bits
+
+Makes the table of docs/principle.md. Uses five draws of weights and inputs. Writes
+results/what_breaks_bits.json.
 """
 
 from collections.abc import Callable
@@ -16,13 +19,13 @@ Change = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 
 
 def differing(pair: tuple[torch.Tensor, torch.Tensor]) -> float:
-    """The share of values whose bits differ."""
+    """Return the share of values whose bits differ."""
     one, other = (each.contiguous().view(torch.int32) for each in pair)
     return (one != other).float().mean().item()
 
 
 def changes(seed: int) -> dict[str, Change]:
-    """Each change as a pair of outputs: the plain convolution's, and the changed one's."""
+    """Return each change as a pair of outputs: the plain convolution's, and the changed one's."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:

@@ -1,1 +1,4 @@
-"""Measures two trees of this repository, before and after its files are restructured: bundles, walks through the code, what the tests catch."""
+"""Measures two trees of this repository, before and after its files are restructured.
+
+The measures are bundles, walks through the code, and what the tests catch.
+"""

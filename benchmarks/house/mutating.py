@@ -1,6 +1,8 @@
-"""Single changes to code: those a function allows, a random choice of them, and the same change in a tree whose files have moved.
+"""Single changes to code: the possible ones, a random choice, and the same change in another tree.
 
-Takes source text. A change is known by the function it is in and by the tokens of its line, never by a file or a line number. Knows nothing of tests.
+Takes source text. A change is known by the function it is in and by the tokens of its line, never
+by a file or a line number, so that it is found again after files have moved. Knows nothing of
+tests.
 """
 
 import ast
@@ -29,10 +31,10 @@ AREAS: dict[str, tuple[str, ...]] = {
     "bundle": ("export/bundle.py", "export/files.py", "pipeline/staging.py", "pipeline/stored_verdict.py"),
     "training loop": ("pipeline/training/loop.py", "pipeline/training/step.py", "pipeline/training/checkpoint.py"),
 }
-"""What is changed, by its place in the tree from which the changes are drawn."""
+"""The areas that are changed, by their place in the tree from which the changes are drawn."""
 
 _FEWEST_TOKENS = 6
-"""A shorter line says too little to find it again in a function of another name."""
+"""A shorter line says too little to be found again in a function of another name."""
 
 _PAIRS = (
     ("<", "<="),
@@ -59,7 +61,7 @@ Position = tuple[int, int]
 
 @dataclass(frozen=True)
 class Token:
-    """A word of a program."""
+    """A token of a program."""
 
     text: str
     start: Position
@@ -68,17 +70,17 @@ class Token:
 
 @dataclass(frozen=True)
 class Function:
-    """A function of a tree, with the words it consists of."""
+    """A function of a tree, with its tokens."""
 
     file: str
     name: str
-    """Qualified, as its code object has it."""
+    """The qualified name, as its code object has it."""
     node: ast.FunctionDef | ast.AsyncFunctionDef
     tokens: tuple[Token, ...]
 
     @property
     def digest(self) -> str:
-        """Equal for functions of the same words, however they are laid out."""
+        """A hash that is equal for functions of the same tokens, however they are laid out."""
         return hashlib.sha256("\0".join(token.text for token in self.tokens).encode()).hexdigest()[:16]
 
 
@@ -90,19 +92,19 @@ class Mutation:
     area: str
     kind: str
     file: str
-    """Where the function was when this was drawn; elsewhere it is found by its name."""
+    """The file of the function when this was drawn; elsewhere the function is found by its name."""
     function: str
     digest: str
-    """Of the function as it was."""
+    """The hash of the function as it was."""
     line: str
-    """For a reader."""
+    """The line, for a reader."""
     words: tuple[str, ...]
     """The tokens of that line."""
     occurrence: int
     """Which of the equal lines of the function it is, counted from 0."""
     first: int
     end: int
-    """Which of the words are replaced."""
+    """The end of the tokens that are replaced."""
     new: str
 
     @property
@@ -112,7 +114,7 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a change goes in a tree."""
+    """The place of a change in a tree."""
 
     function: Function
     start: Position
@@ -120,11 +122,11 @@ class Place:
 
 
 class NotPlacedError(Exception):
-    """A tree has no place, or no single one, for a change."""
+    """A tree has no place, or several places, for a change."""
 
 
 def functions_of(file: str, source: str) -> list[Function]:
-    """Every function and method of a file, inner ones too."""
+    """Return every function and method of a file, including inner ones."""
     tokens = _tokens(source)
     found = []
     for name, node in _definitions(ast.parse(source), ""):
@@ -152,7 +154,10 @@ def _tokens(source: str) -> list[Token]:
 
 
 def drawn(root: Path, number: int, seed: int) -> list[Mutation]:
-    """`number` changes, the same share of each area as far as it has them; the same changes for the same seed and sources."""
+    """Return `number` changes, with the same share from each area as far as it has them.
+
+    The same seed and sources give the same changes.
+    """
     lots = {area: [each for file in files for each in mutations_of(area, file, (root / file).read_text("utf-8"))] for area, files in AREAS.items()}
     generator = random.Random(seed)
     for lot in lots.values():
@@ -166,7 +171,7 @@ def drawn(root: Path, number: int, seed: int) -> list[Mutation]:
 
 
 def mutations_of(area: str, file: str, source: str) -> list[Mutation]:
-    """Every change that can be made to the functions of a file."""
+    """Return every change that can be made to the functions of a file."""
     lines, found = source.splitlines(), []
     for function in functions_of(file, source):
         for kind, first, end, new in _changes(function, source):
@@ -174,7 +179,7 @@ def mutations_of(area: str, file: str, source: str) -> list[Mutation]:
             on_line = [index for index, token in enumerate(function.tokens) if token.start[0] == row]
             words = tuple(function.tokens[index].text for index in on_line)
             if end - 1 > on_line[-1]:
-                continue  # over several lines
+                continue  # it extends over several lines
             occurrence = _matches(function.tokens, words).index(on_line[0])
             text, span = lines[row - 1].strip(), (first - on_line[0], end - on_line[0])
             found.append(Mutation(-1, area, kind, file, function.name, function.digest, text, words, occurrence, *span, new))
@@ -182,13 +187,13 @@ def mutations_of(area: str, file: str, source: str) -> list[Mutation]:
 
 
 def _matches(tokens: Sequence[Token], words: Sequence[str]) -> list[int]:
-    """Where in a function these words stand one behind the other."""
+    """Return where in a function these tokens follow one another."""
     texts, wanted = [token.text for token in tokens], list(words)
     return [start for start in range(len(texts) - len(wanted) + 1) if texts[start : start + len(wanted)] == wanted]
 
 
 Change = tuple[str, int, int, str]
-"""What kind it is, the first token that it replaces, the one behind the last, and what comes in their place."""
+"""The kind, the first token that is replaced, the one after the last, and the replacement."""
 
 
 def _changes(function: Function, source: str) -> Iterator[Change]:
@@ -223,7 +228,7 @@ def _of_operators(node: ast.AST, words: "_Words") -> Iterator[Change]:
 
 
 class _Words:
-    """The tokens of a function, found by the nodes of its tree."""
+    """The tokens of a function, found by the nodes of its syntax tree."""
 
     def __init__(self, function: Function, source: str) -> None:
         self._tokens, self._rows = function.tokens, source.splitlines()
@@ -240,12 +245,13 @@ class _Words:
         return self._at(node.end_lineno, node.end_col_offset)
 
     def span(self, start: Position, end: Position) -> tuple[int, int]:
-        """The first token between two positions, and the one behind the last."""
+        """Return the first token between two positions, and the one after the last."""
         inside = [index for index, token in enumerate(self._tokens) if start <= token.start and token.end <= end]
         return inside[0], inside[-1] + 1
 
     def operator(self, before: ast.expr, behind: ast.expr, kind: str) -> Iterator[Change]:
-        """The operator between two operands; parentheses may stand there too."""
+        """Yield a change of the operator between two operands; there may be parentheses around
+        it."""
         first, end = self.span(self.end(before), self.start(behind))
         while self._tokens[first].text == ")":
             first += 1
@@ -255,14 +261,17 @@ class _Words:
             yield kind, first, end, other
 
     def condition(self, test: ast.expr) -> Iterator[Change]:
-        """The opposite of a condition that stands in one line."""
+        """Yield the opposite of a condition that is on one line."""
         start, end = self.start(test), self.end(test)
         if start[0] == end[0] and not _is_turned_by_its_operator(test):
             yield "condition", *self.span(start, end), f"not ({self._rows[start[0] - 1][start[1] : end[1]]})"
 
 
 def _is_turned_by_its_operator(test: ast.expr) -> bool:
-    """Whether a change of its own operator, or of the constant that it is, is already what `not` would make of it."""
+    """Return whether another change already does what `not` would do.
+
+    That is a change of its own operator, or of the constant that it is.
+    """
     if isinstance(test, ast.Compare) and len(test.ops) == 1:
         return not isinstance(test.ops[0], ast.Lt | ast.LtE | ast.Gt | ast.GtE)
     return isinstance(test, ast.Constant) or (isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not))
@@ -279,13 +288,20 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def _is_path(node: ast.expr) -> bool:
-    """By its name; what is done to a path but "/" is an error at once, which any test catches."""
+    """Return whether a node is a path, by its name.
+
+    Any operation on a path except "/" is an error at once, which any test catches.
+    """
     name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
     return any(word in name for word in ("folder", "path", "parent"))
 
 
 def _mutable(node: ast.AST) -> Iterator[ast.AST]:
-    """The parts of a function that compute. Not: types, defaults, messages of errors, and inner functions, which are listed themselves."""
+    """Yield the parts of a function that compute.
+
+    These exclude types, defaults, messages of errors, and inner functions, which are listed
+    themselves.
+    """
     left_out = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Raise, ast.Assert, ast.JoinedStr)
     children: list[ast.AST] = [*node.body] if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else list(ast.iter_child_nodes(node))
     if isinstance(node, ast.AnnAssign):
@@ -293,7 +309,7 @@ def _mutable(node: ast.AST) -> Iterator[ast.AST]:
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass", "cast"):
         children = []
     elif isinstance(node, ast.arguments):
-        children = []  # of a lambda
+        children = []  # a lambda has no statements
     for child in children:
         if not isinstance(child, left_out):
             yield child
@@ -301,7 +317,10 @@ def _mutable(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def placed(functions: Sequence[Function], mutation: Mutation, renamed: Mapping[str, str] | None = None) -> Place:
-    """Where the same change goes in a tree: found by the function's name and the line, or by the line if only one function has it."""
+    """Return where the same change goes in a tree.
+
+    It is found by the function's name and the line, or by the line if only one function has it.
+    """
     name = (renamed or {}).get(mutation.function, mutation.function)
     of_that_name = [place for function in functions if function.name == name for place in _places(function, mutation)]
     if of_that_name:
@@ -325,7 +344,10 @@ def _places(function: Function, mutation: Mutation) -> list[Place]:
 
 
 def _only_one(places: Sequence[Place], mutation: Mutation) -> Place:
-    """The place to take of several: in the unchanged function, or in the same file. Lines of an inner function also belong to the outer one."""
+    """Return the one place of several: in the unchanged function, or in the same file.
+
+    Lines of an inner function also belong to the outer one.
+    """
     for wanted in (
         lambda place: place.function.digest == mutation.digest,
         lambda place: place.function.file == mutation.file,
@@ -341,7 +363,7 @@ def _only_one(places: Sequence[Place], mutation: Mutation) -> Place:
 
 
 def mutated(source: str, place: Place, new: str) -> str:
-    """The text with the change in it, which must be another program."""
+    """Return the text with the change in it, which must be a different program."""
     lines = source.splitlines(keepends=True)
     (row, start), (last_row, end) = place.start, place.end
     lines[row - 1 : last_row] = [lines[row - 1][:start] + new + lines[last_row - 1][end:]]

@@ -1,14 +1,19 @@
-"""Whether the tests catch as many single changes to the code after the files were restructured as before.
+"""Whether the tests catch as many single changes to the code after a restructuring as before.
 
-    python -m benchmarks.house.mutations draw --tree TREE --out MUTATIONS.json [--number 200] [--seed 0]
+    python -m benchmarks.house.mutations draw --tree TREE --out MUTATIONS.json
+        [--number 200] [--seed 0]
     python -m benchmarks.house.mutations map --tree TREE --out MAP.json [--only tests/FILE.py ...]
-    python -m benchmarks.house.mutations run --tree TREE --mutations MUTATIONS.json --map MAP.json --out RESULTS.jsonl [--only ID ...]
+    python -m benchmarks.house.mutations run --tree TREE --mutations MUTATIONS.json --map MAP.json
+        --out RESULTS.jsonl [--only ID ...]
     python -m benchmarks.house.mutations compare BEFORE.jsonl AFTER.jsonl
 
-`draw` writes changes to operators, constants and conditions, drawn from the tree before. `map` runs each test file by itself and writes which
-functions it runs, child processes included; each tree has its own. `run` makes one change after the other in a copy of the tree and runs the test
-files that run the changed function, fastest first, until one fails; running much longer than for the map is failing too. `compare` exits with 1 where
-a change that was caught before is not caught after. One process at a time; `map` and `run` take hours, and go on where they were stopped.
+`draw` writes changes to operators, constants and conditions, drawn from the tree before. `map` runs
+each test file by itself and writes which functions it runs, including those in child processes;
+each tree has its own map. `run` makes one change after the other in a copy of the tree and runs the
+test files that run the changed function, fastest first, until one fails. A run that takes much
+longer than for the map is a failure too. `compare` exits with 1 if a change that was caught before
+is not caught after. Only one process at a time; `map` and `run` take hours and continue where they
+were stopped.
 """
 
 import argparse
@@ -35,9 +40,11 @@ Status = Literal["caught", "escaped", "not placed"]
 
 _NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "runs", "*.egg-info")
 _SMALLEST_LIMIT, _SLOWER = 120, 4
-"""Tests may take so many seconds, and so many times what they took for the map; then they are taken to hang."""
+"""The least time limit in seconds, and how many times the time of the map tests may take. After
+that they count as hanging."""
 _BATCHES = (1, 3, 10)
-"""How many test files are run in a process: the first alone, for most changes are caught there, then ever more; the rest together."""
+"""How many test files are run in a process. The first is alone, because most changes are caught
+there; then come more at a time, and the rest together."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,12 +92,12 @@ def _draw(options: argparse.Namespace) -> int:
 
 
 def read_mutations(path: Path) -> list[Mutation]:
-    """What `draw` wrote."""
+    """Return what `draw` wrote."""
     return [Mutation(**{**each, "words": tuple(each["words"])}) for each in json.loads(path.read_bytes())["mutations"]]
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is read by a later call; never a half of it."""
+    """Write a file that a later call reads; it never holds half of the text."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
@@ -98,7 +105,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def copied(tree: Tree) -> Iterator[Tree]:
-    """A copy of a tree, in which files may be changed."""
+    """Yield a copy of a tree, in which files may be changed."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "tree").resolve()
         shutil.copytree(tree.root, root, ignore=_NOT_COPIED, symlinks=True)
@@ -110,7 +117,7 @@ class PytestRun:
     """How a run of test files ended."""
 
     code: int | None
-    """None where it was stopped because it took too long."""
+    """The exit code; None if the run was stopped because it took too long."""
     seconds: float
     output: str
 
@@ -119,7 +126,7 @@ def pytest_run(tree: Tree, files: Sequence[str], seconds: float, environment: Ma
     """Run test files of a tree, up to the first failure."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *files]
     started = time.monotonic()
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:  # not a pipe: what a test starts may keep that open
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:  # not a pipe: a process that a test starts may keep it open
         process = subprocess.Popen(
             command,
             cwd=tree.root,
@@ -136,7 +143,7 @@ def pytest_run(tree: Tree, files: Sequence[str], seconds: float, environment: Ma
             pass
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # with what the tests left running
+                os.killpg(process.pid, signal.SIGKILL)  # including what the tests left running
             process.wait()
         output.seek(0)
         return PytestRun(code, time.monotonic() - started, output.read())
@@ -161,11 +168,11 @@ def _map(options: argparse.Namespace) -> int:
 
 
 def mapped(tree: Tree, file: str, most_seconds: float = 7200) -> Json:
-    """Which functions a test file runs, how long that takes, and how it ends."""
+    """Return which functions a test file runs, how long that takes, and how it ends."""
     with tempfile.TemporaryDirectory() as folder:
         done = pytest_run(tree, [file], most_seconds, traced(tree, Path(folder)))
         functions = sorted({":".join(call.callee) for call in recorded_calls(Path(folder))})
-    if done.code != 0:  # tracing is slow, and some tests look at the time
+    if done.code != 0:  # tracing is slow, and some tests measure time
         done = pytest_run(tree, [file], most_seconds)
     return {"seconds": round(done.seconds, 2), "code": done.code, "functions": functions}
 
@@ -176,7 +183,7 @@ def _run(options: argparse.Namespace) -> int:
         raise SystemExit(f"{options.map} is the map of another tree; make one of this tree with map")
     renamed = json.loads(options.renamed.read_bytes()) if options.renamed else {}
     before = read_results(options.out) if options.out.exists() else []
-    _write_whole(options.out, "".join(json.dumps(line) + "\n" for line in before))  # without the half line that a kill may have left
+    _write_whole(options.out, "".join(json.dumps(line) + "\n" for line in before))  # without a half line that a kill may have left
     done = {line["id"] for line in before}
     wanted = [each for each in read_mutations(options.mutations) if each.id not in done and (not options.only or each.id in options.only)]
     with copied(tree) as copy:
@@ -196,7 +203,7 @@ def _name(tree: Tree, path: Path) -> str:
 def tried(
     tree: Tree, functions: Sequence[Function], mutation: Mutation, tests: Json, renamed: Mapping[str, str], patience: float | None = None
 ) -> Json:
-    """Make a change, run the tests that matter, take the change back, and say how it came out."""
+    """Make a change, run the tests that matter, undo the change, and return the result."""
     started = time.monotonic()
 
     def result(status: Status, by: str, place: str = "") -> Json:
@@ -223,13 +230,19 @@ def tried(
 
 
 def _replace(path: Path, source: str) -> None:
-    """Write a source file; its compiled form goes, because one of the same second and size would be taken for that of the new text."""
+    """Write a source file and remove its compiled form.
+
+    A compiled form of a file with the same second and size would be used for the new text.
+    """
     path.write_text(source, encoding="utf-8")
     Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
 
 
 def files_for(function: Function, tests: Json, patience: float | None = None) -> list[tuple[str, float]]:
-    """The test files that run a function and pass without a change, with the seconds that they took, fastest first."""
+    """Return the test files that run a function and pass without a change, fastest first.
+
+    Each has the seconds that it took.
+    """
     name = f"{function.file}:{function.name}"
     found = sorted((facts["seconds"], file) for file, facts in tests.items() if facts["code"] == 0 and name in facts["functions"])
     chosen: list[tuple[str, float]] = []
@@ -242,7 +255,7 @@ def files_for(function: Function, tests: Json, patience: float | None = None) ->
 
 
 def caught_by(tree: Tree, files: Sequence[tuple[str, float]]) -> str:
-    """The first test that fails, or an empty text."""
+    """Return the first test that fails, or an empty text."""
     left = list(files)
     for size in (*_BATCHES, len(left)):
         batch, left = left[:size], left[size:]
@@ -259,7 +272,7 @@ def caught_by(tree: Tree, files: Sequence[tuple[str, float]]) -> str:
 
 
 def read_results(path: Path) -> list[Json]:
-    """What `run` wrote; a line that was cut off is left out."""
+    """Return what `run` wrote; a line that was cut off is left out."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
@@ -272,7 +285,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def escapes(before: Sequence[Json], after: Sequence[Json]) -> list[str]:
-    """A line for each change that was caught before and is not known to be caught after."""
+    """Return a line for each change that was caught before and is not known to be caught after."""
     now = {each["id"]: each for each in after}
     lines = []
     for each in before:
@@ -285,7 +298,7 @@ def escapes(before: Sequence[Json], after: Sequence[Json]) -> list[str]:
 
 
 def table(before: Sequence[Json], after: Sequence[Json]) -> str:
-    """How many were caught, by area."""
+    """Return how many were caught, by area."""
     rows = ["| area | changes | caught before | caught after | not placed after |", "|---|--:|--:|--:|--:|"]
     for area in [*AREAS, ""]:
         old, new = ([each for each in found if not area or each["area"] == area] for found in (before, after))

@@ -1,11 +1,16 @@
-"""Whether two trees of this repository make the same bundles, and in what they differ: every method on some network, and imports.
+"""Whether two trees of this repository make the same bundles, and where they differ.
 
-    python -m benchmarks.house.same_bundles --before TREE --after TREE --out FILE.json [--cache FOLDER] [--work FOLDER] [--only CASE ...]
+    python -m benchmarks.house.same_bundles --before TREE --after TREE --out FILE.json
+        [--cache FOLDER] [--work FOLDER] [--only CASE ...]
 
-Each bundle is made by the tree's own commands in a process of its own. A bundle of the tree before is taken from the cache where the same sources
-made it of the same inputs on the same machine; one of the tree after is always made again. Files must be equal byte for byte, but for what the tables
-below name with its reason: times, versions, and wording, of which only the figures must be equal; what is worded differently is printed. Prints a
-table, writes FILE.json, and exits with 1 where anything differs, where a case could not be made, and where nothing was compared.
+Covers every method on some network, and imports. Each bundle is made by the tree's own commands in
+a process of its own. A bundle of the tree before comes from the cache if the same sources made it
+from the same inputs on the same machine; a bundle of the tree after is always made again.
+
+Files must be equal byte for byte, except for what the tables below name with a reason: times,
+versions, and wording, of which only the figures must be equal. Differences in wording are printed.
+Prints a table and writes FILE.json. Exits with 1 if anything differs, if a case could not be made,
+or if nothing was compared.
 """
 
 import argparse
@@ -47,10 +52,11 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     IMPORT_OWN: (("export", *_MY_NET, "--finetune", "1", "--out", "RUN"),),
     IMPORT_TORCHVISION: (("export", *_SHUFFLENET, "--set", "data.image_size=32", "--out", "RUN"),),
 }
-"""The words behind `pipeline`; TREE, CONFIG and RUN stand for paths."""
+"""The words after `pipeline`; TREE, CONFIG and RUN stand for paths."""
 
 OTHER_COMMANDS: tuple[tuple[str, Callable[[Tree], bool], tuple[tuple[str, ...], ...]], ...] = ()
-"""Of trees whose commands have other options: which of those above, whether it is such a tree, and the words there. None so far."""
+"""Commands of trees whose options differ: which of the commands above, whether a tree is such a
+tree, and its words. None so far."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Case:
     name: str
     command: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Where the command takes one: what it says beyond `SHORT`."""
+    """What the config says beyond `SHORT`, if the command takes one."""
 
 
 def _case(method: str | Mapping[str, Any], network: str, command: str = TRAIN_EXPORT, /, **training: Any) -> Case:
@@ -93,7 +99,8 @@ CASES = (
     Case("import of my_net:build", IMPORT_OWN),
     Case("import of torchvision:shufflenet_v2_x0_5", IMPORT_TORCHVISION),
 )
-"""Each method once; among them every kind of block, each option of training that leaves something in the bundle, and both ways to one."""
+"""Each method once. The cases include every kind of block, each option of training that leaves
+something in the bundle, and both ways to a bundle."""
 
 Keys = tuple[str, ...]
 """The keys on the way to a value; "[]" stands for any index, "*" for any key."""
@@ -122,7 +129,7 @@ VARYING: Mapping[str, Mapping[Keys, str]] = {
         ("[]", "peak_memory_bytes"): "what the process happened to hold, its libraries included",
     },
 }
-"""What may have any value, by the end of the file's name; it must be there in both trees."""
+"""Values that may differ, by the end of the file's name; they must exist in both trees."""
 
 WORDING: Mapping[str, Mapping[Keys, str]] = {
     "verification.json": {
@@ -135,33 +142,34 @@ WORDING: Mapping[str, Mapping[Keys, str]] = {
         ("not_foldable", "[]", "what"): "what a part does, in words",
     },
 }
-"""Text whose figures alone must be equal."""
+"""Text of which only the figures must be equal."""
 
 PROSE = ("report.html", "README.md")
-"""Files of text for people: their figures must be equal, but for times."""
+"""Text files for people: their figures must be equal, except for times."""
 
 DOCUMENTED: Mapping[tuple[str, Keys], str] = {}
-"""Values that a tree may have and the other not, or other ones, because CHANGELOG.md says so: (file, path) -> what it says.
-Nothing so far. Where a value of the config is here, its size in manifest.json is a line of its own."""
+"""Values that only one tree may have, or that may differ, because CHANGELOG.md says so: (file,
+path) -> what it says. Nothing so far. If a value of the config is listed here, its size in
+manifest.json is a line of its own."""
 
 TEXTS = (".json", ".jsonl", ".yaml", ".html", ".md")
 BYTES = ("certificate.json",)
-"""Text that must be equal byte for byte; so must be all that is no text, and labels.txt."""
+"""Text that must be equal byte for byte, like everything that is not text, and labels.txt."""
 
 Status = Literal["equal", "equal but for what varies", "equal but for wording", "DIFFERS"]
 
 
 @dataclass(frozen=True)
 class Found:
-    """How a file came out."""
+    """The result of comparing a file."""
 
     bundle: str
     file: str
     status: Status
     left_out: tuple[str, ...] = ()
-    """What differed and may."""
+    """What differed and may differ."""
     wording: tuple[tuple[str, str, str], ...] = ()
-    """Where, and how it is worded before and after."""
+    """The place, and the wording before and after."""
     differences: tuple[str, ...] = ()
 
 
@@ -198,29 +206,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def same(found: Sequence[Found]) -> bool:
-    """Whether something was compared and nothing differs."""
+    """Return whether something was compared and nothing differs."""
     return bool(found) and all(each.status != "DIFFERS" for each in found)
 
 
 class Workplace:
-    """A folder with the inputs of all cases, from which the commands are called, so that a bundle has no path of this machine in it."""
+    """A folder with the inputs of all cases, from which the commands are called.
+
+    So a bundle contains no path of this machine.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         write_inputs(folder / "inputs")
-        shutil.copy(folder / "inputs" / "my_net.py", folder)  # found there by name: it is the current folder of the commands
+        shutil.copy(folder / "inputs" / "my_net.py", folder)  # found by name: this is the current folder of the commands
         for case in CASES:
             (folder / f"{slug(case.name)}.yaml").write_text(yaml.safe_dump(config_of(case)), encoding="utf-8")
 
     def key_of(self, tree: Tree, case: Case) -> str:
-        """What a bundle depends on, as a hash: the tree's sources, the case, the inputs, the machine and its packages."""
+        """Return a hash of what a bundle depends on.
+
+        That is the tree's sources, the case, the inputs, the machine and its packages.
+        """
         inputs = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(self.folder.glob("inputs/**/*")) if path.is_file()]
         machine = {name: value for name, value in environment().items() if name not in ("date", "load")}
         made_by = json.dumps([tree.digest, config_of(case), commands_of(tree, case.command), inputs, machine], sort_keys=True)
         return hashlib.sha256(made_by.encode()).hexdigest()[:16]
 
     def bundle(self, tree: Tree, case: Case, target: Path | None, *, may_reuse: bool) -> Path:
-        """Make a bundle, or find it where it was made before."""
+        """Make a bundle, or find the one that was made before."""
         if may_reuse and target is not None and (target / "manifest.json").is_file():
             return target
         run = self.folder / "runs" / f"{slug(case.name)}-{len(list(self.folder.glob('runs/*')))}"
@@ -231,7 +245,7 @@ class Workplace:
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copytree(run / "bundle", beside)  # a bundle has its place in the cache only when it is whole
+        shutil.copytree(run / "bundle", beside)  # a bundle moves to its place in the cache only when it is complete
         beside.rename(target)
         shutil.rmtree(run)
         return target
@@ -247,17 +261,17 @@ class Workplace:
 
 
 def commands_of(tree: Tree, command: str) -> tuple[tuple[str, ...], ...]:
-    """The words of a command in this tree."""
+    """Return the words of a command in this tree."""
     return next((words for name, is_such, words in OTHER_COMMANDS if name == command and is_such(tree)), COMMANDS[command])
 
 
 def slug(name: str) -> str:
-    """A name as that of a file."""
+    """Return a name as the name of a file."""
     return re.sub(r"[^a-z0-9_-]+", "-", name)
 
 
 def config_of(case: Case) -> dict[str, Any]:
-    """The whole config of a case."""
+    """Return the whole config of a case."""
     config = {section: dict(values) for section, values in SHORT.items()}
     for section, values in case.config.items():
         config[section] = {**config.get(section, {}), **values}
@@ -285,14 +299,17 @@ def build(num_classes, in_channels):
 
 
 def write_inputs(folder: Path) -> None:
-    """What is imported: images of digits, gray and in colour, and two networks whose norms have statistics of their own. No tree has a part in it."""
+    """Write what is imported: images of digits, gray and in colour, and two networks.
+
+    The norms of the networks have statistics of their own. The inputs do not depend on a tree.
+    """
     folder.mkdir(parents=True)
     (folder / "my_net.py").write_text(MY_NET, encoding="utf-8")
     for name, mode, num_train, num_test in (("gray", "L", 40, 10), ("colour", "RGB", 12, 4)):
         _write_images(folder / name / "train", num_train, mode, first=0)
         _write_images(folder / name / "test", num_test, mode, first=100)
     namespace: dict[str, Any] = {}
-    exec(MY_NET, namespace)  # rather than imported: it must be found on no path of this process
+    exec(MY_NET, namespace)  # not imported: it must not be on a path of this process
     torch.manual_seed(0)
     _write_weights(folder / "my_net.safetensors", namespace["build"](10, 1))
     _write_weights(folder / "shufflenet.safetensors", torchvision.models.shufflenet_v2_x0_5(num_classes=10))
@@ -318,7 +335,7 @@ def _write_weights(path: Path, network: torch.nn.Module) -> None:
 
 
 def compared(name: str, before: Path, after: Path) -> list[Found]:
-    """Every file of two bundles."""
+    """Compare every file of two bundles."""
     one, other = _files(before), _files(after)
     found = []
     for file in sorted(one.keys() | other.keys()):
@@ -342,7 +359,8 @@ def _compared_file(name: str, file: str, before: Mapping[str, bytes], after: Map
         return _compared_prose(name, file, _with_names(file, before), _with_names(file, after))
     if file.endswith(TEXTS) and file not in BYTES:
         return _compared_values(name, file, _values(file, before), _values(file, after))
-    # A model says of which config it is by its hash: where the configs differ as documented, that hash may. Nothing else of it may.
+    # A model names its config by a hash: if the configs differ as documented, that hash may differ.
+    # Nothing else in it may.
     if file.endswith(".onnx") and DOCUMENTED and _without_config(before[file], before) == _without_config(after[file], after):
         return Found(name, file, "equal but for what varies", left_out=("the hash of training/config.yaml",))
     return Found(name, file, "DIFFERS", differences=(_first_byte(before[file], after[file]),))
@@ -363,7 +381,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _values(file: str, files: Mapping[str, bytes]) -> dict[Keys, object]:
-    """A file's values by their paths."""
+    """Return a file's values by their paths."""
     text = _with_names(file, files)
     if file.endswith(".yaml"):
         content = yaml.safe_load(text)
@@ -375,7 +393,10 @@ def _values(file: str, files: Mapping[str, bytes]) -> dict[Keys, object]:
 
 
 def _with_names(file: str, files: Mapping[str, bytes]) -> str:
-    """A file's text, in which the hashes of the bundle's other files are their names: each file is compared by itself."""
+    """Return a file's text, with the names of the bundle's other files in place of their hashes.
+
+    Each file is compared by itself.
+    """
     text = files[file].decode()
     for name, content in files.items():
         text = text.replace(_sha256(content), f"sha256 of {name}") if name != file else text
@@ -383,7 +404,7 @@ def _with_names(file: str, files: Mapping[str, bytes]) -> str:
 
 
 def _leaves(value: object, path: Keys = ()) -> Iterator[tuple[Keys, object]]:
-    """Every value with its path; of lists and objects those alone that are empty."""
+    """Yield every value with its path; of lists and objects only the empty ones."""
     items: Iterable[tuple[str, object]] = ()
     if isinstance(value, dict):
         items = [(str(key), each) for key, each in value.items()]
@@ -406,7 +427,7 @@ def _compared_values(name: str, file: str, before: Mapping[Keys, object], after:
             (left_out if documented else differences).append(f"{spoken}: only {'before' if path in before else 'after'}")
             continue
         one, other = before[path], after[path]
-        if repr(one) == repr(other):  # 1, 1.0 and True are three values here, and a float is equal only to itself
+        if repr(one) == repr(other):  # so that 1, 1.0 and True are three values, and a float equals only itself
             continue
         if _named(path, _of_file(VARYING, file)) or (file, path) in DOCUMENTED:
             left_out.append(spoken)
@@ -436,11 +457,11 @@ def _named(path: Keys, patterns: Mapping[Keys, str]) -> bool:
 _FIGURE = re.compile(r"\b[0-9a-f]{64}\b|(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)*(?:e[+-]?\d+)?")
 """A hash, a number or a version."""
 _VARYING_FIGURE = re.compile(r"[\d.,]+(?= (?:h|min|s|images per second|MiB)\b)")
-"""In prose: times, and the memory that the process held."""
+"""Figures in prose that vary: times, and the memory that the process held."""
 
 
 def _figures(text: str) -> list[str]:
-    """The numbers in a text, in their order."""
+    """Return the numbers in a text, in order."""
     return _FIGURE.findall(text)
 
 
@@ -455,7 +476,7 @@ def _compared_prose(name: str, file: str, before: str, after: str) -> Found:
 
 
 def _worded_differently(before: str, after: str) -> list[tuple[str, str]]:
-    """The pieces of text that differ; the tags of a page where its text is the same."""
+    """Return the pieces of text that differ; for a page with equal text, its tags."""
     for split in (lambda text: [each.strip() for each in re.split(r"<[^>]*>|\n", text) if each.strip()], str.splitlines):
         one, other = split(before), split(after)
         blocks = difflib.SequenceMatcher(a=one, b=other, autojunk=False).get_opcodes()
@@ -465,13 +486,13 @@ def _worded_differently(before: str, after: str) -> list[tuple[str, str]]:
 
 
 def table(found: Sequence[Found]) -> str:
-    """A line a file."""
+    """Return one line per file."""
     rows = ["| bundle | file | before and after |", "|---|---|---|"]
     return "\n".join([*rows, *(f"| {each.bundle} | {each.file} | {each.status} |" for each in found)])
 
 
 def told(found: Iterable[Found]) -> Iterator[str]:
-    """Every difference, and what is worded differently, each wording once."""
+    """Yield every difference, and each difference in wording once."""
     for each in found:
         for line in each.differences:
             yield f"DIFFERS: {each.bundle}: {each.file}: {line}"
@@ -480,7 +501,7 @@ def told(found: Iterable[Found]) -> Iterator[str]:
 
 
 def result(before: Tree, after: Tree, found: Sequence[Found]) -> dict[str, Any]:
-    """What is written."""
+    """Return what is written."""
     tables = {"varying": _spoken(VARYING), "wording": _spoken(WORDING)}
     files = [asdict(each) for each in found]
     return {"environment": environment(), "before": before.commit, "after": after.commit, "same": same(found), "may_differ": tables, "files": files}

@@ -1,6 +1,7 @@
-"""A tree of this repository, such as the one before a change and the one after: what it is made of, and how its own code is run.
+"""A tree of this repository: what it consists of, and how its own code is run.
 
-Takes a folder. What runs for a tree runs in a process of its own with the tree first on its path; where its code does not come from there, it fails.
+Takes a folder, such as the tree before or after a change. Code of a tree runs in a process of its
+own with the tree first on its path. It fails if the code does not come from there.
 """
 
 import hashlib
@@ -20,7 +21,10 @@ _WHERE = f"import {', '.join(PACKAGES)}; print(*(each.__file__ for each in ({', 
 
 @dataclass(frozen=True)
 class Call:
-    """That a function called another for the first time; each a file and a qualified name. None for a caller that is not of the tree."""
+    """The first call from one function to another; each is a file and a qualified name.
+
+    The caller is None if it does not belong to the tree.
+    """
 
     caller: tuple[str, str] | None
     callee: tuple[str, str]
@@ -34,7 +38,7 @@ class Tree:
 
     @classmethod
     def at(cls, folder: Path) -> "Tree":
-        """The tree in a folder, once its code was found to be what runs."""
+        """Return the tree in a folder, after checking that its code is what runs."""
         tree = cls(folder.resolve())
         with tempfile.TemporaryDirectory() as elsewhere:
             done = tree.python("-c", _WHERE, cwd=Path(elsewhere))
@@ -44,7 +48,7 @@ class Tree:
 
     @property
     def commit(self) -> str:
-        """The commit that is checked out, and whether the packages were changed since."""
+        """The commit that is checked out, and whether the packages have changed since."""
         changed = self._git("status", "--porcelain", "--", *PACKAGES)
         return self._git("rev-parse", "HEAD") + (" with changes" if changed else "")
 
@@ -53,12 +57,15 @@ class Tree:
 
     @property
     def sources(self) -> list[Path]:
-        """The Python files of the packages, in order."""
+        """Return the Python files of the packages, in order."""
         return sorted(path for package in PACKAGES for path in (self.root / package).rglob("*.py"))
 
     @property
     def digest(self) -> str:
-        """A hash of everything in the packages and of the configs: two trees with the same one run the same code."""
+        """A hash of everything in the packages and of the configs.
+
+        Two trees with the same hash run the same code.
+        """
         content = hashlib.sha256()
         for path in sorted(path for name in (*PACKAGES, "configs") for path in (self.root / name).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
@@ -66,25 +73,35 @@ class Tree:
         return content.hexdigest()
 
     def environment(self, more: Mapping[str, str] | None = None, *, path: Sequence[Path] = ()) -> dict[str, str]:
-        """The variables of a process that runs this tree: one thread, and no GPU, so that two runs have the same bits."""
+        """Return the variables of a process that runs this tree.
+
+        They select one thread and no GPU, so that two runs have the same bits.
+        """
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TRACED_", "PYTHON", "PYTEST_"))}
         ours = {"PYTHONPATH": os.pathsep.join(map(str, [*path, self.root])), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         return {**kept, **ours, **(more or {})}
 
     def python(self, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run Python with this tree first on its path; `cwd` must not hold packages of the same names."""
+        """Run Python with this tree first on its path; `cwd` must not hold packages of the same
+        names."""
         given = self.environment() if environment is None else environment
         return subprocess.run([sys.executable, *arguments], cwd=cwd, env=given, capture_output=True, text=True, errors="replace", check=False)
 
 
 def traced(tree: Tree, folder: Path, within: str | None = None) -> dict[str, str]:
-    """The variables under which every process, and those that it starts, writes the calls of the tree's functions into a folder."""
+    """Return the variables that make processes record the tree's calls in a folder.
+
+    This includes child processes.
+    """
     more = {"TRACED_TREE": str(tree.root), "TRACED_INTO": str(folder), **({"TRACED_WITHIN": within} if within else {})}
     return tree.environment(more, path=(TRACED,))
 
 
 def recorded_calls(folder: Path) -> list[Call]:
-    """What all traced processes wrote, in the order of time; the clock is the same for all processes of a machine."""
+    """Return what all traced processes wrote, in order of time.
+
+    All processes of a machine share one clock.
+    """
     lines: list[tuple[int, list[str] | None, list[str]]] = []
     for path in sorted(folder.glob("*.jsonl")):
         # A process that was killed may have left half a line at the end.

@@ -1,13 +1,18 @@
-"""How far a reader has to walk through the code to follow a run: files, changes of folder, returns to a folder, changes of package.
+"""How far a reader walks through the code to follow a run: files, changes of folder and package.
 
-    python -m benchmarks.house.walks --tree TREE [--out FILE.json] [--before FILE.json] [--show WALK] [--writer FILE:FUNCTION]
+    python -m benchmarks.house.walks --tree TREE [--out FILE.json] [--before FILE.json]
+        [--show WALK] [--writer FILE:FUNCTION]
 
-Four runs of the tree's own commands are traced, all threads and child processes, code that runs on import left out. A walk is the sequence of calls
-from function to function in the order in which each pair first occurs: the file of the caller, then the file of the called, repeats taken together.
-Methods are not stations of a walk, but what they call is; an inner function belongs to the outer one. `files` counts all files in which code ran.
-Of several definitions this one was taken because it comes close to the figures counted by hand. The result also has those of another one: every
-function and method at its first call, which moving code into classes does not improve. --before checks the targets (changes of package, half of the
-returns to a folder) and exits with 1 if one is missed.
+Four runs of the tree's own commands are traced, in all threads and child processes, without code
+that runs on import. A walk is the sequence of calls from function to function in the order in which
+each pair first occurs: the file of the caller, then the file of the called function, with repeats
+merged. Methods are not stations of a walk, but the functions they call are. An inner function
+belongs to the outer one. `files` counts all files in which code ran.
+
+Of several definitions this one was chosen because it is close to the figures counted by hand. The
+result also has those of another one: every function and method at its first call, which moving code
+into classes does not improve. --before checks the targets (changes of package, half of the returns
+to a folder) and exits with 1 if one is missed.
 """
 
 import argparse
@@ -29,35 +34,36 @@ SET = tuple(part for value in SHORT for part in ("--set", value))
 
 @dataclass(frozen=True)
 class Walk:
-    """A run to be traced, and what was counted by hand and is planned for it."""
+    """A run to be traced, with the figures counted by hand and the planned ones."""
 
     title: str
     command: tuple[str, ...]
-    """Of `pipeline`; TREE, RUN and REPORT stand for folders."""
+    """The words after `pipeline`; TREE, RUN and REPORT stand for folders."""
     exit_code: int
     by_hand: "Figures"
-    """As the plan of the change has them for the tree before it."""
+    """The figures of the plan, for the tree before the change."""
     most_packages: int
-    """Changes of package after the change, at most."""
+    """The most changes of package after the change."""
     from_writer: bool = False
-    """Whether only that is traced which happens inside of the function that writes a bundle's files."""
+    """Whether to trace only what happens inside the function that writes a bundle's files."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """How far a walk goes."""
+    """The length of a walk."""
 
     files: int
     folders: int
     """Changes of folder."""
     back: int
-    """Of these, back into a folder that the walk had left."""
+    """Changes of folder back into one that the walk had left."""
     packages: int
     """Changes between pipeline, export and deploy."""
 
 
-# Two files of one bundle that are not the same function: looking for the place at which they part is a part of that walk, and so is the report,
-# for the walk that was counted by hand goes into its folder.
+# The two files belong to one bundle but are not the same function. Looking for the place at which
+# they part is a part of that walk. So is the report, because the walk that was counted by hand goes
+# into its folder.
 _PAIR = ("--reference", "RUN/bundle/model.onnx", "--candidate", "RUN/bundle/model.exact.onnx", "--samples", "40", "--report", "REPORT/pair")
 WALKS = {
     "a": Walk("config -> trained checkpoint", ("train", "TREE/configs/quickstart.yaml", "--out", "RUN", *SET), 0, Figures(57, 67, 58, 18), 8),
@@ -65,10 +71,11 @@ WALKS = {
     "c": Walk("verify BUNDLE -> verdict and report", ("verify", "RUN/bundle", "--report", "REPORT/bundle"), 0, Figures(78, 122, 110, 81), 30),
     "d": Walk("verify --reference --candidate -> verdict", ("verify", *_PAIR), 3, Figures(47, 52, 46, 24), 10),
 }
-"""In this order: each needs what the one in front of it left."""
+"""The walks in this order, because each needs what the one before it left."""
 
 WRITERS = ("pipeline/staging.py:write_bundle_files", "pipeline/bundle/make.py:write_bundle_files")
-"""What writes a bundle's files: the first whose file is there. A tree of another shape adds a line, or names it with --writer."""
+"""What writes a bundle's files: the first entry whose file exists. A tree of another shape adds a
+line or names it with --writer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def writer_of(tree: Tree) -> str:
-    """What writes a bundle's files in this tree."""
+    """Return what writes a bundle's files in this tree."""
     here = [writer for writer in WRITERS if _defines(tree.root / writer.partition(":")[0], writer.partition(":")[2])]
     if not here:
         raise SystemExit(f"none of {', '.join(WRITERS)} is in {tree.root}; name what writes a bundle's files with --writer")
@@ -108,7 +115,7 @@ def _defines(path: Path, function: str) -> bool:
 
 
 def traced_walks(tree: Tree, writer: str) -> dict[str, list[Call]]:
-    """The calls of each walk."""
+    """Return the calls of each walk."""
     calls = {}
     with tempfile.TemporaryDirectory() as work:
         for name, walk in WALKS.items():
@@ -129,7 +136,10 @@ Station = tuple[str, str]
 
 
 def stations(calls: Iterable[Call]) -> list[Station]:
-    """Where a reader goes who follows each call between functions once: to the caller, to the called."""
+    """Return where a reader goes who follows each call between functions once.
+
+    The reader goes to the caller, then to the called function.
+    """
     seen: set[tuple[Station | None, Station]] = set()
     walked: list[Station] = []
     for call in calls:
@@ -142,22 +152,25 @@ def stations(calls: Iterable[Call]) -> list[Station]:
 
 
 def first_calls(calls: Iterable[Call]) -> list[Station]:
-    """Every function and every method, at its first call."""
+    """Return every function and every method, at its first call."""
     return list(dict.fromkeys(call.callee for call in calls))
 
 
 def outermost(station: Station) -> Station:
-    """The function that a function, lambda or comprehension stands in; some versions of Python make functions of comprehensions and some do not."""
+    """Return the function that contains a function, lambda or comprehension.
+
+    Some versions of Python make functions of comprehensions and some do not.
+    """
     return station[0], station[1].partition(".<locals>")[0]
 
 
 def is_function(station: Station) -> bool:
-    """Whether it is a function of a module, with a name; methods have a dot, lambdas a bracket."""
+    """Return whether it is a named function of a module; methods have a dot, lambdas a bracket."""
     return not set(station[1]) & {".", "<"}
 
 
 def figures(walked: Iterable[Station], calls: Iterable[Call]) -> Figures:
-    """How far it is."""
+    """Return how long a walk is."""
     folders = [str(Path(path).parent) for path, _ in walked]
     changes = [(before, after) for before, after in pairwise(folders) if before != after]
     been, back = set(folders[:1]), 0
@@ -173,7 +186,10 @@ def _package(folder: str) -> str:
 
 
 def shown(walked: Sequence[Station]) -> str:
-    """A line a file of the walk, with what of it is called; > for a new folder, < for one that the walk had left, = for the same one."""
+    """Return one line per file of the walk, with what is called in it.
+
+    The sign is > for a new folder, < for one that the walk had left, and = for the same one.
+    """
     lines: list[tuple[str, list[str]]] = []
     for path, function in walked:
         if not lines or lines[-1][0] != path:
@@ -192,7 +208,7 @@ def shown(walked: Sequence[Station]) -> str:
 
 
 def table(found: dict[str, Figures]) -> str:
-    """A line a walk; in brackets what was counted by hand in the tree before the change."""
+    """Return one line per walk; in brackets are the figures counted by hand in the tree before."""
     rows = ["| walk | files | changes of folder | back into one left | changes of package |", "|---|--:|--:|--:|--:|"]
     for name, walked in found.items():
         pairs = zip(asdict(walked).values(), asdict(WALKS[name].by_hand).values(), strict=True)
@@ -201,7 +217,7 @@ def table(found: dict[str, Figures]) -> str:
 
 
 def result(commit: str, found: dict[str, tuple[Figures, Figures]]) -> dict[str, Any]:
-    """What is written."""
+    """Return what is written."""
     walks = {
         name: {
             "title": WALKS[name].title,
@@ -216,7 +232,10 @@ def result(commit: str, found: dict[str, tuple[Figures, Figures]]) -> dict[str, 
 
 
 def missed_targets(before: dict[str, Any], found: dict[str, Figures]) -> list[str]:
-    """A line a target that is not met; the ways back are measured against those of the tree before, by the same script."""
+    """Return one line per missed target.
+
+    The ways back are compared with those of the tree before, measured by the same script.
+    """
     missed = []
     for name, walked in found.items():
         walk, most_back = WALKS[name], before["walks"][name]["back"] // 2

@@ -1,1 +1,1 @@
-"""A folder for the path of traced processes; see `sitecustomize`."""
+"""A folder for the import path of traced processes; see `sitecustomize`."""

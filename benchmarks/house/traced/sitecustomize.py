@@ -1,7 +1,9 @@
-"""Run by every Python process that has this folder on its path: records which function of a tree called which, each pair once.
+"""Run by every Python process that has this folder on its path: records calls between functions.
 
-Takes the tree in TRACED_TREE and a folder in TRACED_INTO, which gets a file a process; TRACED_WITHIN=FILE:FUNCTION records only what happens inside
-of that function. Knows nothing of what the pairs are for. Standard library alone, because it runs before anything else does.
+Each pair of functions of a tree is recorded once. Takes the tree in TRACED_TREE and a folder in
+TRACED_INTO, which gets one file per process. TRACED_WITHIN=FILE:FUNCTION records only what happens
+inside that function. Knows nothing about the use of the pairs. Uses only the standard library,
+because it runs before everything else.
 """
 
 import inspect
@@ -30,10 +32,10 @@ class _Recorder:
         self._tree = f"{tree}{os.sep}"
         self._ours = tuple(f"{self._tree}{package}{os.sep}" for package in ("pipeline", "export", "deploy"))
         self._within, self._inside = within, 0
-        self._known: dict[int, tuple[CodeType, int, Place]] = {}  # by id, and the code itself with it: an id is used again once its owner is gone
+        self._known: dict[int, tuple[CodeType, int, Place]] = {}  # by id, with the code itself: an id is used again once its owner is gone
         self._seen: set[tuple[Place | None, Place]] = set()
         self._stack = _Stack()
-        # Each line is written at once: some processes are killed by their owners.
+        # Each line is written at once, because some processes are killed by their owners.
         self._file = os.open(f"{folder}/{os.getpid()}-{time.monotonic_ns()}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:
@@ -50,12 +52,12 @@ class _Recorder:
 
     def _met(self, frame: FrameType) -> tuple[CodeType, int, Place]:
         code = frame.f_code
-        ours = code.co_filename.startswith(self._ours) and code.co_filename.endswith(".py")  # templates become code too
+        ours = code.co_filename.startswith(self._ours) and code.co_filename.endswith(".py")  # templates become code objects too
         if not ours:
             kind = 0
         elif code.co_flags & inspect.CO_OPTIMIZED:
             kind = _FUNCTION
-        else:  # bodies of modules and classes; the module that was started lasts as long as the process and imports nothing
+        else:  # bodies of modules and classes; the started module lasts as long as the process and imports nothing
             kind = 0 if frame.f_globals.get("__name__") == "__main__" else _IMPORT
         place = (code.co_filename.removeprefix(self._tree), code.co_qualname)
         self._known[id(code)] = code, kind, place

@@ -173,7 +173,10 @@ def test_where_the_report_cannot_be_is_said_before_anything_is_compared(verify: 
         (["--reference", "a.onnx", "--candidate", "b.onnx", "--size", "n=0"], "--size n=0 is not a size; give a whole number of at least 1"),
         (["--reference", "a.onnx", "--candidate", "b.onnx", "--map", "a=c", "--map", "b=c"], "--map names 'c' twice on one side"),
         (["--reference", "a.onnx", "--candidate", "b.onnx", "--map", "a=c", "--map", "a=d"], "--map names 'a' twice on one side"),
-        (["--reference", "a.onnx", "--candidate", "b.pt2", "--runtime", "openvino-cpu"], "the runtime of an ONNX candidate, and b.pt2 is not one; drop it"),
+        (
+            ["--reference", "a.onnx", "--candidate", "b.pt2", "--runtime", "openvino-cpu"],
+            "the runtime of an ONNX candidate, and b.pt2 is not one; drop it",
+        ),
         (
             ["--reference", "a.onnx", "--candidate", "b.onnx", "--precision", "float16", "--atol", "1"],
             "--precision is what the derived budget is scaled by",

@@ -1,4 +1,7 @@
-"""What pyproject.toml cannot say: configs/ stands at the top of the repository, and is installed inside the package that reads it."""
+"""Packaging that pyproject.toml cannot express: where configs/ is installed.
+
+It is at the top of the repository and is installed inside the package that reads it.
+"""
 
 from setuptools import find_packages, setup
 

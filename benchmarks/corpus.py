@@ -180,7 +180,7 @@ class Case:
         return network(changed, self.steps)
 
 
-# ---- folds ----------------------------------------------------------------------------------------------
+# ---- folds ---------------------------------------------------------------------------------------
 
 
 def folded(epsilon: float = EPSILON, *, variance: float = 1.0, bias_of_the_convolution: bool = True) -> dict[str, Step]:
@@ -197,7 +197,7 @@ def folded(epsilon: float = EPSILON, *, variance: float = 1.0, bias_of_the_convo
     return {"conv1": lambda g: None, "norm1": step}
 
 
-# ---- planted faults ----------------------------------------------------------------------------------------------
+# ---- planted faults ------------------------------------------------------------------------------
 
 
 def batch_statistics(g: Graph) -> None:
@@ -332,7 +332,7 @@ UNCOMPARABLE = (
 """Cases that cannot be compared as they are, and so must not pass."""
 
 
-# ---- harmless changes ----------------------------------------------------------------------------------------------
+# ---- harmless changes ----------------------------------------------------------------------------
 
 
 def sums_in_another_order(g: Graph) -> None:

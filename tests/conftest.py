@@ -1,7 +1,8 @@
-"""One short run of the quickstart for all tests that need a bundle; each test gets a copy that it may damage.
+"""One short run of the quickstart for all tests that need a bundle.
 
-The tests are of what every machine can do, and must not come out otherwise where there is a GPU: it is hidden from them. What needs one is in
-benchmarks.gpu_acceptance, which a test runs where there is one.
+Each test gets a copy that it may damage. The tests cover what every machine can do and must not
+depend on a GPU, so the GPU is hidden from them. What needs one is in benchmarks.gpu_acceptance,
+which a test runs if there is one.
 """
 
 import os
@@ -27,7 +28,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 @pytest.fixture(scope="session", autouse=True)
 def operators_read_once() -> Iterator[None]:
-    """For each file torch.onnx reads the sources of five hundred operators anew, as long as it takes to write a small one; here it does so once."""
+    """Read the sources of torch.onnx's five hundred operators once.
+
+    torch.onnx reads them again for each file, which takes as long as writing a small file.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
         yield
@@ -45,7 +49,7 @@ def exported_files(made_once: MadeOnce) -> ExportedFiles:
 
 @pytest.fixture(scope="session")
 def finished_run(made_once: MadeOnce) -> Path:
-    """A run folder with a bundle that passed. Not to be changed."""
+    """A run folder with a bundle that passed. Do not change it."""
 
     def make(folder: Path) -> None:
         outcome = run.carry_out(TrainExportRequest(config=load_config(QUICKSTART, SHORT), folder=RunFolder(folder)), Console())

@@ -1,4 +1,4 @@
-"""The rules that can be read off the sources: which way imports run, and that every module says what it is for."""
+"""The rules that the sources show: the direction of imports, and a docstring for every module."""
 
 import ast
 import graphlib
@@ -12,12 +12,13 @@ ROOT = Path(__file__).parents[1]
 OURS = ("pipeline", "export", "deploy")
 SOURCES = [path.relative_to(ROOT) for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 OF_EXPORT_FOR_DEPLOY = ("errors", "files", "bundle", "interruption", "tensorrt")
-"""What of `export` needs no torch."""
+"""The part of `export` that needs no torch."""
 PIPELINE = (
     *("config", "run_folder", "data", "networks", "graph", "methods", "training", "training_graph", "progress", "exact_training"),
     *("bundle", "run_verification", "run_request", "importing", "plan", "run", "reproduction", "cli"),
 )
-"""The rooms of `pipeline`, each of which may import those before it. Only the command line imports `reproduction`."""
+"""The rooms of `pipeline`; each may import those before it. Only the command line imports
+`reproduction`."""
 DEPLOY = {
     "runners": (),
     "compare": ("runners",),
@@ -38,7 +39,8 @@ SAME_NAME = {
 }
 """The only file names that occur more than once, and why."""
 PARTICIPLES = frozenset(("known", "given", "kept", "found", "held", "read", "made", "built", "shown", "chosen", "written", "left", "run"))
-"""With all that end in -ed: class names of one word that say what was done to a thing, not what it is."""
+"""In addition to names that end in -ed: class names of one word that say what was done to a thing,
+not what it is."""
 
 
 def modules() -> frozenset[str]:
@@ -51,7 +53,7 @@ def _dotted(path: Path) -> str:
 
 
 def imported(tree: ast.AST, package: str, known: frozenset[str]) -> Iterator[str]:
-    """Every module of ours that a module imports, wherever in it the import stands."""
+    """Return every module of ours that a module imports, wherever the import is."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -64,7 +66,7 @@ def imported(tree: ast.AST, package: str, known: frozenset[str]) -> Iterator[str
 
 
 def may_import(importer: str, name: str) -> bool:
-    """Whether one module of ours may import another; both dotted."""
+    """Return whether one module of ours may import another; both names are dotted."""
     (package, room), (other, other_room) = (_room(each) for each in (importer, name))
     if package == "export":
         return other == "export"
@@ -186,7 +188,10 @@ def circle(imports: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def _folder(name: str) -> str:
-    """The folder that a module is in; a module beside the rooms of its package is a room by itself."""
+    """Return the folder that a module is in.
+
+    A module next to the rooms of its package is a room by itself.
+    """
     path = ROOT / name.replace(".", "/")
     if path.is_dir() or name.count(".") < 2:
         return name

@@ -1,4 +1,7 @@
-"""An installed package is complete: a wheel is built from the sources, installed where no checkout is, and used from there."""
+"""An installed package is complete.
+
+A wheel is built from the sources, installed where there is no checkout, and used from there.
+"""
 
 import json
 import os
@@ -33,7 +36,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of an environment with the wheel in it; what the wheel needs is taken from the environment of the tests."""
+    """Yield the bin folder of an environment with the wheel in it.
+
+    Its requirements are taken from the environment of the tests.
+    """
     environment = _environment(tmp_path_factory.mktemp("installed"), wheel)
     (_packages_of(environment) / "of_the_tests.pth").write_text(PACKAGES + "\n")  # as a plain folder: an editable samegraph in it stays out
     return environment / "bin"
@@ -41,7 +47,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def without_torch(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of an environment that holds the wheel and what it needs without any extra, and nothing else."""
+    """Yield the bin folder of an environment with the wheel, its requirements without extras, and
+    no more."""
     environment = _environment(tmp_path_factory.mktemp("base"), wheel)
     (own,) = metadata.distributions(name="samegraph", path=[str(_packages_of(environment))])
     for name in _needed(own):
@@ -61,7 +68,7 @@ def _packages_of(environment: Path) -> Path:
 
 
 def _needed(distribution: metadata.Distribution) -> set[str]:
-    """The distributions that one needs without its extras, and what those need."""
+    """Return the distributions that one needs without its extras, and what those need."""
     found: set[str] = set()
     left = [distribution]
     while left:
@@ -90,7 +97,10 @@ def _pip(*arguments: object) -> None:
 
 
 def run(program: Path, *arguments: object, cwd: Path, code: int = 0) -> str:
-    """What a program of the environment prints, run outside the checkout; where it fails as it should, its complaint."""
+    """Return what a program of the environment prints, run outside the checkout.
+
+    Where it fails as it should, return its error.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [str(program), *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=180)

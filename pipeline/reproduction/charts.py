@@ -117,7 +117,7 @@ def _points_of_curve(result: Result, groups: Sequence[Group], curve: str) -> Ser
     return Series(plain.label, plain.xs, plain.middle, plain.low, plain.high, beside, lost)
 
 
-# ---- from a chart to a sheet ------------------------------------------------------------------
+# ---- from a chart to a sheet ---------------------------------------------------------------------
 
 
 def sheet_of(chart: Chart) -> Sheet:

@@ -1,4 +1,7 @@
-"""The chain's script, on the smallest network: every link that can run here is in its rows, with its figures."""
+"""The chain's script, on the smallest network.
+
+Every link that can run here is in its rows, with its figures.
+"""
 
 import pytest
 import torch

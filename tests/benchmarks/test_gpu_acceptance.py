@@ -1,6 +1,7 @@
-"""The acceptance script as far as it goes without a GPU: what it says of what is not here, and that no failure loses what was found.
+"""The acceptance script, as far as it goes without a GPU.
 
-What is measured here is ONNX Runtime on the CPU in the place of the runtimes that it is for; no figure of it is kept.
+It reports what is not available, and no failure loses earlier results. ONNX Runtime on the CPU is
+measured here in place of the runtimes that it is for; none of its figures are kept.
 """
 
 import json
@@ -54,7 +55,7 @@ def test_without_a_gpu_it_runs_what_it_can_and_names_the_rest(tmp_path: Path, ca
 @pytest.mark.slow
 @pytest.mark.skipif(nvidia_driver() is None, reason="not run: there is no driver of NVIDIA's here")
 def test_on_a_gpu_all_that_can_run_holds(tmp_path: Path) -> None:
-    """With the GPU that conftest.py hides from all other tests."""
+    """Restore the GPU that conftest.py hides from all other tests."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-m", "benchmarks.gpu_acceptance", *SHORT, "--out", str(tmp_path / "result.json")]
     done = subprocess.run(command, env=environment, cwd=Path(gpu_acceptance.__file__).parents[1], capture_output=True, text=True, check=False)
@@ -64,7 +65,8 @@ def test_on_a_gpu_all_that_can_run_holds(tmp_path: Path) -> None:
 
 
 def test_replayed_training_is_compared_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU, where both ways are one: nothing differs, until one of them trains at another rate."""
+    """On the CPU both ways are the same, so nothing differs until one of them trains at another
+    rate."""
     monkeypatch.setattr(replayed_training, "SETTINGS", (("float32", "none"),))
     assert replayed_training.different_tensors("czmig", "cpu") == {"float32, clip none": []}
     config = replayed_training._config
@@ -79,11 +81,14 @@ def test_replayed_training_is_compared_bit_by_bit(monkeypatch: pytest.MonkeyPatc
 
 
 class BrokenError(Exception):
-    """What a runtime may raise."""
+    """The errors that a runtime may raise."""
 
 
 def on_the_cpu(forms: Any, held: ExitStack, part: Part) -> Iterator[Contestant]:
-    """Contestants in the place of those on a GPU: sound ones in float32 and in exact, and one that breaks in the second round."""
+    """Contestants in place of those on a GPU.
+
+    Sound ones in float32 and in exact, and one that breaks in the second round.
+    """
     forms_in_both: tuple[EnginePrecision, ...] = ("float32", "exact")
     for form in forms_in_both:
         yield Contestant(form, "torch", gpu_acceptance._torch(forms, form, compiled=False, device="cpu"))
@@ -130,7 +135,7 @@ def test_pytorch_is_asked_for_true_float32_and_without_cudnn_for_the_exact_form(
 
     class Looks(torch.nn.Module):
         def forward(self, image: torch.Tensor) -> torch.Tensor:
-            # Reading them is what torch.compile does; it is an error where the flags contradict each other.
+            # torch.compile reads them too; this is an error if the flags contradict each other.
             seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.enabled))
             return torch.zeros(len(image), 10)
 
@@ -159,7 +164,7 @@ def test_other_bits_in_the_exact_form_fail(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_was_found_is_on_the_disk_before_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever ends the process: the file has all steps but the last."""
+    """Whatever ends the process, the file has all steps but the last."""
 
     def killed(part: Part, options: Any) -> None:
         part.found["links"] = ["found"]

@@ -1,4 +1,5 @@
-"""The figures that docs/exact.md states are those of the result files, and the targets that those name are met."""
+"""The figures in docs/exact.md are those of the result files, and the targets named there are
+met."""
 
 import json
 import re
@@ -16,7 +17,7 @@ def result(name: str) -> Any:
 
 
 def rows_of(section: str) -> list[list[str]]:
-    """The table below a heading of docs/exact.md, without its head."""
+    """Return the table below a heading of docs/exact.md, without its head."""
     text = (ROOT / "docs" / "exact.md").read_text(encoding="utf-8").split(f"## {section}\n")[1].split("\n## ")[0]
     lines = re.findall(r"^\| (.+) \|$", text, flags=re.MULTILINE)
     return [line.split(" | ") for line in lines[1:]]

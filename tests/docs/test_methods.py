@@ -1,4 +1,4 @@
-"""The memory that docs/methods.md states is that of the result file."""
+"""The memory figures in docs/methods.md are those of the result file."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The figure that docs/principle.md states of the chain's errors is that of the result file."""
+"""The figure in docs/principle.md for the chain's errors is that of the result file."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The README's commands run, in their order, in a folder that holds what the README says it holds."""
+"""The README's commands run, in their order, in a folder with the files that the README names."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def write_named_files(folder: Path) -> list[str]:
 
 
 def write_pets(folder: Path) -> None:
-    """Two classes that can be told apart: dark and bright noise."""
+    """Write two classes that are easy to tell apart: dark and bright noise."""
     generator = np.random.default_rng(0)
     for split, number in (("train", 64), ("test", 8)):
         for name, base in (("cat", 40), ("dog", 180)):
@@ -92,7 +92,10 @@ def test_the_two_commands_at_the_top_are_in_the_makefile() -> None:
 
 
 def test_the_run_at_the_top_ends_in_the_form_in_which_runs_end(finished_run: Path) -> None:
-    """Each link in its order and with its kind of figure; the figures differ from machine to machine, and whether engines can be run too."""
+    """Check each link in its order and with its kind of figure.
+
+    The figures differ from machine to machine, and so does whether engines can run.
+    """
     shown = re.findall(r"^    (.+ -> .+?): (passed|not run)[,:] (.+)$", README, flags=re.MULTILINE)
     links = json.loads((finished_run / "bundle" / "verification.json").read_text(encoding="utf-8"))["links"]
     assert len(shown) == len(links)
@@ -141,7 +144,7 @@ def test_the_methods_are_those_of_the_table() -> None:
 def test_the_readme_of_a_bundle_says_what_to_feed_and_how_to_verify(
     data: dict[str, object], shape: tuple[int, int, int], network: str, words: tuple[str, ...]
 ) -> None:
-    """Of a graph that is not looked at: the card is written from the config and the shapes alone."""
+    """The graph is not read: the card is written from the config and the shapes alone."""
     config = parse_config({"data": data, "network": {"name": network}, "method": {"name": "nonorm"}})
     pixels = torch.zeros((1, *shape), dtype=torch.uint8)
     test = Split(MemoryImages(pixels), torch.zeros(1, dtype=torch.int64), torch.device("cpu"))

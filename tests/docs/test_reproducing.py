@@ -1,4 +1,8 @@
-"""What docs/reproducing.md states: figures are those of the result files and reach the targets named there; the tables are those there are."""
+"""The statements of docs/reproducing.md: figures, targets and tables.
+
+Figures are those of the result files and reach the targets named there, and the tables are the
+existing ones.
+"""
 
 import json
 import re
@@ -21,7 +25,7 @@ def result(name: str) -> Any:
 
 
 def rows_below(start: str) -> list[list[str]]:
-    """The table of the paragraph that starts so, without its head."""
+    """Return the table of the paragraph that starts with this text, without its head."""
     part = SECTION.split(f"**{start}")[1].split("\n**")[0]
     return [line.split(" | ") for line in re.findall(r"^\| (.+) \|$", part, flags=re.MULTILINE)[2:]]
 

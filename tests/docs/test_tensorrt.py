@@ -1,4 +1,7 @@
-"""The figures that docs/tensorrt.md states of an H200 are those of the result file, and what it says beside them is what the file says."""
+"""The figures in docs/tensorrt.md for an H200 are those of the result file.
+
+So is the text next to them.
+"""
 
 import json
 import re

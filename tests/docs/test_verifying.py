@@ -1,4 +1,4 @@
-"""What docs/verifying.md says of measurements is what the result files hold."""
+"""The measurements in docs/verifying.md are those of the result files."""
 
 import json
 from pathlib import Path

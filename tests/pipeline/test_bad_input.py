@@ -1,4 +1,7 @@
-"""What cannot be trained is said in one line, with exit code 2, before anything is trained or written."""
+"""Input that cannot be trained on gives one line and exit code 2.
+
+This happens before anything is trained or written.
+"""
 
 from pathlib import Path
 
@@ -12,7 +15,7 @@ MIXED = "training.mixup={alpha: 1}"
 
 
 def folders(root: Path, *classes: str) -> None:
-    """An image folder with two images of each class in either split."""
+    """Write an image folder with two images of each class in either split."""
     for split in ("train", "test"):
         (root / split).mkdir(parents=True)
         for name in classes:

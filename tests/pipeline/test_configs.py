@@ -1,4 +1,7 @@
-"""Every config that is published becomes a training graph: the method takes the network, and mixup finds its places."""
+"""Every published config becomes a training graph.
+
+The method accepts the network, and mixup finds its places.
+"""
 
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from pipeline.training_graph import ImageFacts, training_graph
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 IMAGES = {"cifar10": (10, 32), "cifar100": (100, 32), "svhn": (10, 32), "imagenet": (1000, 224)}
-"""By folder: the number of classes, and how wide images are."""
+"""By folder: the number of classes, and the width of images."""
 FILES = sorted(path for folder in IMAGES for path in (CONFIGS / folder).glob("*.yaml"))
 
 
@@ -37,7 +40,8 @@ def test_every_folder_is_one_of_a_data_set() -> None:
 
 @pytest.fixture
 def no_initial_weights_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a network draws for itself takes longer than all the rest, and methods draw anew."""
+    """Skip the network's own draws: they take longer than everything else, and methods draw
+    again."""
     for name in ("kaiming_uniform_", "kaiming_normal_", "normal_", "uniform_", "trunc_normal_"):
         monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor.detach().zero_())
 

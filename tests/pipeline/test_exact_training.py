@@ -1,4 +1,7 @@
-"""The exact stage works on a copy: it trains what goes onto the grid, and leaves the trained graph as it is."""
+"""The exact stage works on a copy.
+
+It trains the graph that goes onto the grid, and leaves the trained graph as it is.
+"""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""A plan decides and refuses everything, and touches nothing; what is carried out is what was planned."""
+"""A plan decides and refuses everything and touches nothing; what is carried out is what was
+planned."""
 
 import json
 import shutil
@@ -53,7 +54,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def planned(capfd: Capture, tmp_path: Path, *arguments: object) -> dict[str, str]:
-    """The lines of a dry run that succeeds and leaves everything as it was."""
+    """Return the lines of a dry run that succeeds and leaves everything as it was."""
     before = content_of(tmp_path)
     done = pipeline(capfd, *arguments, "--dry-run")
     assert done.code == 0, done.err
@@ -95,7 +96,7 @@ def test_of_training_alone(tmp_path: Path, capfd: Capture) -> None:
     [("--resume", "continuing from {}, after step 66"), ("--fresh", "from scratch, which replaces the existing run"), (None, None)],
 )
 def test_of_a_run_that_is_there(run: Path, tmp_path: Path, capfd: Capture, option: str | None, weights: str | None) -> None:
-    """Neither option goes on where there is a run."""
+    """Without either option, an existing run is continued."""
     lines = planned(capfd, tmp_path, "train-export", QUICKSTART, "--out", run, *SHORT, *([option] if option else []))
     expected = weights or "continuing from {}, after step 66"
     assert lines["weights"] == expected.format(run / "checkpoints" / "last.safetensors")
@@ -185,7 +186,7 @@ def test_a_dry_run_refuses_what_the_run_would(
 
 
 def test_a_checkpoint_of_another_data_set_is_refused_before_training(run: Path, capfd: Capture) -> None:
-    """Its config is the same, and an epoch had another number of steps."""
+    """Its config is the same, but an epoch had another number of steps."""
     from pipeline.training.checkpoint import checkpoint_bytes, read_checkpoint
 
     path = run / "checkpoints" / "last.safetensors"
@@ -200,7 +201,11 @@ def test_a_checkpoint_of_another_data_set_is_refused_before_training(run: Path, 
 
 
 def test_the_graph_is_built_once_to_train_and_once_to_verify(tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever trains has one graph, and puts a copy of it onto the grid; verification rebuilds one from the files. The config likewise."""
+    """Training has one graph and puts a copy of it onto the grid; verification rebuilds one from
+    the files.
+
+    The same holds for the config.
+    """
     calls = {"trace": 0, "parse_config": 0}
 
     def counted(module: Any, name: str) -> None:

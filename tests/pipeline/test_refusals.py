@@ -1,4 +1,7 @@
-"""What a method cannot do with a network or a batch is one line and exit 2, before any training and without a trace in the run folder."""
+"""What a method cannot do with a network or a batch gives one line and exit 2.
+
+This happens before any training and leaves no trace in the run folder.
+"""
 
 from pathlib import Path
 
@@ -51,7 +54,7 @@ def _networks_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def refused(capfd: Capture, *settings: str) -> str:
-    """The one line; nothing was trained, and no run folder is left."""
+    """Return the one line; nothing was trained, and no run folder is left."""
     options = [word for setting in settings for word in ("--set", setting)]
     for command in ("train", "train-export"):
         done = pipeline(capfd, command, QUICKSTART, "--out", "run", *SHORT, *options)
@@ -102,7 +105,10 @@ def test_a_quarter_of_a_batch_that_is_one_image(capfd: Capture) -> None:
 
 @pytest.mark.parametrize("method", ["batchnorm", "mimicnorm", "equinorm"])
 def test_an_image_too_many_for_the_last_batch_makes_no_batch_of_one(capfd: Capture, method: str) -> None:
-    """1,442 training images are 11 batches of 131 and one image. It is left out of the epoch, and the pass that recomputes has 11 batches too."""
+    """1,442 training images are 11 batches of 131 and one image.
+
+    The image is left out of the epoch, and the recomputing pass has 11 batches too.
+    """
     options = ["--set", f"method={{name: {method}}}", "--set", "data.batch_size=131", "--set", "training.epochs=2"]
     freezing = ["--set", "training.freeze_statistics.epochs=1"]
     done = pipeline(capfd, "train", QUICKSTART, "--out", "run", *SHORT, *options, *freezing)

@@ -1,4 +1,4 @@
-"""The folder of a run: which names are in it, where it can be, and where its bundle goes."""
+"""The folder of a run: the names in it, where it can be, and where its bundle goes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What needs no torch to be refused is refused before torch is imported."""
+"""Refusals that need no torch come before torch is imported."""
 
 import json
 import subprocess

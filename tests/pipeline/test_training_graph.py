@@ -1,4 +1,7 @@
-"""A copy of a training graph is trained like the graph itself, and apart from it: its rules hold its own parameters."""
+"""A copy of a training graph is trained like the graph itself, and separately from it.
+
+Its rules hold its own parameters.
+"""
 
 import copy
 

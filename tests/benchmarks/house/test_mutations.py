@@ -1,4 +1,7 @@
-"""Single changes: which there are, that they are drawn and made the same way in a tree whose files have moved, and how results are compared."""
+"""Single changes to code: the possible ones, their draw, and the comparison of results.
+
+They are drawn and made in the same way in a tree whose files have moved.
+"""
 
 import ast
 import json
@@ -151,7 +154,7 @@ def test_of_two_functions_of_a_name_that_with_the_same_words_is_taken() -> None:
     other = SOURCE.replace("total += 1", "total += 1\n    total = total")
     functions = functions_of("b/one.py", other) + functions_of("c/two.py", SOURCE)
     assert placed(functions, changes()[0]).function.file == "c/two.py"
-    # none with the same words: the file of the same name
+    # no function with the same words: the file of the same name
     functions = functions_of("b/fold.py", other) + functions_of("c/two.py", other)
     assert placed(functions, changes()[0]).function.file == "b/fold.py"
 
@@ -229,7 +232,7 @@ def test_tests_are_mapped_and_changes_are_caught_by_those_that_matter(root: Path
     caught = tried(tree, functions, by_old["x = x * 2", "2"], tests, {})
     assert (caught["status"], caught["by"], caught["place"]) == ("caught", "tests/test_b.py::test_large", "export/fold.py:3")
     escaped = tried(tree, functions, by_old["if x > 1:", ">"], tests, {})
-    assert (escaped["status"], escaped["by"]) == ("escaped", "2 test files passed")  # test_c fails without a change, so that it says nothing
+    assert (escaped["status"], escaped["by"]) == ("escaped", "2 test files passed")  # test_c fails without a change, so it says nothing
     nobody = tried(tree, functions, by_old["return x + 1", "+"], tests, {})
     assert (nobody["status"], nobody["by"]) == ("escaped", "no test file runs the function")
     gone = tried(tree, [], by_old["x = x * 2", "2"], tests, {})

@@ -1,4 +1,4 @@
-"""Comparing two bundles: what differs by one bit is found, what may differ is left out, and nothing else is."""
+"""Comparing two bundles: a difference of one bit is found, and only what may differ is left out."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def sha256(content: bytes) -> str:
 
 
 def bundle(folder: Path, edit: Edit = lambda parts: None) -> Path:
-    """A bundle in small, of parts that `edit` may change before hashes are taken."""
+    """A small bundle of parts that `edit` may change before hashes are taken."""
     parts: dict[str, Any] = {
         "weights": np.array([1.0, 2.0, 3.0], np.float32),
         "epoch": dict(EPOCH),
@@ -177,5 +177,5 @@ def test_a_documented_change_of_the_config_may_change_its_hash_and_nothing_else(
 def test_the_cases_have_every_method_and_both_ways_to_a_bundle() -> None:
     methods = {parse_config(config_of(case), case.name, ()).method.name for case in CASES if "method" in case.config}
     assert methods == {"batchnorm", "czmi", "equinorm", "fixup", "groupnorm", "mimicnorm", "nonorm", "scaledws", "skipinit", "weightnorm"}
-    assert CASES[0].name == "quickstart"  # which is of czmig
+    assert CASES[0].name == "quickstart"  # which uses czmig
     assert {case.command for case in CASES} == COMMANDS.keys()

@@ -1,4 +1,4 @@
-"""The chains of a bundle: which stages are run in which other ways."""
+"""The chains of a bundle: which stages run in which variants."""
 
 from pathlib import Path
 
@@ -13,7 +13,10 @@ SMALL = (1, 8, 8)
 
 
 def test_the_signed_file_is_not_fused_by_onnx_runtime(tmp_path: Path) -> None:
-    """Its kernels for signed bytes saturate on CPUs without VNNI (tests/export/exact/test_other_processors.py)."""
+    """Its kernels for signed bytes saturate on CPUs without VNNI.
+
+    See tests/export/exact/test_other_processors.py.
+    """
     grid = calibrated("small", SMALL)
     paths = {name: tmp_path / f"{name}.onnx" for name in DIALECTS}
     for name, write in DIALECTS.items():

@@ -1,4 +1,7 @@
-"""Engines in bundles, with the real builder of TensorRT-RTX: what a bundle holds, what its chain says, and what must not go wrong."""
+"""Engines in bundles, with the real builder of TensorRT-RTX.
+
+What a bundle holds, what its chain says, and what must not go wrong.
+"""
 
 import dataclasses
 import json
@@ -38,7 +41,10 @@ Content = dict[str, bytes]
 
 @pytest.fixture(scope="module")
 def with_engines(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with engines in all precisions but TF32, made by the command's own function. Not to be changed."""
+    """A bundle with engines in all precisions but TF32, made by the command's own function.
+
+    Do not change it.
+    """
     bundle = Path(shutil.copytree(finished_run / "bundle", tmp_path_factory.mktemp("with engines") / "bundle"))
     options = EngineOptions(precisions=("float32", "exact", "float16"))
     outcome = run.carry_out(EngineExportRequest(bundle=bundle, options=options), Console())
@@ -110,7 +116,10 @@ def test_the_verdict_has_a_link_to_each_and_says_that_it_did_not_run(with_engine
 
 
 def test_float16_has_a_budget_of_its_own(with_engines: Path) -> None:
-    """2^13 times as wide as float32's, the ratio of their unit roundoffs; a file in float16 would not pass as float32."""
+    """The budget is 2^13 times as wide as float32's, the ratio of their unit roundoffs.
+
+    A file in float16 would not pass as float32.
+    """
     errors = {error["stage"]: error for error in json.loads((with_engines / "verification.json").read_bytes())["errors"]}
     half, single = errors["float16 ONNX file"], errors["ONNX file"]
     assert half["budget"]["max"] == pytest.approx(single["budget"]["max"] * 2**13)
@@ -163,7 +172,8 @@ class TestCommand:
         assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
     def test_engines_that_fail_never_take_the_place_of_the_bundle(self, bundle: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A float16 file that is another function: exit 3, the old bundle untouched, the new one kept as failed."""
+        """A float16 file that is a different function: exit 3, old bundle untouched, new one kept
+        as failed."""
         wrong = Path(bundle / "model.onnx").read_bytes()
         monkeypatch.setattr(engines, "float16_onnx", lambda content: scaled(wrong))
         before = content_of(bundle)
@@ -198,7 +208,7 @@ def scaled(content: bytes) -> bytes:
 
 
 class TestDamage:
-    """A bundle whose engine is not what it should be: exit 5 before TensorRT is asked, whatever is here."""
+    """A bundle whose engine is wrong: exit 5 before TensorRT is used, whatever is available."""
 
     def refused(self, bundle: Path, capfd: Capture) -> Done:
         done = pipeline(capfd, "verify", bundle)
@@ -213,7 +223,7 @@ class TestDamage:
     )
     @pytest.mark.parametrize("hashed", [False, True])
     def test_a_plan(self, damage: Callable[[bytes], bytes], hashed: bool, engined: Path, capfd: Capture) -> None:
-        """Also where the manifest was made to agree: the record still tells."""
+        """This is found even if the manifest was made to agree: the record still shows it."""
         path = engined / "engines" / "exact-rtx.plan"
         path.write_bytes(damage(path.read_bytes()))
         if hashed:
@@ -283,7 +293,10 @@ def open_bundle_facts(bundle: Path) -> Any:
 
 
 class TestTimings:
-    """The cache of a flavour that times, with a builder that was made up: what is written beside the engines and given to the next build."""
+    """The cache of a flavour that times, with a made-up builder.
+
+    It is written next to the engines and given to the next build.
+    """
 
     def test_are_kept_beside_the_engine_and_given_to_the_next_build_but_not_to_the_second_one(
         self, with_engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -312,7 +325,7 @@ class TestTimings:
 
 
 class TestOfARun:
-    """What a run builds by itself where a GPU and a TensorRT are said to be here."""
+    """What a run builds by itself when a GPU and a TensorRT are reported as available."""
 
     def built(self, monkeypatch: pytest.MonkeyPatch, folder: Path, wanted: str) -> list[str]:
         def fails(folder: Path, options: EngineOptions, batch: Batch, console: Console) -> list[BuiltEngine]:

@@ -1,4 +1,7 @@
-"""Faults planted into the exact part of a bundle: each is found, with the exit code and the link that a user would see."""
+"""Faults planted into the exact part of a bundle.
+
+Each is found, with the exit code and the link that a user would see.
+"""
 
 import json
 from collections.abc import Callable
@@ -40,7 +43,7 @@ def add_two(values: np.ndarray) -> None:
 
 @pytest.mark.parametrize("name", ["network.stages.1.0.conv1.weight", "network.stages.1.0.conv1.bias", "network.conv1.weight"])
 def test_one_integer_of_the_exact_file(verify: Run, bundle: Path, name: str) -> None:
-    (bundle / "certificate.json").unlink()  # as somebody would who changes the file
+    (bundle / "certificate.json").unlink()  # as someone would do who changes the file
     change_integers(bundle / EXACT, name, add_two)
     rehash(bundle)
     done = verify()

@@ -119,7 +119,10 @@ def test_a_single_bit_of_a_folded_weight(verify: Run, bundle: Path) -> None:
 
 
 def test_a_fold_of_other_weights_that_claims_another_device(verify: Run, bundle: Path) -> None:
-    """On another kind of device the fold need not have the same bits; what it may be is still measured from the training weights."""
+    """On another kind of device the fold need not have the same bits.
+
+    Its error is still measured from the training weights.
+    """
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
         for tensor in tensors.values():
@@ -216,7 +219,7 @@ def test_an_output_beside_the_one_that_is_promised(verify: Run, bundle: Path) ->
 
 def test_the_output_missing(verify: Run, bundle: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
-        """The last layer is gone; what comes out is what went into it, under the same name."""
+        """The last layer is missing; its input comes out under its name."""
         last = model.graph.node[-1]
         features = last.input[0]
         del model.graph.node[-1]
@@ -229,7 +232,7 @@ def test_the_output_missing(verify: Run, bundle: Path) -> None:
 
 def test_a_graph_exported_in_training_mode(verify: Run, bundle: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
-        """What an exporter writes that was handed a graph in training mode: a Dropout that drops."""
+        """What an exporter writes if it is given a graph in training mode: a Dropout that drops."""
         last = model.graph.node[-1]
         for name, value in (("ratio", np.float32(0.5)), ("training", np.bool_(True))):
             model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))

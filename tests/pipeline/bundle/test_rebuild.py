@@ -1,4 +1,4 @@
-"""What a bundle says of batch statistics that training froze, and that it is rebuilt from its files alone."""
+"""What a bundle says about frozen batch statistics, and that it is rebuilt from its files alone."""
 
 import json
 import shutil
@@ -78,7 +78,8 @@ def test_verifying_again_rebuilds_it_from_the_files(frozen_run: Path, capfd: Cap
 
 
 def test_the_training_graph_is_compared_with_its_frozen_parts_left_on(frozen_run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
-    """What is frozen must make no difference by itself: where the switch is broken, the comparison fails."""
+    """Frozen statistics must make no difference by themselves: with a broken switch, the comparison
+    fails."""
     monkeypatch.setattr(Statistics, "acts", property(lambda part: part.active and part.training))
     done = pipeline(capfd, "verify", frozen_run / "bundle")
     assert done.code == 3
@@ -114,7 +115,7 @@ def test_the_records_of_a_run_make_the_verdicts_part() -> None:
 
 @pytest.mark.parametrize(("records", "options"), [([], FROZEN), (TOLD[:1], FROZEN), ([epoch(1), epoch(2)], Training(epochs=2)), ([], Training())])
 def test_a_run_that_froze_nothing_has_no_such_part(records: list[Mapping[str, JsonValue]], options: Training) -> None:
-    """Also one that was exported before it came to that."""
+    """This includes a bundle that was exported before the freezing."""
     assert frozen_statistics(records, options, "here") is None
 
 

@@ -1,4 +1,4 @@
-"""`pipeline verify --certificate`: the exit codes, the table, the JSON; and that it runs nothing of the file."""
+"""`pipeline verify --certificate`: exit codes, table and JSON; it runs nothing of the file."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""What `doctor` finds: once for real, and with probes that crash, hang, chatter or answer nonsense."""
+"""What `doctor` finds: once for real, and with probes that crash, hang, print noise or answer
+nonsense."""
 
 import json
 import subprocess

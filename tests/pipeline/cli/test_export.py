@@ -1,4 +1,7 @@
-"""A float network that was trained elsewhere: folded, put onto the grid, certified, exported and verified like any run."""
+"""A float network that was trained elsewhere.
+
+It is folded, put onto the grid, certified, exported and verified like any run.
+"""
 
 import json
 from pathlib import Path
@@ -51,7 +54,7 @@ def imported(capfd: Capture, images: Path, weights: Path, out: Path, *more: obje
 
 def test_a_network_of_any_origin_is_verified_in_both_forms(tmp_path: Path, capfd: Capture, images: Path, weights: Path) -> None:
     out = tmp_path / "run"
-    for _ in range(2):  # an import may be done again
+    for _ in range(2):  # an import may be repeated
         done = imported(capfd, images, weights, out)
         assert done.code == 0, done.err
     require_the_outputs_of_the_network_as_it_is_written(out / "bundle" / "model.onnx", weights)

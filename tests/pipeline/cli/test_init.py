@@ -1,4 +1,4 @@
-"""`pipeline init`: a config of ours and its schema, written where nothing is written over."""
+"""`pipeline init`: a shipped config and its schema, written where nothing is overwritten."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`pipeline reproduce` and `pipeline compare` as commands: their words, their codes, what they refuse."""
+"""`pipeline reproduce` and `pipeline compare` as commands: output, exit codes and refusals."""
 
 import json
 import signal

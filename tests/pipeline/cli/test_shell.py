@@ -1,4 +1,4 @@
-"""The shell around the commands, in real processes: what it imports, its exit codes, what stands on which stream."""
+"""The shell around the commands, in real processes: imports, exit codes and output streams."""
 
 import importlib
 import json
@@ -27,7 +27,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def ended(body: str, *, json_asked: bool = False) -> subprocess.CompletedProcess[str]:
-    """What becomes of a command with this body."""
+    """Run a command with this body and return the result."""
     arguments = "['--json']" if json_asked else "[]"
     return python(
         "-c",
@@ -45,7 +45,7 @@ sys.exit(exit_code_of(run, console))
 
 
 def outline() -> str:
-    """Every command with its arguments and options, a line each."""
+    """Every command with its arguments and options, one per line."""
     lines = []
     for name in COMMANDS:
         command = group.get_command(click.Context(group), name)
@@ -263,7 +263,7 @@ def _everything(descriptor: int) -> str:
     try:
         while part := os.read(descriptor, 65536):
             parts.append(part)
-    except OSError:  # how Linux says that the other side of a terminal is closed
+    except OSError:  # this is how Linux reports that the other side of a terminal is closed
         pass
     finally:
         os.close(descriptor)

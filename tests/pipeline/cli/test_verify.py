@@ -1,4 +1,4 @@
-"""`pipeline verify` as it is typed: bundles and pairs, what is written, and one line for each mistake."""
+"""`pipeline verify` as users type it: bundles and pairs, output files, and one line per mistake."""
 
 import errno
 import itertools
@@ -29,7 +29,10 @@ CHECKS = ("alone", "batches", "partial", "duplicated")
 
 @pytest.fixture(autouse=True)
 def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of these are about what is asked and said; those in which it matters that files have a process of their own have it."""
+    """Skip the separate processes for files, except in tests about them.
+
+    Most of these tests are about options and output.
+    """
     if "hosted" not in request.keywords:
         monkeypatch.setattr("deploy.verify.sides.HostProcess", HereHost)
 
@@ -65,7 +68,7 @@ def test_a_pair_that_is_the_same(verify: Run, files: Path, tmp_path: Path) -> No
 
 
 def test_every_check_that_failed_has_its_line(verify: Run, files: Path, tmp_path: Path) -> None:
-    """A network that looks at its whole batch."""
+    """A network that reads its whole batch."""
     nodes = [node("ReduceMean", ["x"], "mean", keepdims=0), node("Add", ["x", "mean"], "y")]
     path = write(tmp_path / "batch.onnx", nodes, [("y", TensorProto.FLOAT, ["N", 4])])
     done = verify("--reference", path, "--candidate", path, "--samples", "9")
@@ -111,14 +114,14 @@ def test_a_full_disk_does_not_swallow_the_verdict(verify: Run, files: Path, tmp_
 
 
 def test_a_report_for_a_device(verify: Run, files: Path) -> None:
-    """A file would take its place."""
+    """A file is in its place."""
     done = verify(*typed(files), "--junit", "/dev/null")
     assert (done.code, "--junit /dev/null exists but is not a regular file" in done.error) == (2, True)
     assert not Path("/dev/null").is_file()
 
 
 def test_samples_of_an_empty_name(verify: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a variable that was not set: not whatever lies in this folder."""
+    """The text of a variable that was not set is not taken for whatever is in this folder."""
     monkeypatch.chdir(files)
     done = verify(*typed(files)[:4], "--samples", "")
     assert (done.code, "--samples: '' is neither a file, nor a folder, nor a number" in done.error) == (2, True)
@@ -210,12 +213,13 @@ class TestBundle:
         assert (vague.code, "links; choose one of '" in vague.error) == (2, True)
 
     def test_bits_may_be_required(self, verify: Run, bundle: Path) -> None:
-        """Of every link and every check: a float graph has other bits in other batches, and only an exact one has not."""
+        """Every link and every check: a float graph has other bits in other batches; only an exact
+        one does not."""
         done = verify(bundle, "--only", "evaluation graph -> folded graph", "--require", "bitwise")
         assert done.code == 3
         assert "evaluation graph -> folded graph: passed, the same bits" in done.out
         assert "of evaluation graph failed: required bitwise" in done.error
-        assert verify(bundle, "--require", "bitwise").code == 0  # of an exact bundle it is asked of the exact chain
+        assert verify(bundle, "--require", "bitwise").code == 0  # for an exact bundle this applies to the exact chain
         float_link = verify(bundle, "--only", "folded graph -> ONNX file", "--require", "bitwise")
         assert float_link.code == 3
         assert "folded graph -> ONNX file failed: required bitwise" in float_link.error
@@ -249,7 +253,8 @@ def test_the_files_of_the_examples_are_models(files: Path) -> None:
 
 @pytest.mark.hosted
 def test_ctrl_c_leaves_a_report_of_what_was_compared(verify: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes at some moment behind the third batch, while the processes of the two files are at work."""
+    """The interruption comes some time after the third batch, while the processes of both files
+    work."""
     update, batches = SampleHash.update, itertools.count(1)
 
     def with_ctrl_c_to_come(samples: SampleHash, batch: Arrays) -> None:

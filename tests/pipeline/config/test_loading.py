@@ -1,4 +1,4 @@
-"""Config files and `--set`: what is read, what is refused, and in which words."""
+"""Config files and `--set`: what is read, what is refused, and the text of each refusal."""
 
 import json
 import os

@@ -12,7 +12,10 @@ MakeFolder = Callable[..., Path]
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> MakeFolder:
-    """Makes ROOT/{train,test}/{cat,dog}/N.png: `num` images each, each of one value of its own."""
+    """Return a function that makes ROOT/{train,test}/{cat,dog}/N.png.
+
+    There are `num` images of each class, and each image has a single value of its own.
+    """
 
     def make(num: int = 3, classes: tuple[str, ...] = ("cat", "dog"), size: tuple[int, int] = (6, 4)) -> Path:
         root = tmp_path / "set"

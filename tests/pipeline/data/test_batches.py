@@ -1,4 +1,7 @@
-"""Training batches: a resumed run sees what the uninterrupted one would have seen. Each augmentation gives what it may give, and all of that."""
+"""Training batches: a resumed run sees what an uninterrupted one would have seen.
+
+Each augmentation gives only what it may give, and all of that.
+"""
 
 import math
 from collections.abc import Iterator
@@ -72,7 +75,8 @@ def test_the_layout_is_contiguous() -> None:
 
 
 def turned_in_numpy(image: np.ndarray, angle: float) -> np.ndarray:
-    """Pixel by pixel: what stands at (down, right) from the centre comes from where a turn back by the angle leads."""
+    """Pixel by pixel: the value at (down, right) from the centre comes from where the reverse turn
+    leads."""
     _, height, width = image.shape
     turned = np.zeros_like(image)
     for row in range(height):
@@ -101,7 +105,10 @@ def test_rotation_is_torchvisions_but_for_pixels_half_way() -> None:
 
 
 def test_angles_are_drawn_up_to_the_given_degrees_either_way() -> None:
-    """A bright spot at the right end of the middle row shows its angle by the row in whose middle it comes to stand."""
+    """A bright spot at the right end of the middle row shows the angle.
+
+    The angle follows from the row in whose middle the spot ends.
+    """
     images = torch.zeros((256, 1, 101, 101), dtype=torch.uint8)
     images[:, :, 48:53, 94:99] = 1
     turned = augmented(images, Augment(rotation=15), 0, 0).double().sum((1, 3))
@@ -176,7 +183,7 @@ def test_a_resumed_epoch_goes_on_with_the_same_bytes(first_step: int) -> None:
 
 
 class Recording(Images):
-    """Notes the random numbers that come with what is wanted."""
+    """Records the random numbers that come with a request."""
 
     def __init__(self, images: Images) -> None:
         self._images = images

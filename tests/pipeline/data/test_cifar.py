@@ -1,4 +1,4 @@
-"""CIFAR-10 and -100 through torchvision's own readers, on a few images in the real on-disk formats of 2009."""
+"""CIFAR-10 and -100 through torchvision's own readers, on a few images in the formats of 2009."""
 
 import pickle
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ PER_FILE = 4
 
 @dataclass(frozen=True)
 class Form:
-    """One of the two data sets: torchvision's class, and how its authors' files look."""
+    """One of the two data sets: torchvision's class, and the form of its authors' files."""
 
     name: Literal["cifar10", "cifar100"]
     published: type[CIFAR10]
     classes: tuple[str, ...]
     labels_key: str
     others: dict[str, list[int]]
-    """What else each file holds besides the labels that count."""
+    """What each file holds besides the labels that are used."""
 
     @property
     def files(self) -> list[str]:
@@ -51,7 +51,11 @@ FORMS = [
 
 
 def old_pickle(content: dict[str, Any]) -> bytes:
-    """As the authors' files are: protocol 2, with NumPy's names and dtype arguments (0 for False) of their day."""
+    """Write files like the authors': protocol 2, with NumPy's names and dtype arguments of that
+    time.
+
+    The arguments have 0 for False.
+    """
     today = pickle.dumps(content, protocol=2)
     old = today.replace(b"numpy._core.", b"numpy.core.").replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
     assert old != today or "data" not in content
@@ -71,7 +75,7 @@ def form(request: pytest.FixtureRequest) -> Form:
 
 @pytest.fixture
 def root(form: Form, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root with all the files, their md5 put in the place of the published ones."""
+    """A root with all the files, with their md5 in place of the published ones."""
     folder = tmp_path / form.published.base_folder
     folder.mkdir()
     batches = zip(form.files, form.pixels, form.labels, strict=True)

@@ -1,4 +1,7 @@
-"""Every kind of image file: read exactly, converted by a stated rule, or refused with its path. The part that is taken is torchvision's."""
+"""Every kind of image file: read exactly, converted by a stated rule, or refused with its path.
+
+The part that is taken is torchvision's.
+"""
 
 import math
 import re
@@ -251,7 +254,10 @@ def test_random_parts_lie_inside_with_the_areas_and_ratios_of_the_rule(area: tup
 
 
 def test_random_parts_are_distributed_as_torchvisions() -> None:
-    """Deciles of share, ratio and place of 4,000 parts each; two samples of this size differ by up to about 0.03 in them."""
+    """Return deciles of share, ratio and place of 4,000 parts each.
+
+    Two samples of this size differ by up to about 0.03 in them.
+    """
     width, height = 500, 400
     torch.manual_seed(0)
     theirs = np.array([transforms.RandomResizedCrop.get_params(picture(width, height), list(USUAL), [3 / 4, 4 / 3]) for _ in range(4000)])

@@ -1,4 +1,4 @@
-"""A user's folder of images: what is found, what is converted and listed, and every way it can be wrong."""
+"""A user's folder of images: what is found, converted and listed, and every way it can be wrong."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""SVHN through torchvision's own reader, on a few images in the authors' format: MATLAB 5 files, images last, 10 for the digit 0."""
+"""SVHN through torchvision's own reader, on a few images in the authors' format.
+
+The format is MATLAB 5 files with images last, and with label 10 for the digit 0.
+"""
 
 from hashlib import md5
 from pathlib import Path
@@ -25,7 +28,7 @@ def pixels(split: str) -> np.ndarray:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root with the three files, their md5 put in the place of the published ones."""
+    """A root with the three files, with their md5 in place of the published ones."""
     listed = {}
     for split, (url, name, _) in SVHN.split_list.items():
         labels = np.array(LABELS[split], np.uint8)[:, None]

@@ -12,7 +12,7 @@ from pipeline.methods.branches import last_convolutions
 
 
 def traced(network: str, shape: Shape) -> GraphModule:
-    """Without weights, which no part depends on: VGG has a hundred million."""
+    """Build it without weights, on which no part depends: VGG has a hundred million."""
     with torch.device("meta"):
         return traced_with_weights(network, shape)
 
@@ -69,7 +69,11 @@ def test_the_parts_of_known_networks(network: str, size: int, expected: dict[str
     ],
 )
 def test_the_parts_of_pre_activation_networks(network: str, expected: dict[str, int], num_norms: int, num_alone: int, num_units: int) -> None:
-    """A norm in front of a unit reads a sum, or a stem that the shortcut reads too: it stands alone. Each branch ends in a convolution."""
+    """Find norms that stand alone: in front of a unit they read a sum, or a stem that the shortcut
+    reads too.
+
+    Each branch ends in a convolution.
+    """
     parts = find_parts(traced(network, (3, 16, 16)))
     assert kinds(parts) == expected
     assert (len(parts.norms), sum(norm.follows is None for norm in parts.norms), len(parts.units)) == (num_norms, num_alone, num_units)

@@ -52,7 +52,11 @@ def test_a_traced_network_computes_what_the_network_computes() -> None:
     ],
 )
 def test_a_global_pool_adds_up_rows_then_columns(pool: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """One value after another over a whole image, as runtimes do it, rounds ten times as much as training did."""
+    """Adding one value after another over a whole image, as runtimes do, has ten times the rounding
+    error.
+
+    The comparison is with training.
+    """
     graph = trace_small(nn.Sequential(nn.ReLU()) if isinstance(pool, nn.Module) else F.relu)
     assert sum(isinstance(layer, GlobalAveragePool) for layer in graph.modules()) == 1
     x = torch.randn(2, 8, 6, 5)

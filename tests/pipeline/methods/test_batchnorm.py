@@ -26,7 +26,10 @@ def test_in_training_it_is_the_network_as_it_is_written() -> None:
 
 
 def test_training_statistics_and_fold_are_the_papers_formulas() -> None:
-    """In float64: biased variance over samples and pixels to normalise, unbiased variance and a share of 0.1 for the running values."""
+    """In float64: biased variance to normalise, unbiased variance for the running values.
+
+    The variance is taken over samples and pixels, and the running values move by a share of 0.1.
+    """
     torch.manual_seed(0)
     layer = NormedLayer(nn.Conv2d(3, 5, 3, bias=True), nn.BatchNorm2d(5, eps=1e-3)).double().train()
     derivation = layer.operation.derivation
@@ -73,7 +76,8 @@ def test_with_frozen_statistics_training_has_the_bits_of_the_folded_graph() -> N
 
 
 def test_the_fold_is_the_norm_of_evaluation_up_to_rounding() -> None:
-    """Against nn.BatchNorm2d itself, in float64, so that a wrong formula cannot hide behind rounding."""
+    """Compare with nn.BatchNorm2d itself, in float64, so that rounding cannot hide a wrong
+    formula."""
     training = rewritten("resnet20", SHAPE, DEFAULTS["batchnorm"])
     step(training, images(16, SHAPE))
     plain = traced("resnet20", SHAPE)

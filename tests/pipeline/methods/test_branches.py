@@ -1,4 +1,7 @@
-"""Branches that do not end in a convolution of their own: which methods go without a scale there, and which refuse."""
+"""Branches that do not end in a convolution of their own.
+
+Some methods have no scale there, and some refuse the network.
+"""
 
 import pytest
 import torch
@@ -14,7 +17,8 @@ SHAPE = (3, 8, 8)
 
 
 class Unit(nn.Module):
-    """A residual unit whose branch ends as asked: in its convolution, in a ReLU, in a concatenation, or with a second reader."""
+    """A residual unit whose branch ends in its convolution, a ReLU, a concatenation or a second
+    reader."""
 
     def __init__(self, end: str) -> None:
         super().__init__()

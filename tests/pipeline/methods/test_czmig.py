@@ -1,4 +1,7 @@
-"""The formulas are compared with NumPy in float64, written from the paper: section 3 (CZMI, CZMG) and section 3.4 (unit magnitude decay)."""
+"""The formulas are compared with NumPy in float64, written from the paper.
+
+Section 3 (CZMI, CZMG) and section 3.4 (unit magnitude decay).
+"""
 
 import numpy as np
 import pytest
@@ -161,7 +164,10 @@ def test_correction_of_nothing_and_of_everything(zmg: float) -> None:
 
 
 def test_the_penalty_and_its_gradient_are_the_papers_formula() -> None:
-    """lambda (|V| - 1)^2 per filter and per row of the classifier, and 2 lambda (|V| - 1) V / |V|; nothing else has a penalty."""
+    """lambda (|V| - 1)^2 per filter and classifier row, with gradient 2 lambda (|V| - 1) V / |V|.
+
+    Nothing else has a penalty.
+    """
     training = czmig(luma=5e-4, classifier_luma=2e-3)
     step(training, images(4, SHAPE))
     parameters = dict(training.graph.double().named_parameters())
@@ -201,7 +207,10 @@ def test_a_filter_of_zeros_is_left_alone_by_the_penalty() -> None:
 
 
 def test_a_layer_rejects_a_shift_of_its_input_away_from_the_border() -> None:
-    """In float64 the filters' means are those of their float32 roundings; `test_new_layers.py` has the same without any rounding."""
+    """In float64 the filters' means are those of their float32 roundings.
+
+    `test_new_layers.py` has the same test without any rounding.
+    """
     layer = czmig().graph.double().get_submodule("network.stages.0.0.conv1")
     x, shift = torch.randn(2, 16, 12, 12, dtype=torch.float64), torch.randn(1, 16, 1, 1, dtype=torch.float64)
     moved = (layer(x) - layer(x + shift)).abs()
@@ -211,7 +220,7 @@ def test_a_layer_rejects_a_shift_of_its_input_away_from_the_border() -> None:
 
 @pytest.mark.parametrize(("zmg", "stays"), [(1.0, True), (0.85, False)])
 def test_slices_stay_at_zero_mean_only_where_the_whole_mean_is_taken_out(zmg: float, stays: bool) -> None:
-    """The penalty pulls along the filter itself, so it does not bring a mean in; with momentum, in float64."""
+    """The penalty pulls along the filter itself, so it adds no mean; with momentum, in float64."""
     training = rewritten("small", (1, 8, 8), CzmigOptions(name="czmig", zmg=zmg, noise=0.0, luma=5e-2))
     training.graph.double()
     filters = branch_filters(training)
@@ -236,10 +245,11 @@ def test_slices_stay_at_zero_mean_only_where_the_whole_mean_is_taken_out(zmg: fl
     [("resnet20", 0.8, 0.39, 0.32), ("resnet110", 0.5, 0.36, 0.55), ("resnet110", 0.8, 1.11, 2.2), ("resnet110", 1.0, 9.2, 17.4)],
 )
 def test_the_scale_of_activations_at_the_start(network: str, initial_scale: float, features: float, logits: float) -> None:
-    """Standard deviations of the last stage and of the logits for N(0, 1) input, as listed from an earlier measurement.
+    """Standard deviations of the last stage and of the logits for N(0, 1) input.
 
-    Draws of the filters differ by some percent (four seeds: at most 8). Ten rows of a classifier scatter by a quarter, and the listed logits
-    are those of one draw, so they are held against the mean of eight.
+    They are compared with a list from an earlier measurement. Draws of the filters differ by some
+    percent (four seeds: at most 8). Ten rows of a classifier scatter by a quarter, and the listed
+    logits are those of one draw, so they are compared with the mean of eight.
     """
     graph = czmig(network, noise=0.0, initial_scale=initial_scale).graph.eval()
     (pool,) = (node for node in graph.graph.nodes if node.name.startswith("global_pool"))

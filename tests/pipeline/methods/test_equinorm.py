@@ -1,4 +1,7 @@
-"""The formulas are compared with NumPy in float64, written from the paper with its sums over samples and pixels; and what they promise holds."""
+"""The formulas are compared with NumPy in float64, written from the paper.
+
+Sums are over samples and pixels. What the formulas promise holds.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +46,10 @@ def derivation_of(balanced: BalancedConv2d) -> BalancedWeights:
 
 
 def by_the_paper(w: Array, x: Array, out_pixels: int, stride: int, *, two_pass: bool) -> Array:
-    """One filter after the other: v_c, b, the positive part, s, with sums over samples and pixels and r = N Hout Wout stride^2."""
+    """One filter after the other: v_c, b, the positive part, s.
+
+    Sums are over samples and pixels, and r = N Hout Wout stride^2.
+    """
     v = x.sum(axis=(0, 2, 3))
     r = x.shape[0] * out_pixels * stride**2
     balanced = np.empty_like(w)

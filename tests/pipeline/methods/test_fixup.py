@@ -1,4 +1,7 @@
-"""The formulas are compared in float64 with the paper's own block, written out with its scalars as separate operations."""
+"""The formulas are compared in float64 with the paper's own block.
+
+The block is written out with its scalars as separate operations.
+"""
 
 from collections import Counter
 
@@ -103,7 +106,11 @@ def test_a_network_is_the_papers_network() -> None:
 
 @pytest.mark.parametrize(("network", "number"), [("resnet20", 267_696 + 650 + 9 * 5 + 2), ("resnet110", 1_719_216 + 650 + 54 * 5 + 2)])
 def test_parameter_counts(network: str, number: int) -> None:
-    """Convolutions, classifier, four biases and a multiplier a block, one bias behind the first layer and one in front of the classifier."""
+    """Count the parameters: convolutions, classifier, four biases and a multiplier per block, two
+    biases.
+
+    One bias is after the first layer and one in front of the classifier.
+    """
     assert sum(p.numel() for p in fixup(network).graph.parameters()) == number
 
 

@@ -1,4 +1,7 @@
-"""The formula is compared with NumPy in float64, written from the paper; and a file may hold what this very graph needs, and no more."""
+"""The formula is compared with NumPy in float64, written from the paper.
+
+A file may hold what this graph needs, and no more.
+"""
 
 import copy
 from collections import Counter
@@ -39,7 +42,10 @@ def groups_of(training: RewrittenGraph) -> Counter[tuple[int, int]]:
 
 @pytest.mark.parametrize(("shape", "groups"), [((4, 6, 5, 3), 3), ((4, 6, 5, 3), 1), ((2, 8), 4)])
 def test_it_is_the_papers_formula(shape: tuple[int, ...], groups: int) -> None:
-    """mu and sigma over (C / G, H, W) of each sample and group; y = gamma x^ + beta, gamma and beta per channel."""
+    """mu and sigma over (C / G, H, W) of each sample and group; y = gamma x^ + beta.
+
+    gamma and beta are per channel.
+    """
     torch.manual_seed(0)
     like = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(shape[1], eps=1e-3)
     layer = GroupNormLayer(groups, like).double()
@@ -142,7 +148,10 @@ def test_the_file_holds_the_norms_and_no_more_than_they_need() -> None:
 
 
 def test_large_and_nearly_constant_maps_stay_inside_the_budget() -> None:
-    """A white image: the variance of its maps is that of their borders, small beside the mean, and sums of a whole map lose it."""
+    """A white image: the variance of its maps is that of their borders, small against the mean.
+
+    Sums of a whole map lose it.
+    """
     shape = (3, 160, 160)
     training = groupnorm("small", shape)
     scatter(training)

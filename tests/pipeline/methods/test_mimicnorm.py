@@ -1,4 +1,7 @@
-"""The formulas are compared with NumPy in float64, written from the paper: weight mean, its gain, scaled branches, the last norm."""
+"""The formulas are compared with NumPy in float64, written from the paper.
+
+They are the weight mean, its gain, scaled branches and the last norm.
+"""
 
 import numpy as np
 import pytest
@@ -82,7 +85,8 @@ def test_the_mean_is_taken_out_again_after_each_step() -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_post_step_in_forward_and_gradient_centring_agree(momentum: float) -> None:
-    """Under SGD with momentum and decay the three forms are one, after 50 steps, to 1e-12 in float64."""
+    """Under SGD with momentum and decay the three forms agree after 50 steps, to 1e-12 in
+    float64."""
     inputs, targets = torch.randn(16, 8, 5, 5, dtype=torch.float64), torch.randn(16, 6, 3, 3, dtype=torch.float64)
     start = torch.randn(6, 8, 3, 3, dtype=torch.float64) / 8
     start -= start.mean((1, 2, 3), keepdim=True)
@@ -148,7 +152,10 @@ def test_shortcuts_have_a_scale_where_asked() -> None:
 
 @pytest.mark.parametrize(("network", "shape"), [("shufflenetv2_x1_0", SHAPE), ("torchvision:shufflenet_v2_x0_5", (3, 64, 64))])
 def test_joined_branches_have_a_scale_where_asked(network: str, shape: tuple[int, int, int]) -> None:
-    """As in the authors' ShuffleNetV2: 1.2^2 on each branch, 1.2 on the other half of a reducing unit and on the last convolution."""
+    """As in the authors' ShuffleNetV2: 1.2^2 on each branch, 1.2 on two others.
+
+    Those are the other half of a reducing unit and the last convolution.
+    """
     assert scales(mimicnorm(network, shape)) == []
     training = mimicnorm(network, shape, joined_scale="code", fan_channels=4)
     found = {name: layer.scale.item() for name, layer in training.graph.named_modules() if isinstance(layer, BranchScale)}
@@ -180,7 +187,7 @@ def test_the_scale_acts_on_weight_and_bias() -> None:
 
 
 class Chain(nn.Module):
-    """A rectifier and 16 residual blocks behind it, without anything else."""
+    """A rectifier followed by 16 residual blocks, and nothing else."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -196,7 +203,10 @@ class Chain(nn.Module):
 
 
 def mean_squares_by_the_formulas(rule: str) -> list[float]:
-    """E[h^2] behind each block in the limit of many channels: zero-mean filters see the variance of their input, not its square."""
+    """E[h^2] after each block in the limit of many channels.
+
+    Zero-mean filters see the variance of their input, not its square.
+    """
     random = np.random.default_rng(0)
 
     def normal() -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
@@ -214,7 +224,10 @@ def mean_squares_by_the_formulas(rule: str) -> list[float]:
 
 @pytest.mark.parametrize(("rule", "listed"), [("code", (1.10, 1.98, 2.12)), ("paper", (1.12, 6.4, 13.5))])
 def test_the_scale_of_activations_at_the_start(rule: str, listed: tuple[float, float, float]) -> None:
-    """A finite width scatters by some percent between draws; `listed` are earlier measurements behind blocks 1, 8 and 16."""
+    """A finite width scatters by some percent between draws.
+
+    `listed` are earlier measurements after blocks 1, 8 and 16.
+    """
     graph = trace(Chain(256), Normalise((128.0,) * 256, (32.0,) * 256), (256, 2, 2), 10)
     training = method_from_options(options(gain=rule, branch_scale=rule)).rewrite(graph, torch.Generator().manual_seed(0))
     torch.manual_seed(1)
@@ -227,7 +240,11 @@ def test_the_scale_of_activations_at_the_start(rule: str, listed: tuple[float, f
 
 @pytest.mark.parametrize(("network", "shape"), [("resnet20", SHAPE), ("torchvision:squeezenet1_1", (3, 64, 64))])
 def test_the_last_norm_is_that_of_the_logits(network: str, shape: tuple[int, int, int]) -> None:
-    """In float64, against NumPy: the batch's statistics in training, the running ones on the classifier's weight in evaluation."""
+    """In float64, against NumPy: the batch's statistics in training, the running ones in
+    evaluation.
+
+    The running ones act on the classifier's weight.
+    """
     normed, plain = (mimicnorm(network, shape, last_norm=on).graph.double() for on in (True, False))
     for graph in (normed, plain):
         (bias,) = (each for name, each in graph.named_parameters() if ".classifier" in name and name.endswith("bias"))
@@ -261,7 +278,8 @@ def test_no_tensor_is_stored_under_two_names(network: str) -> None:
 
 
 def test_parameter_count_and_biases() -> None:
-    """ResNet-20: 267,696 + 688 of convolutions and their biases, 9 scales, 650 of the classifier."""
+    """ResNet-20: 267,696 + 688 of convolutions and their biases, 9 scales, 650 of the
+    classifier."""
     training = mimicnorm()
     assert sum(p.numel() for p in training.graph.parameters()) == 267_696 + 688 + 9 + 650
     biases = [p for name, p in training.graph.named_parameters() if name.endswith("bias")]

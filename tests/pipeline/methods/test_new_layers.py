@@ -1,4 +1,7 @@
-"""Initial weights against NumPy in float64, written from the papers: each rule as a function, then what every method draws for which layer."""
+"""Initial weights against NumPy in float64, written from the papers.
+
+Each rule is tested as a function, then what every method draws for which layer.
+"""
 
 import math
 from collections.abc import Iterator
@@ -36,8 +39,9 @@ def standard_normal(shape: tuple[int, ...]) -> Array:
 @pytest.mark.usefixtures("_in_float64")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_he_and_xavier_are_the_papers_formulas(shape: tuple[int, ...]) -> None:
-    """He et al.: a deviation of sqrt(2 / ((1 + a^2) fan)) for a rectifier of slope a, fan_in = inputs x kernel, fan_out = outputs x kernel.
-    Glorot: sqrt(2 / (fan_in + fan_out)).
+    """He et al.: a deviation of sqrt(2 / ((1 + a^2) fan)) for a rectifier of slope a.
+
+    fan_in = inputs x kernel, fan_out = outputs x kernel. Glorot: sqrt(2 / (fan_in + fan_out)).
     """
     kernel = int(np.prod(shape[2:]))
     fan_in, fan_out, drawn = shape[1] * kernel, shape[0] * kernel, standard_normal(shape)
@@ -59,7 +63,10 @@ def test_he_and_xavier_are_the_papers_formulas(shape: tuple[int, ...]) -> None:
     [((4, 3, 3, 3), (2, 3)), ((4, 3, 3, 3), (1, 2, 3)), ((8, 16, 1, 1), (1,)), ((6, 1, 5, 3), (2, 3)), ((4, 3, 3, 3), ()), ((5, 7), ())],
 )
 def test_unit_uniform_is_the_papers_formula(shape: tuple[int, ...], dims: tuple[int, ...]) -> None:
-    """X ~ U(-1, 1); X' = X - mean(X) over each slice; V = X' / |X'| over each filter. So means are 0 and norms are 1."""
+    """X ~ U(-1, 1); X' = X - mean(X) over each slice; V = X' / |X'| over each filter.
+
+    So means are 0 and norms are 1.
+    """
     drawn = torch.empty(shape).uniform_(-1, 1, generator=seeded()).numpy()
     expected = np.empty_like(drawn)
     for number, kernel in enumerate(drawn):
@@ -74,26 +81,35 @@ def test_unit_uniform_is_the_papers_formula(shape: tuple[int, ...], dims: tuple[
 
 @pytest.mark.usefixtures("_in_float64")
 def test_filters_of_zero_mean_slices_reject_a_shift_of_their_input_on_the_interior() -> None:
-    """A window that reaches into the zero padding sees a step; every other one sees the shift times a sum of zero."""
+    """A window that reaches into the zero padding sees a step.
+
+    Every other one sees the shift times a sum of zero.
+    """
     weight = 0.8 * unit_uniform(torch.Size((8, 16, 3, 3)), seeded(), (2, 3))
     x, shift = torch.randn(2, 16, 9, 9, generator=seeded()), torch.randn(1, 16, 1, 1, generator=seeded())
     moved = (F.conv2d(x + 100 * shift, weight, padding=1) - F.conv2d(x, weight, padding=1)).abs()
     assert moved[:, :, 1:-1, 1:-1].max() < 1e-12
     assert min(edge.max() for edge in (moved[:, :, 0], moved[:, :, -1], moved[..., 0], moved[..., -1])) > 1
-    one_mean = 0.8 * unit_uniform(torch.Size((8, 16, 3, 3)), seeded(), (1, 2, 3))  # of the filter: channels may shift against each other
+    one_mean = 0.8 * unit_uniform(torch.Size((8, 16, 3, 3)), seeded(), (1, 2, 3))  # the mean of the filter: channels may shift against each other
     assert (F.conv2d(100 * shift.expand_as(x), one_mean)).abs().max() > 1
 
 
-# ---- what each method draws -----------------------------------------------------------------------------------------
+# ---- what each method draws ----------------------------------------------------------------------
 
 _OF_HE_AND_XAVIER = ("skipinit", "weightnorm", "scaledws", "batchnorm", "groupnorm", "nonorm")
 _ENOUGH = 9_000
-"""Draws, of which a deviation is known to 0.75 %; of a classifier's 5,120 to 1 %. Four times that are allowed."""
+"""Draws whose deviation is known to 0.75 %; for a classifier's 5,120 draws, to 1 %.
+
+Four times that is allowed.
+"""
 _TRAINED = ("weight", "direction")
 
 
 def drawn_weights(network: str, options: MethodOptions) -> list[tuple[Convolution, Array]]:
-    """Each layer of the network as it is written, and its filters in the training graph. Their gains and scales are of other tests."""
+    """Each layer of the network as it is written, and its filters in the training graph.
+
+    Other tests cover their gains and scales.
+    """
     shape = (3, 64, 64) if ":" in network else (3, 32, 32)
     layers, graph = find_parts(traced(network, shape)).convolutions, rewritten(network, shape, options).graph
     parameters = dict(graph.named_parameters())
@@ -139,7 +155,10 @@ def test_czmig_starts_every_filter_at_norm_one_and_its_slices_at_zero_mean(netwo
 
 @pytest.mark.parametrize(("fan", "axis"), [("in", 1), ("out", 0)])
 def test_mimicnorm_outside_of_residual_branches_starts_at_sqrt_of_2_8_over_a_fan(fan: str, axis: int) -> None:
-    """The authors' VGGs: over the fan-in on CIFAR, over the fan-out on ImageNet. Linear layers are He's by their fan-in in both."""
+    """The authors' VGGs use the fan-in on CIFAR and the fan-out on ImageNet.
+
+    Linear layers have He's weights by their fan-in in both.
+    """
     options = MimicnormOptions.model_validate({"name": "mimicnorm", "weight_mean": False, "fan": fan})
     checked = 0
     for layer, weight in drawn_weights("vgg11", options):
@@ -148,12 +167,15 @@ def test_mimicnorm_outside_of_residual_branches_starts_at_sqrt_of_2_8_over_a_fan
         expected = math.sqrt(2 / weight.shape[1]) if weight.ndim == 2 else math.sqrt(2.8 / (weight.shape[axis] * 9))
         assert abs(deviation(weight) / expected - 1) < 0.04, layer.name
         checked += 1
-    assert checked == 9  # seven convolutions, the first one left out as too small, and two hidden linear layers
+    assert checked == 9  # seven convolutions without the first, which is too small, and two hidden linear layers
 
 
 @pytest.mark.parametrize(("channels", "share"), [(1, 1.0), (4, 0.5)])
 def test_mimicnorms_fan_of_depthwise_convolutions_may_count_more_channels_than_they_have(channels: int, share: float) -> None:
-    """max(4, inputs / groups) in the authors' ShuffleNetV2: of a single channel the fan is 36 instead of 9. Others have more than four."""
+    """max(4, inputs / groups) in the authors' ShuffleNetV2.
+
+    For a single channel the fan is 36 instead of 9. Other layers have more than four.
+    """
     options = MimicnormOptions.model_validate({"name": "mimicnorm", "weight_mean": False, "fan_channels": channels})
     drawn = drawn_weights("shufflenetv2_x1_0", options)
     depthwise = np.concatenate([weight.reshape(-1) for layer, weight in drawn if layer.kind == "depthwise"])

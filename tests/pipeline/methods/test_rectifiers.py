@@ -1,4 +1,7 @@
-"""What each method makes of a rectifier that lets a share of negative values pass, against the formulas in float64."""
+"""What each method does with a rectifier that lets a share of negative values pass.
+
+Compared with the formulas in float64.
+"""
 
 from collections.abc import Callable
 
@@ -27,13 +30,13 @@ NAMES = ("stem", "branch.0", "branch.3", "last")
 
 @pytest.fixture(autouse=True)
 def _prelu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rectifier with a slope, whichever the table has."""
+    """A rectifier with a slope, for each kind in the table."""
     row = Operation(kind="rectifier", modules=(nn.PReLU,), onnx=("PRelu",), slope=lambda layer: layer.weight.item(), grid=NoRole("for a test"))
     monkeypatch.setattr(operations, "OPERATIONS", (*OPERATIONS, row))
 
 
 class Residual(nn.Module):
-    """One residual unit behind a stem, each layer but the stem behind a rectifier."""
+    """One residual unit after a stem; each layer but the stem follows a rectifier."""
 
     def __init__(self, rectifier: Callable[[], nn.Module], tail: nn.Module | None = None) -> None:
         super().__init__()
@@ -49,14 +52,20 @@ class Residual(nn.Module):
 
 
 def with_slope(options: MethodOptions, slope: float | None, tail: nn.Module | None = None) -> RewrittenGraph:
-    """The network by a method, from the same draws whatever the rectifier; None stands for a ReLU."""
+    """Rewrite the network by a method, from the same draws whatever the rectifier.
+
+    None stands for a ReLU.
+    """
     torch.manual_seed(0)
     network = Residual(nn.ReLU if slope is None else lambda: nn.PReLU(init=slope), tail)
     return rewrite(trace(network, Normalise((128.0,) * 3, (64.0,) * 3), SHAPE, 10), options)
 
 
 def weights(training: RewrittenGraph) -> dict[str, torch.Tensor]:
-    """Of each layer the weight that it runs with, those of `batchnorm` without the norm that is worked into them."""
+    """Return the weight that each layer runs with.
+
+    For `batchnorm` it is without the norm that is applied to it.
+    """
     found = {}
     for name in NAMES:
         layer = training.graph.get_submodule(f"network.{name}")
@@ -67,7 +76,7 @@ def weights(training: RewrittenGraph) -> dict[str, torch.Tensor]:
 
 
 def ratios(options: MethodOptions) -> dict[str, float]:
-    """Each layer's weights behind slope A as a multiple of those behind a ReLU."""
+    """Return each layer's weights after slope A as a multiple of those after a ReLU."""
     behind_slope, behind_relu = (weights(with_slope(options, slope)) for slope in (A, None))
     found = {}
     for name in NAMES:
@@ -86,7 +95,10 @@ DEVIATION = np.sqrt(MEAN_SQUARE - SQUARED_MEAN) / np.sqrt(0.5 - 1 / (2 * np.pi))
 
 @pytest.mark.parametrize("method", ["batchnorm", "groupnorm", "nonorm", "skipinit", "weightnorm", "fixup", "mimicnorm"])
 def test_he_draws_take_the_slope_in_front_into_account(method: str) -> None:
-    """In front of the stem there is no rectifier, and a classifier is drawn as Glorot does; what starts at zero has no ratio."""
+    """There is no rectifier in front of the stem, and a classifier uses Glorot's rule.
+
+    Weights that start at zero have no ratio.
+    """
     expected = {"stem": 1.0, "branch.0": HE, "branch.3": HE, "last": 1.0}
     found = ratios(DEFAULTS[method])
     assert {"stem", "branch.0"} <= set(found)

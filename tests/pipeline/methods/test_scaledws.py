@@ -1,4 +1,7 @@
-"""The formulas are compared with NumPy in float64, written from the papers: scaled standardisation, alpha and beta, adaptive clipping."""
+"""The formulas are compared with NumPy in float64, written from the papers.
+
+They are scaled standardisation, alpha and beta, and adaptive clipping.
+"""
 
 import numpy as np
 import pytest
@@ -21,7 +24,8 @@ def scaledws(network: str = "resnet20", **changes: object) -> RewrittenGraph:
 
 
 def factors(training: RewrittenGraph) -> dict[str, tuple[float, float]]:
-    """Of each standardised layer what its weight and its bias are multiplied by, gamma and fan-in left out."""
+    """Return the factors of weight and bias of each standardised layer, without gamma and
+    fan-in."""
     found: dict[str, tuple[float, float]] = {}
     for name, layer in training.graph.named_modules():
         if isinstance(layer, StandardisedWeights):
@@ -78,7 +82,7 @@ def test_alpha_and_beta_can_be_left_out() -> None:
 
 
 def clipped(weight: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]", gradient: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> object:
-    """Adaptive clipping with 0.01 and 1e-3: per filter or row, a vector as a whole."""
+    """Adaptive clipping with 0.01 and 1e-3: per filter or row; a vector as a whole."""
     axes = tuple(range(1, weight.ndim)) if weight.ndim > 1 else (0,)
     length = np.maximum(np.sqrt((weight**2).sum(axis=axes, keepdims=True)), 1e-3)
     steepness = np.sqrt((gradient**2).sum(axis=axes, keepdims=True))

@@ -1,4 +1,7 @@
-"""Recomputed statistics against NumPy in float64 on all values at once; and frozen, the training graph is the folded graph to the last bit."""
+"""Recomputed statistics against NumPy in float64 on all values at once.
+
+When they are frozen, the training graph is the folded graph to the last bit.
+"""
 
 from collections.abc import Iterator
 
@@ -32,7 +35,7 @@ on_each = pytest.mark.parametrize(("method", "network", "shape"), WITH_STATISTIC
 
 
 def several_batches(shape: tuple[int, int, int] = SHAPE) -> list[torch.Tensor]:
-    """Of unequal size, and unlike each other."""
+    """Batches of unequal size and unlike each other."""
     return [images(size, shape, seed=seed) // (seed + 1) for seed, size in enumerate((6, 5, 4))]
 
 
@@ -49,7 +52,7 @@ def frozen_after_training(method: str, network: str, shape: tuple[int, int, int]
     return training
 
 
-# ---- moments --------------------------------------------------------------------------------------------------------
+# ---- moments -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (7, 5, 3, 2)])
@@ -70,11 +73,11 @@ def test_moments_of_nothing_are_an_error() -> None:
         _ = Moments().variance
 
 
-# ---- recomputing ----------------------------------------------------------------------------------------------------
+# ---- recomputing ---------------------------------------------------------------------------------
 
 
 class Inputs:
-    """What the layers of a plain network are given, by name."""
+    """Return the inputs of the layers of a plain network, by name."""
 
     def __init__(self, network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
         self.seen: dict[str, list[Array]] = {}
@@ -87,7 +90,10 @@ class Inputs:
 
 
 def test_batchnorm_stores_the_moments_of_the_whole_set() -> None:
-    """Against the network as it is written, in training mode on the same batches, the inputs of each norm kept."""
+    """Compare with the network as it is written.
+
+    It runs in training mode on the same batches, and the inputs of each norm are kept.
+    """
     training = rewritten("small", SHAPE, DEFAULTS["batchnorm"])
     scatter(training, 0.3)
     plain, source = traced("small", SHAPE).double(), training.graph.double().state_dict()
@@ -129,7 +135,10 @@ def test_mimicnorm_stores_the_moments_of_the_logits() -> None:
 
 @pytest.mark.parametrize("statistics", ["batch", "first_quarter"])
 def test_equinorm_stores_the_means_of_every_image(statistics: str) -> None:
-    """The layers in front balance by the statistics that training uses; what is stored is of all images, not of a quarter."""
+    """The layers in front use the statistics of training.
+
+    The stored statistics are those of all images, not of a quarter.
+    """
     options = EquinormOptions.model_validate({"name": "equinorm", "statistics": statistics})
     training, other = (rewritten("small", SHAPE, options) for _ in range(2))
     inputs = Inputs(other.graph.double().train(), (BalancedConv2d,))
@@ -197,12 +206,13 @@ def test_statistics_of_no_images_are_an_error() -> None:
         recompute_statistics(rewritten("small", SHAPE, DEFAULTS["batchnorm"]).graph, [])
 
 
-# ---- frozen ---------------------------------------------------------------------------------------------------------
+# ---- frozen --------------------------------------------------------------------------------------
 
 
 @on_each
 def test_frozen_the_training_graph_has_the_bits_of_the_folded_graph(method: str, network: str, shape: tuple[int, int, int]) -> None:
-    """In training mode, with gradients, and every part active but for what draws random numbers."""
+    """In training mode, with gradients, and every part active except those that draw random
+    numbers."""
     training = frozen_after_training(method, network, shape)
     batch = images(4, shape, seed=7)
     for part in training_only_parts(training.graph).values():
@@ -232,7 +242,10 @@ def test_a_norm_that_stands_alone_freezes_as_well() -> None:
 
 @on_each
 def test_training_goes_on_through_the_weights(method: str, network: str, shape: tuple[int, int, int]) -> None:
-    """Every parameter gets a gradient, the statistics stay, and after a step the bits are those of the new fold."""
+    """Every parameter gets a gradient, and the statistics stay.
+
+    After a step the bits are those of the new fold.
+    """
     training = frozen_after_training(method, network, shape)
     statistics = {name: value for name, value in stored(training).items() if "running" in name}
     before = {name: parameter.detach().clone() for name, parameter in training.graph.named_parameters()}
@@ -246,7 +259,10 @@ def test_training_goes_on_through_the_weights(method: str, network: str, shape: 
 
 
 def test_frozen_gradients_are_those_of_the_weights_written_out() -> None:
-    """In float64: y = conv(x, W gamma / sigma) + beta - mean gamma / sigma, with mean and sigma as constants."""
+    """In float64: y = conv(x, W gamma / sigma) + beta - mean gamma / sigma.
+
+    mean and sigma are constants.
+    """
     training = frozen_after_training("batchnorm", "small", SHAPE)
     layer = training.graph.double().train().get_submodule("network.stages.0.0.conv1")
     parameters = dict(layer.named_parameters())

@@ -10,7 +10,7 @@ from pipeline.networks import NETWORKS, is_of_the_user, network_by_name
 from pipeline.networks.squeezenet import Fire
 
 STEM = 64 * 3 * (7 * 7 - 3 * 3)
-"""What a 7x7 stem has more than one of 3x3."""
+"""What a 7x7 stem has more than a 3x3 stem."""
 
 
 def parameters(network: nn.Module) -> int:
@@ -70,7 +70,10 @@ def test_the_forms_for_small_images_differ_from_torchvisions_in_the_stem_alone(o
 
 
 def test_vgg_is_what_the_papers_describe() -> None:
-    """Convolutions of torchvision's, without biases since a norm follows; 512-4096-4096-100 behind them, with dropout 0.5 twice."""
+    """torchvision's convolutions without biases, because a norm follows.
+
+    After them come 512-4096-4096-100, with dropout 0.5 twice.
+    """
     for ours, theirs in (("vgg11", "torchvision:vgg11"), ("vgg16", "torchvision:vgg16")):
         network = network_by_name(ours, 100, 3)
         shapes = [layer.weight.shape for layer in network.modules() if isinstance(layer, nn.Conv2d)]

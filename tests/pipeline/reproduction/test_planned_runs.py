@@ -1,4 +1,4 @@
-"""What is going to run: which rows and seeds, on which images, and what keeps it from being the paper's."""
+"""What will run: which rows and seeds, on which images, and the differences from the paper."""
 
 from pathlib import Path
 

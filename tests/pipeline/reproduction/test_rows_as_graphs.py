@@ -1,6 +1,7 @@
-"""Rows whose method is not that of a config file, because they override it, become training graphs too; the files' own test builds the others.
+"""Rows that override the method of a config file become training graphs too.
 
-On a smaller network of the same kind where the row's has a hundred layers: a method does not know its network.
+Another test builds those of the files. Where the row's network has a hundred layers, a smaller one
+of the same kind is used: a method does not know its network.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Runs of a table: they are ordinary runs, they can be interrupted, and what comes out in the end is the same."""
+"""Runs of a table: they are ordinary runs, they can be interrupted, and the result is the same."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def run_in(folder: Path, console: Watched | None = None, table: Table | None = N
 
 
 def figures_of(folder: Path) -> list[Any]:
-    """Everything in the table but times."""
+    """Everything in the table except times."""
     rows = json.loads((folder / "table.json").read_bytes())["rows"]
     for each in rows:
         each["ours"].pop("minutes")
@@ -44,7 +44,7 @@ def figures_of(folder: Path) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small table, run. Not to be changed."""
+    """The small table, run. Do not change it."""
     folder = tmp_path_factory.mktemp("whole") / "table"
     outcome = run_in(folder)
     assert outcome.failure is None
@@ -167,7 +167,7 @@ def test_a_shortened_run_says_so_in_every_output(tmp_path: Path) -> None:
 
 
 def test_other_images_are_said_in_every_output(tmp_path: Path) -> None:
-    """The plan's deviation goes where the others go; a folder of images takes the place of the digits."""
+    """The plan's deviation is handled like the others; a folder of images replaces the digits."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""One sheet in two forms: what SVG says is where the PNG has its colour."""
+"""One sheet in two forms: the PNG has its colours where the SVG says."""
 
 import io
 import xml.etree.ElementTree as Xml
@@ -49,7 +49,7 @@ def test_words_are_drawn_from_the_end_that_is_said() -> None:
 
 
 def test_dashes_run_on_around_corners() -> None:
-    """As SVG draws `6 4`: of a way of 25, drawn from 0 to 6, 10 to 16 and 20 to 25."""
+    """As SVG draws `6 4`: of a length of 25, drawn from 0 to 6, 10 to 16 and 20 to 25."""
     pieces = [(round(a[0] + a[1]), round(b[0] + b[1])) for a, b in _dashes(((0, 0), (13, 0), (13, 12)))]
     assert pieces == [(0, 6), (10, 13), (13, 16), (20, 25)]
 

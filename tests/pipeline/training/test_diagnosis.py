@@ -1,4 +1,7 @@
-"""The figures of layers against NumPy in float64: norms, means, scales, variances, deflated filters, gradients; and where they go."""
+"""The figures of layers against NumPy in float64, and where they go.
+
+Norms, means, scales, variances, deflated filters and gradients.
+"""
 
 import json
 import math

@@ -1,4 +1,7 @@
-"""The running average of weights and statistics: the recursion in NumPy and float64, what it keeps, and that it is what is deployed."""
+"""The running average of weights and statistics.
+
+The recursion in NumPy and float64, what it keeps, and that it is what is deployed.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -71,7 +74,7 @@ def test_the_decay_of_each_step() -> None:
 
 
 def test_filters_of_zero_mean_have_averages_of_zero_mean(build: Build) -> None:
-    """The weight mean is linear, so an average of centred filters is centred; only rounding is left."""
+    """The weight mean is linear, so an average of centred filters is centred, up to rounding."""
     network = build(MimicnormOptions(name="mimicnorm"))
     graph = network.graph.double()
     average = WeightAverage(graph, ModelEma(decay=0.9))
@@ -129,7 +132,7 @@ def test_training_itself_goes_on_with_the_weights(build: Build, data: TrainingDa
 
 
 def test_a_run_that_begins_with_given_weights_has_no_average_yet(build: Build, data: TrainingData, settings: Settings, tmp_path: Path) -> None:
-    """As a network of any origin becomes a run: a checkpoint before the first step."""
+    """A network of any origin becomes a run: a checkpoint before the first step."""
     settings = with_average(settings)
     fresh, given, resumed = (build(NonormOptions(name="nonorm")) for _ in range(3))
     train(fresh, data, replace(settings, folder=RunFolder(tmp_path / "fresh")))
@@ -141,7 +144,7 @@ def test_a_run_that_begins_with_given_weights_has_no_average_yet(build: Build, d
 
 
 def test_exporting_a_run_exports_the_average(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Straight after training, and from the checkpoint that training left."""
+    """Right after training, and from the checkpoint that training left."""
     run, bundles = tmp_path / "run", []
     options = ["training.epochs=2", "training.schedule={name: constant}", "verify.samples=50", "training.model_ema.decay=0.9"]
     given = [part for option in options for part in ("--set", option)]

@@ -1,4 +1,5 @@
-"""Runs whose last epochs do without batch statistics: the same bits interrupted or not, and what they record."""
+"""Runs whose last epochs use no batch statistics: equal bits interrupted or not, and their
+records."""
 
 import os
 import signal
@@ -75,7 +76,10 @@ class WhenFrozen(SilentWatcher):
 
 @dataclass(frozen=True)
 class InterruptingPass:
-    """Interrupts while the statistics are recomputed: behind a batch, or at the end, before the network is evaluated with the new ones."""
+    """Interrupts while the statistics are recomputed.
+
+    It happens after a batch, or at the end, before the network is evaluated with the new ones.
+    """
 
     batches: TrainingBatches
     behind: int
@@ -197,7 +201,10 @@ def test_with_whatever_else_training_has_a_resumed_run_has_the_same_bits(
 
 
 def test_an_average_of_the_weights_has_statistics_of_its_own(build: Build, data: TrainingData, freezing: Settings) -> None:
-    """Recomputed for the averaged weights, which are what is evaluated; from there on they average as the weights do."""
+    """Recomputed for the averaged weights, which are the evaluated ones.
+
+    From then on they average as the weights do.
+    """
     averaged = replace(freezing, training=freezing.training.model_copy(update={"model_ema": ModelEma(decay=0.5)}))
     network, before = build(METHODS[0]), build(METHODS[0])
     shortened = averaged.training.model_copy(update={"epochs": EPOCHS - FROZEN_EPOCHS, "freeze_statistics": FreezeStatistics()})

@@ -1,4 +1,4 @@
-"""Whole runs on random images: the same bits interrupted or not, the files, what happens when it diverges."""
+"""Whole runs on random images: equal bits interrupted or not, the files, and divergence."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def _assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def _figures(records: tuple[EpochRecord, ...]) -> list[dict[str, float]]:
-    """Everything that does not depend on the clock or on what else the process holds."""
+    """Return everything that does not depend on the clock or on the memory of the process."""
     measured = {"seconds", "images_per_second", "peak_memory_bytes"}
     return [{key: value for key, value in r.as_dict().items() if key not in measured} for r in records]
 
@@ -157,7 +157,7 @@ def test_whatever_training_adds_changes_the_weights_but_diagnosis(
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(build: Build, data: TrainingData, settings: Settings, tmp_path: Path) -> None:
-    """Without batch statistics; float32 sums in another order."""
+    """Without batch statistics; float32 sums are in another order."""
 
     class Joined:
         steps_per_epoch = 2
@@ -214,7 +214,7 @@ def test_the_threshold_of_clipping_is_that_of_the_epoch(build: Build, data: Trai
 
 @pytest.fixture
 def mixings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, list[int]] | None]:
-    """What was mixed in each forward pass of a graph with one place for it."""
+    """Return what was mixed in each forward pass of a graph with one mixup place."""
     found: list[tuple[float, list[int]] | None] = []
     forward = MixupPart.forward
 
@@ -262,7 +262,7 @@ def test_another_seed_gives_other_noise(build: Build, data: TrainingData, settin
 
 
 def test_a_run_counts_its_own_memory(build: Build, data: TrainingData, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one before it in this process took is forgotten first."""
+    """The peak of an earlier run in this process is reset first."""
     events: list[str] = []
 
     def peak(device: torch.device) -> int:
@@ -432,7 +432,8 @@ def test_a_mixed_batch_that_is_not_finite_is_traced_under_the_same_mixing(
 
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_bad_weights_are_never_written(build: Build, data: TrainingData, settings: Settings, interrupted: bool) -> None:
-    """The last step of an epoch, and the one before Ctrl-C, have no next loss that would show it."""
+    """The last step of an epoch, and the one before Ctrl-C, have no later loss that would show
+    it."""
     network = build(METHODS[2])
 
     class PoisonThenSignal(_Poison):
@@ -479,7 +480,7 @@ def test_the_watcher_hears_of_everything(build: Build, data: TrainingData, setti
 
 
 def test_training_learns(build: Build, data: TrainingData, settings: Settings) -> None:
-    """The same batch over and over is learnt by heart."""
+    """The same batch, repeated, is learnt by heart."""
 
     class Same:
         steps_per_epoch = 15

@@ -1,4 +1,7 @@
-"""Mixup: where it stands in the graph and what it computes, what is drawn and made of the loss, and that nothing is left where it does not act."""
+"""Mixup: its places in the graph, what it computes, its draws and its loss.
+
+Nothing is left where it does not act.
+"""
 
 from collections.abc import Callable
 
@@ -40,7 +43,7 @@ def places(graph: GraphModule) -> list[Mixup]:
 
 
 def read_at(graph: GraphModule) -> list[str]:
-    """Behind which node each place stands."""
+    """Return the node after which each place is inserted."""
     return [str(node.all_input_nodes[0]) for node in graph.graph.nodes if str(node.target).startswith("mixup_")]
 
 
@@ -112,7 +115,8 @@ def test_mixing_behind_the_normalisation_is_mixing_the_images() -> None:
     batch, partners = images(4, SHAPE), [1, 0, 3, 2]
     of_mixed_images = graph(0.25 * batch.double() + 0.75 * batch.double()[partners])
     places(graph)[0].mixing = Mixing(0.25, torch.tensor(partners))
-    # Pixels are whole, and the normalisation is (p - 128) / 64: nothing is rounded on either way.
+    # Pixels are whole, and the normalisation is (p - 128) / 64, so nothing is rounded in either
+    # way.
     assert torch.equal(graph(batch), of_mixed_images)
     assert not torch.equal(of_mixed_images, graph.eval()(batch))
 
@@ -188,7 +192,10 @@ def test_a_draw_depends_on_seed_and_batch_alone() -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 6.0])
 def test_shares_are_those_of_a_beta_distribution(alpha: float) -> None:
-    """Mean 1/2 and variance 1 / (4 (2 alpha + 1)); ten standard errors of 4,000 draws are allowed."""
+    """Mean 1/2 and variance 1 / (4 (2 alpha + 1)).
+
+    Ten standard errors of 4,000 draws are allowed.
+    """
     shares = np.array([draw(0, batch, alpha, 1, 2)[0] for batch in range(4000)])
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(shares.mean() - 0.5) < 10 * np.sqrt(variance / 4000)
@@ -208,7 +215,10 @@ def test_places_and_partners_are_drawn_evenly() -> None:
 
 
 def cross_entropy(logits: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", labels: list[int], smoothing: float) -> float:
-    """The mean over samples of - sum_k q_k log p_k, q being 1 at the label and then smoothed towards 1/K."""
+    """The mean over samples of - sum_k q_k log p_k.
+
+    q is 1 at the label and then smoothed towards 1/K.
+    """
     exponentials = np.exp(logits)
     log_p = np.log(exponentials / exponentials.sum(axis=1, keepdims=True))
     wanted = (1 - smoothing) * np.eye(logits.shape[1])[labels] + smoothing / logits.shape[1]
@@ -255,7 +265,8 @@ def test_one_place_mixes_while_it_lasts_and_none_afterwards() -> None:
 
 
 def test_the_step_mixes_images_and_loss_alike() -> None:
-    """With mixup at the images a step on a batch is a step on the mixed batch under the mixed loss."""
+    """With mixup at the images, a step on a batch is a step on the mixed batch under the mixed
+    loss."""
     options = Training(mixup=MixupOptions(alpha=1.0), seed=2, label_smoothing=0.1)
     step = TrainingStep(network(options.mixup), options, CPU, None)
     step.graph.train()

@@ -1,4 +1,8 @@
-"""The rate at each step, against figures written out by hand; clipping against NumPy in float64, each reading of its threshold."""
+"""The rate at each step, against figures written out by hand, and clipping against NumPy in
+float64.
+
+Each reading of the threshold of clipping is tested.
+"""
 
 import math
 from collections.abc import Callable
@@ -51,7 +55,10 @@ def test_cyclic_goes_up_and_down() -> None:
 
 
 def test_points_are_joined_by_straight_lines() -> None:
-    """The one cycle of thirty epochs: 0.1 to 0.5 and back, then a hundred times lower; momentum the other way round."""
+    """The one cycle of thirty epochs: 0.1 to 0.5 and back, then a hundred times lower.
+
+    The momentum moves the other way.
+    """
     options = Schedule(
         name="points",
         rate_points=((1, 0.2), (13, 1.0), (26, 0.2), (30, 0.002)),
@@ -66,7 +73,11 @@ def test_points_are_joined_by_straight_lines() -> None:
 
 
 THIRTY_EPOCHS = Schedule(name="one_cycle", cycle_epochs=26.0, cycle_foot=0.2, last=0.002, momentum_after_cycle=0.85)
-"""EquiNorm's, of a rate of 0.5: five-fold up to epoch 13, five-fold down to 26, a hundred-fold down over the rest."""
+"""EquiNorm's, of a rate of 0.5: five-fold up to epoch 13, five-fold down to 26, then a
+hundred-fold.
+
+The last fall takes the rest of the run.
+"""
 
 
 def test_one_cycle_is_the_thirty_epochs_of_equinorm() -> None:
@@ -123,7 +134,7 @@ def test_the_threshold_of_an_epoch_in_each_reading(growth: Any, expected: list[f
 
 
 def with_gradients(graph: GraphModule, size: float) -> dict[str, Array]:
-    """Gives a graph in float64 gradients of very different sizes; returns them."""
+    """Give a graph in float64 gradients of very different sizes, and return them."""
     generator = torch.Generator().manual_seed(0)
     for parameter in graph.double().parameters():
         if parameter.requires_grad:
@@ -182,7 +193,7 @@ def test_each_filter_is_clipped_by_its_own_norm(build: Build, method: MethodOpti
 
 
 def test_what_trains_nothing_is_passed_over(build: Build) -> None:
-    """As the ones with which a norm that stands alone is written as a convolution."""
+    """Like the ones of a lone norm that is written as a convolution."""
     graph = build(NonormOptions(name="nonorm")).graph
     graph.get_parameter("network.conv1.weight").requires_grad_(False)
     before = with_gradients(graph, 1.0)

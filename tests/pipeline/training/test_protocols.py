@@ -1,4 +1,4 @@
-"""Batches that are made ahead: the same ones in the same order, and no more of them than there are."""
+"""Batches that are made ahead: the same ones in the same order, and no more than there are."""
 
 from collections.abc import Iterator
 

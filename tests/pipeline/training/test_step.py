@@ -1,4 +1,4 @@
-"""The step: the update against the formula, the order of the rules, the shares of the rate, what is seeded."""
+"""The step: the update against the formula, the order of the rules, the rate shares, the seeds."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from pipeline.training.step import TrainingStep, seed_step
 
 
 class _Spy(TrainingRules):
-    """Writes down when it is called, and what the first weight was then."""
+    """Records when it is called, and the first weight at that time."""
 
     def __init__(self, graph: GraphModule) -> None:
         weights = tuple(p for name, p in graph.named_parameters() if name.endswith("weight"))

@@ -1,4 +1,7 @@
-"""The tables are those of the papers: each figure against a literal copy of the specification, each row against the run it stands for."""
+"""The tables are those of the papers.
+
+Each figure is compared with a literal copy of the specification, each row with its run.
+"""
 
 import re
 from pathlib import Path
@@ -192,7 +195,7 @@ def test_the_last_row_of_czmig_is_run_as_czmig() -> None:
 
 
 def test_the_four_variants_of_table_2() -> None:
-    """Ten epochs of the same schedule; weight mean and last norm there or not."""
+    """Ten epochs of the same schedule, with and without weight mean and last norm."""
     found = {}
     for row in rows_of("mimicnorm-table2"):
         config = config_of(row, CONFIGS)

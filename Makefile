@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(VENV)/bin/pipeline train-export configs/quickstart.yaml
 
-# Two processes of one thread each: threads that wait for each other would take most of the time.
+# Two processes of one thread each: threads would spend most of the time waiting for each other.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Writes the schemas again: of the config, needed after a change of pipeline/config, and of verification.json.
+# Writes the schemas again: of verification.json, and of the config after a change of pipeline/config.
 schema: $(INSTALLED)
 	$(VENV)/bin/python -m deploy.verify.schema > docs/verification.schema.json
 	$(VENV)/bin/python -m pipeline.config > configs/schema.json

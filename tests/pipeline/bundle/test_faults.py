@@ -191,7 +191,7 @@ def test_metrics_that_are_no_records(verify: Run, bundle: Path) -> None:
     rehash(bundle)
     done = verify()
     assert done.code == 5
-    assert "JSON object a line" in done.error
+    assert "one JSON object per line" in done.error
 
 
 def test_an_output_renamed(verify: Run, bundle: Path) -> None:

@@ -144,8 +144,8 @@ def test_what_belongs_together_is_asked_for(capfd: Capture, images: Path, finish
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--finetune", 1, "--set", "exact.enabled=false"), "--finetune trains on the exact grid, which --set exact.enabled=false leaves out"),
-        (("--set", "method.name=czmig"), "folded from its own norms, as the method batchnorm"),
+        (("--finetune", 1, "--set", "exact.enabled=false"), "--finetune trains on the exact grid, which --set exact.enabled=false switches off"),
+        (("--set", "method.name=czmig"), "folded from its own norms, with the method batchnorm"),
     ],
 )
 def test_what_would_be_ignored_is_refused(tmp_path: Path, capfd: Capture, images: Path, weights: Path, more: tuple[object, ...], words: str) -> None:

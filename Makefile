@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Writes the schemas again: of verification.json, and of the config after a change of pipeline/config.
+# Writes the schemas of verification.json and, after a change of pipeline/config, of the config.
 schema: $(INSTALLED)
 	$(VENV)/bin/python -m deploy.verify.schema > docs/verification.schema.json
 	$(VENV)/bin/python -m pipeline.config > configs/schema.json

@@ -1,6 +1,6 @@
 """The options of each training method; the method itself is the file of the same name in `pipeline/methods`.
 
-A new method adds its options here, to `MethodOptions` below, and to the table in `pipeline/methods/__init__.py`.
+A new method adds its options here and to `MethodOptions` below.
 """
 
 from typing import Annotated, Literal

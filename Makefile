@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint install schema clean
+.PHONY: demo test lint install schema architecture clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/pipeline train-export configs/quickstart.yaml
@@ -31,6 +31,10 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 schema: $(INSTALLED)
 	$(VENV)/bin/python -m deploy.verify.schema > docs/verification.schema.json
 	$(VENV)/bin/python -m pipeline.config > configs/schema.json
+
+# Draws docs/architecture.svg again, needed after a change of the imports between rooms.
+architecture: $(INSTALLED)
+	$(VENV)/bin/python -m docs.draw_architecture > docs/architecture.svg
 
 clean:
 	rm -rf $(VENV)

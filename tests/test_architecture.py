@@ -8,27 +8,18 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-OURS = ("pipeline", "export", "deploy")
-SOURCES = [path.relative_to(ROOT) for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
-OF_EXPORT_FOR_DEPLOY = ("errors", "files", "bundle", "interruption", "tensorrt")
-"""The part of `export` that needs no torch."""
-PIPELINE = (
-    *("config", "run_folder", "data", "networks", "graph", "methods", "training", "training_graph", "progress", "exact_training"),
-    *("bundle", "run_verification", "run_request", "importing", "plan", "run", "reproduction", "cli"),
+from docs.rooms import (
+    DEPLOY,
+    OF_EXPORT_FOR_DEPLOY,
+    OURS,
+    PIPELINE,
+    ROOT,
+    SOURCES,
+    dotted,
+    imported,
+    imports_of_modules,
+    modules,
 )
-"""The rooms of `pipeline`; each may import those before it. Only the command line imports
-`reproduction`."""
-DEPLOY = {
-    "runners": (),
-    "compare": ("runners",),
-    "certificate": ("runners",),
-    "sandbox": ("runners", "compare"),
-    "verify": ("runners", "compare", "certificate", "sandbox"),
-    "report": ("runners", "compare", "certificate", "sandbox", "verify"),
-}
-"""The rooms of `deploy`, and those that each may import."""
-
 
 SAME_NAME = {
     "__init__.py": "Python's own name for what a folder says of itself",
@@ -41,28 +32,6 @@ SAME_NAME = {
 PARTICIPLES = frozenset(("known", "given", "kept", "found", "held", "read", "made", "built", "shown", "chosen", "written", "left", "run"))
 """In addition to names that end in -ed: class names of one word that say what was done to a thing,
 not what it is."""
-
-
-def modules() -> frozenset[str]:
-    return frozenset(_dotted(path) for path in SOURCES)
-
-
-def _dotted(path: Path) -> str:
-    parts = path.with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imported(tree: ast.AST, package: str, known: frozenset[str]) -> Iterator[str]:
-    """Return every module of ours that a module imports, wherever the import is."""
-    for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            names = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names]
-        yield from (name for name in names if name.split(".")[0] in OURS)
 
 
 def may_import(importer: str, name: str) -> bool:
@@ -87,7 +56,7 @@ def _in_order_of_deploy(room: str, other: str) -> bool:
 
 
 def forbidden(source: str, importer: str, known: frozenset[str]) -> list[str]:
-    package = importer if importer in {_dotted(path.parent) for path in SOURCES} else importer.rpartition(".")[0]
+    package = importer if importer in {dotted(path.parent) for path in SOURCES} else importer.rpartition(".")[0]
     return sorted({name for name in imported(ast.parse(source), package, known) if not may_import(importer, name)})
 
 
@@ -100,7 +69,7 @@ def test_every_room_has_its_place_in_the_order() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_imports_run_one_way(path: Path) -> None:
-    assert forbidden((ROOT / path).read_text(encoding="utf-8"), _dotted(path), modules()) == []
+    assert forbidden((ROOT / path).read_text(encoding="utf-8"), dotted(path), modules()) == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
@@ -161,12 +130,10 @@ def is_participle(name: str) -> bool:
 
 
 def test_no_folders_import_each_other_in_a_circle() -> None:
-    known = modules()
-    folders = {_folder(name): set[str]() for name in known}
-    for path in SOURCES:
-        importer = _dotted(path)
-        for name in imported(ast.parse((ROOT / path).read_text(encoding="utf-8")), ".".join(path.parts[:-1]), known):
-            folders[_folder(importer)].add(_folder(name))
+    imports = imports_of_modules()
+    folders = {_folder(name): set[str]() for name in imports}
+    for importer, names in imports.items():
+        folders[_folder(importer)].update(map(_folder, names))
     assert circle(folders) == []
 
 

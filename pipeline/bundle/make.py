@@ -222,11 +222,11 @@ def _pixels_to_feed(trained: TrainedRun) -> str:
     match data.name:
         case "digits":
             return "scikit-learn's values v of 0 to 16 as min(16 v, 255)."
-        case "cifar10" | "cifar100" | "svhn":
-            return "those of the files, RGB, unchanged."
         case "imagefolder":
             colour = "gray (from colour: ITU-R 601 luma)" if channels == 1 else "RGB"
             return f"{colour}, upright as the EXIF orientation says; {_part_to_feed(data, height, width)}."
+        case _:
+            return f"those of the files, {'gray' if channels == 1 else 'RGB'}, unchanged."
 
 
 def _part_to_feed(data: Data, height: int, width: int) -> str:

@@ -1,7 +1,6 @@
 """The options of each training method.
 
-The method itself is in the file of the same name in `pipeline/methods`. A new method adds its
-options here and to `MethodOptions` below, and its row to `pipeline/methods/__init__.py`.
+A new method adds its options here and to `MethodOptions` below.
 """
 
 from typing import Annotated, Literal

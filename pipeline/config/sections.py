@@ -48,10 +48,25 @@ class Augment(Section):
         return self
 
 
+DATA_SETS = {
+    "digits": "pipeline.data.digits:read",
+    "cifar10": "pipeline.data.cifar:read_cifar10",
+    "cifar100": "pipeline.data.cifar:read_cifar100",
+    "svhn": "pipeline.data.svhn:read",
+    "imagefolder": "pipeline.data.imagefolder:read",
+}
+"""The data sets, and the function that reads each. Its module is imported when it is needed: torchvision and scikit-learn take seconds,
+in each worker too."""
+if TYPE_CHECKING:
+    DataSetName = str
+else:
+    DataSetName = Literal[tuple(DATA_SETS)]
+
+
 class Data(Section):
     """What is trained and tested on."""
 
-    name: Literal["digits", "cifar10", "cifar100", "svhn", "imagefolder"] = "digits"
+    name: DataSetName = "digits"
     """digits: scikit-learn's 1,797 handwritten digits, built in. imagefolder:
     ROOT/train/CLASS/*.png and ROOT/test/..."""
     root: Text = "data"

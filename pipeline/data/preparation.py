@@ -13,7 +13,7 @@ from typing import cast
 import torch
 
 from export.errors import DamagedError, UsageError
-from pipeline.config.sections import Data
+from pipeline.config.sections import DATA_SETS, Data
 from pipeline.data.dataset import DataSet, LabelledImages, Normalisation, Progress, Source, Split, silent, too_large_a_batch
 from pipeline.data.images import FileImages, Images, MemoryImages
 
@@ -65,15 +65,6 @@ def _counts(train: Split, progress: Progress) -> list[list[int]]:
 
 
 Reader = Callable[[Data, Progress], Source]
-_READERS = {
-    "cifar10": "pipeline.data.cifar:read_cifar10",
-    "cifar100": "pipeline.data.cifar:read_cifar100",
-    "digits": "pipeline.data.digits:read",
-    "imagefolder": "pipeline.data.imagefolder:read",
-    "svhn": "pipeline.data.svhn:read",
-}
-"""The function that reads each data set. Its module is imported only when needed: torchvision and
-scikit-learn take seconds, in each worker too."""
 RESIDENT_BYTES = 2 * 2**30
 """Up to this decoded size, `residence: auto` keeps a whole set on the device."""
 _DECODED_AT_ONCE = 256
@@ -100,7 +91,7 @@ def open_data(options: Data, device: torch.device, progress: Progress = silent) 
 
 
 def _reader(name: str) -> Reader:
-    module, _, function = _READERS[name].partition(":")
+    module, _, function = DATA_SETS[name].partition(":")
     return cast("Reader", getattr(import_module(module), function))
 
 

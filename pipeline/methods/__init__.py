@@ -1,38 +1,28 @@
 """Training methods, one file each.
 
-A new method is its file, its row in `METHODS`, and its options in `pipeline/config/methods.py`.
+A new method is its file, and its options in `pipeline/config/methods.py`, which name it.
+The method `name` is the class `Name` in `pipeline/methods/name.py`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import Any, cast, get_args
 
 from pipeline.config.methods import MethodOptions
-from pipeline.methods.batchnorm import Batchnorm
-from pipeline.methods.czmi import Czmi
-from pipeline.methods.czmig import Czmig
-from pipeline.methods.equinorm import Equinorm
-from pipeline.methods.fixup import Fixup
-from pipeline.methods.groupnorm import Groupnorm
 from pipeline.methods.method import Method, ParameterGroup, RewrittenGraph, TrainingRules
-from pipeline.methods.mimicnorm import Mimicnorm
-from pipeline.methods.nonorm import Nonorm
-from pipeline.methods.scaledws import Scaledws
-from pipeline.methods.skipinit import Skipinit
-from pipeline.methods.weightnorm import Weightnorm
 
-METHODS: dict[str, Callable[[Any], Method]] = {
-    "czmig": Czmig,
-    "czmi": Czmi,
-    "mimicnorm": Mimicnorm,
-    "equinorm": Equinorm,
-    "skipinit": Skipinit,
-    "weightnorm": Weightnorm,
-    "scaledws": Scaledws,
-    "fixup": Fixup,
-    "batchnorm": Batchnorm,
-    "groupnorm": Groupnorm,
-    "nonorm": Nonorm,
-}
+
+def _named_in(options: Any) -> str:
+    (name,) = get_args(options.model_fields["name"].annotation)
+    return str(name)
+
+
+def _class_of(name: str) -> Callable[[Any], Method]:
+    return cast("Callable[[Any], Method]", getattr(import_module(f"{__name__}.{name}"), name.capitalize()))
+
+
+METHODS = {name: _class_of(name) for name in map(_named_in, get_args(get_args(MethodOptions)[0]))}
+"""In the order of their options."""
 
 
 def method_from_options(options: MethodOptions) -> Method:

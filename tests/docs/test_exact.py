@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from documents import prose
+
 from benchmarks import exact_bits
 from pipeline.networks import NETWORKS
 
@@ -62,7 +64,7 @@ def test_the_speeds_and_sizes_are_those_of_the_result() -> None:
 def test_what_bounds_the_speed_is_that_of_the_result() -> None:
     resnet = result("exact_speed")["networks"]["resnet18"]
     products, shares = resnet["large_matrix_products"], resnet["share_of_large_products"]
-    text = (ROOT / "docs" / "exact.md").read_text(encoding="utf-8")
+    text = prose("exact")
     assert f"are {products['int8'] / products['float32']:.2f} times as fast here" in text
     assert f"at {100 * shares['float32, onnxruntime, batch 64']:.0f} % of the float32 rate" in text
     assert (
@@ -79,8 +81,8 @@ def test_the_aims_that_are_said_to_be_met_are() -> None:
 
 def test_the_networks_with_the_same_bits_are_those_of_the_result() -> None:
     found = result("exact_bits")
-    text = (ROOT / "docs" / "exact.md").read_text(encoding="utf-8").split("## The same bits, measured\n")[1].split("\n## ")[0]
-    stated = text.split("The same bits throughout, for\n")[1].split(": ")[0]
+    text = prose("exact").split("## The same bits, measured ")[1].split(" ## ")[0]
+    stated = text.split("The same bits throughout, for ")[1].split(": ")[0]
     assert re.findall(r"`(\S+?)`", stated) == list(found["networks"])
     assert set(found["networks"]) == set(exact_bits.NETWORKS)
     assert (found["images"], found["images_in_all_combinations"]) == (10_019, 519)

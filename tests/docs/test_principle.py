@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from documents import prose
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -15,4 +17,4 @@ def test_the_errors_of_the_runtime_are_those_of_the_result() -> None:
         assert len(runtimes) == 2
         shares += [error / training for error in runtimes]
     stated = f"was {min(shares):.2f} to {max(shares):.2f} times that of the training graph, over {len(cases)} cases"
-    assert stated in (ROOT / "docs" / "principle.md").read_text(encoding="utf-8")
+    assert stated in prose("principle")

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from documents import in_one_line
+
 from pipeline.config import load_config
 from pipeline.config.methods import ZeroMeanOptions
 from pipeline.reproduction.papers import TABLES
@@ -67,7 +69,7 @@ def test_the_weight_decays_are_those_of_the_configs() -> None:
     usual = found.pop("5e-4")
     assert "`batchnorm`" in usual
     but = ", ".join(f"{' and '.join(methods)} {decay}" for decay, methods in sorted(found.items(), key=lambda item: item[1]) if decay != "none")
-    assert f"(5e-4, but {but}, {' and '.join(found['none'])} none)" in " ".join(SECTION.split())
+    assert f"(5e-4, but {but}, {' and '.join(found['none'])} none)" in in_one_line(SECTION)
 
 
 def test_the_rates_with_and_without_the_last_norm_are_those_of_the_result() -> None:
@@ -94,7 +96,7 @@ def test_the_long_run_is_the_one_that_is_stated() -> None:
     epochs = [json.loads(line) for line in (RESULTS / "czmig_resnet110" / "metrics.jsonl").read_text().splitlines()]
     assert [each["epoch"] for each in epochs] == list(range(1, 201))
     best, last = (100 * value for value in (max(each["test_accuracy"] for each in epochs), epochs[-1]["test_accuracy"]))
-    assert f"{last:.2f} % after the last epoch, {best:.2f} % in the best one" in SECTION
+    assert f"{last:.2f} % after the last epoch, {best:.2f} % in the best one" in in_one_line(SECTION)
 
 
 def test_the_tables_are_those_of_the_document() -> None:

@@ -8,10 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from documents import in_one_line
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("\n## Speed on an H200\n")[1].split("\n## ")[0]
 RESULT: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / "gpu_acceptance.json").read_bytes())
+PROSE = in_one_line(SECTION)
 SPEED = RESULT["speed"]
 HEAD, _, *ROWS = [line.split(" | ") for line in re.findall(r"^\| ?(.+) ?\|$", SECTION, flags=re.MULTILINE)]
 SIZES = HEAD[2:6]
@@ -36,11 +39,11 @@ def test_the_table_is_that_of_the_result() -> None:
 def test_hardware_versions_and_network_are_those_of_the_result() -> None:
     gpu, versions = RESULT["gpu"], RESULT["environment"]
     stated = f"{gpu['name']} (driver {gpu['driver']}, CUDA {gpu['cuda']}, torch {versions['torch']}, onnxruntime-gpu {versions['onnxruntime-gpu']})"
-    assert f"on one {stated}" in SECTION
+    assert f"on one {stated}" in PROSE
     assert (SPEED["network"], SPEED["images"]) == ("resnet18", "3 x 32 x 32")
-    assert f"a ResNet-18 with initial weights on {SPEED['images']} images, medians over {SPEED['rounds']} interleaved rounds" in SECTION
+    assert f"a ResNet-18 with initial weights on {SPEED['images']} images, medians over {SPEED['rounds']} interleaved rounds" in PROSE
     assert {f"whose largest is {each['largest_output']:.2f};" for each in SPEED["errors"].values()} == {"whose largest is 2.96;"}
-    assert "whose largest is 2.96;" in SECTION
+    assert "whose largest is 2.96;" in PROSE
 
 
 def test_only_what_has_no_figures_failed_and_it_is_said() -> None:
@@ -48,7 +51,7 @@ def test_only_what_has_no_figures_failed_and_it_is_said() -> None:
     assert without == ["float32, torch, compiled"]
     (reason,) = RESULT["failed"]
     assert reason.startswith("float32, torch, compiled, batch 1: ")
-    assert "failed at batch 1 in PyTorch's own compiler" in SECTION
+    assert "failed at batch 1 in PyTorch's own compiler" in PROSE
 
 
 def test_no_tensorrt_was_there_and_it_is_said() -> None:
@@ -56,7 +59,7 @@ def test_no_tensorrt_was_there_and_it_is_said() -> None:
     absent = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt")
     assert set(SPEED["not_run"]) == {f"{form}, {runtime}" for form in ("float32", "float16", "exact") for runtime in absent}
     assert RESULT["bundle"]["engines"] == {}
-    assert "No row is one of TensorRT" in SECTION
+    assert "No row is one of TensorRT" in PROSE
     assert "So no engine has been run on a GPU." in PAGE
 
 

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from documents import in_one_line
+
 from benchmarks.corpus import FAULTS, HARMLESS, UNCOMPARABLE
 from benchmarks.foreign_models import NETWORKS, NUM_WRONG
 from benchmarks.verifiers import SCALES, table
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "verifying.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "verifying.md").read_text(encoding="utf-8")
+TEXT = in_one_line(PAGE)
 
 
 def result(name: str) -> dict[str, Any]:
@@ -21,7 +24,7 @@ class TestVerifiers:
     ROWS = result("verifiers")["rows"]
 
     def test_the_table_is_that_of_the_result(self) -> None:
-        assert table(result("verifiers")) in TEXT
+        assert table(result("verifiers")) in PAGE
 
     def test_the_result_is_of_the_whole_corpus_of_today(self) -> None:
         cases = [case.name for case in (*FAULTS, *UNCOMPARABLE, *HARMLESS)] + ["other names inside"]
@@ -40,7 +43,7 @@ class TestCost:
 
     def test_time(self) -> None:
         least, middle, most = self.TIME["ratios"]
-        assert f"take {middle:.2f} x the CPU time of those three passes alone (three rounds, {least:.2f} to\n{most:.2f})" in TEXT
+        assert f"take {middle:.2f} x the CPU time of those three passes alone (three rounds, {least:.2f} to {most:.2f})" in TEXT
         rounds = self.TIME["seconds"]
         three = sum(seconds for each in rounds for name, seconds in each.items() if name != "verifying") / len(rounds)
         assert f"would by itself take {self.TIME['float64_seconds_if_of_all'] / three:.1f} x that" in TEXT

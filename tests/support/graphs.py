@@ -3,25 +3,13 @@
 from collections.abc import Callable
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.config.methods import (
-    BatchnormOptions,
-    CzmigOptions,
-    CzmiOptions,
-    EquinormOptions,
-    FixupOptions,
-    GroupnormOptions,
-    MethodOptions,
-    MimicnormOptions,
-    NonormOptions,
-    ScaledwsOptions,
-    SkipinitOptions,
-    WeightnormOptions,
-)
+from pipeline.config.methods import MethodOptions
 from pipeline.graph import Normalise, trace
-from pipeline.methods import RewrittenGraph, method_from_options
+from pipeline.methods import METHODS, RewrittenGraph, method_from_options
 from pipeline.networks import network_by_name
 
 Shape = tuple[int, int, int]
@@ -43,19 +31,7 @@ class PreActivation(nn.Module):
         return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
-DEFAULTS: dict[str, MethodOptions] = {
-    "czmig": CzmigOptions(name="czmig"),
-    "czmi": CzmiOptions(name="czmi"),
-    "mimicnorm": MimicnormOptions(name="mimicnorm"),
-    "equinorm": EquinormOptions(name="equinorm"),
-    "skipinit": SkipinitOptions(name="skipinit"),
-    "weightnorm": WeightnormOptions(name="weightnorm"),
-    "scaledws": ScaledwsOptions(name="scaledws"),
-    "fixup": FixupOptions(name="fixup"),
-    "batchnorm": BatchnormOptions(name="batchnorm"),
-    "groupnorm": GroupnormOptions(name="groupnorm"),
-    "nonorm": NonormOptions(name="nonorm"),
-}
+DEFAULTS: dict[str, MethodOptions] = {name: TypeAdapter[MethodOptions](MethodOptions).validate_python({"name": name}) for name in METHODS}
 _SHUFFLENETS = frozenset({"shufflenetv2_x0_5", "shufflenetv2_x1_0", "torchvision:shufflenet_v2_x0_5", "torchvision:shufflenet_v2_x1_0"})
 _MOBILENETS = frozenset({"mobilenetv2", "torchvision:mobilenet_v2"})
 _SQUEEZENETS = frozenset({"squeezenet", "torchvision:squeezenet1_0", "torchvision:squeezenet1_1"})

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+__all__ = ["leaky"]
+
 
 class _LeakyUnit(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:

@@ -1,9 +1,10 @@
-"""Draws docs/architecture.svg: the rooms of the three packages, one storey a package, and the imports between them.
+"""Draws docs/architecture.svg: the rooms of the three packages, one storey a package, and the
+imports between them.
 
     python -m docs.draw_architecture > docs/architecture.svg
 
-Every room stands above all rooms that it imports. Lines that a chain of others implies are left out; the title of
-a room, which a browser shows under the pointer, names all its imports.
+Every room stands above all rooms that it imports. Lines that a chain of others implies are left
+out; the title of a room, which a browser shows under the pointer, names all its imports.
 """
 
 import sys
@@ -17,8 +18,8 @@ from docs.rooms import Imports, imports_of_modules, imports_of_rooms, without_de
 STOREYS = ("pipeline", "deploy", "export")
 """From top to bottom."""
 BOX, ROW, GAP, BETWEEN, MARGIN, LABEL = 30, 62, 16, 18, 24, 84
-"""In pixels: the height of a box, from row to row, between two boxes, between two storeys, at the edges, and for the
-names of the storeys."""
+"""In pixels: the height of a box, from row to row, between two boxes, between two storeys, at the
+edges, and for the names of the storeys."""
 SWEEPS = 24
 STYLE = """\
 svg{font:13px system-ui,sans-serif;background:#fff}text{fill:#1a1f2b;text-anchor:middle}.n{font-weight:600;font-size:15px;text-anchor:start}
@@ -101,7 +102,8 @@ def _rows(imports: Imports) -> list[list[Spot]]:
 
 
 def _heights(imports: Imports) -> dict[str, int]:
-    """How many rows a room stands above the ground: above all that it imports, and on the storey of its package."""
+    """How many rows a room stands above the ground: above all that it imports, and on the storey of
+    its package."""
     heights: dict[str, int] = {}
     for storey in reversed(STOREYS):
         ground = max(heights.values(), default=-1) + 1
@@ -115,7 +117,8 @@ def _heights(imports: Imports) -> dict[str, int]:
 
 
 def _spread(row: Sequence[Spot], wanted: Sequence[float]) -> None:
-    """Put the spots of a row as near as can be to where they are wanted, in their order, without touching."""
+    """Put the spots of a row as near as can be to where they are wanted, in their order, without
+    touching."""
     offsets = [0.0]
     for left, right in pairwise(row):
         offsets.append(offsets[-1] + (left.width + right.width) / 2 + GAP)

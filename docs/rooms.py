@@ -15,7 +15,8 @@ PIPELINE = (
     *("config", "run_folder", "data", "networks", "graph", "methods", "training", "training_graph", "progress", "exact_training"),
     *("bundle", "run_verification", "run_request", "importing", "plan", "run", "reproduction", "cli"),
 )
-"""The rooms of `pipeline`, each of which may import those before it. Only the command line imports `reproduction`."""
+"""The rooms of `pipeline`, each of which may import those before it. Only the command line imports
+`reproduction`."""
 DEPLOY = {
     "runners": (),
     "compare": ("runners",),

@@ -1,4 +1,5 @@
-"""Every addition that docs/adding.md describes is made as it is written there, in a copy of the project, and everything picks it up."""
+"""Every addition that docs/adding.md describes is made as it is written there, in a copy of the
+project, and everything picks it up."""
 
 import json
 import re
@@ -13,7 +14,8 @@ from docs.rooms import ROOT
 
 PAGE = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
 FILES = {"A method": 3, "A kind of layer": 2, "A data set": 3, "A runtime": 4, "A file of a bundle": 3}
-"""How many files each addition changes, with its test; `make schema` and a line in the README come on top."""
+"""How many files each addition changes, with its test; `make schema` and a line in the README come
+on top."""
 slow = pytest.mark.slow
 
 
@@ -103,7 +105,8 @@ def test_a_file_of_a_bundle_is_hashed(found: dict[str, Any]) -> None:
 
 @slow
 def test_a_kind_of_layer_keeps_its_bits(found: dict[str, Any]) -> None:
-    """Under every method and on the exact grid: tests/export/test_operations.py, which adds three rows, and test_every_pair.py."""
+    """Under every method and on the exact grid: tests/export/test_operations.py, which adds three
+    rows, and test_every_pair.py."""
     assert found["layer"].keys() == {"layergain", "czmig"}
     for told in found["layer"].values():
         assert told["same bits"]

@@ -55,8 +55,8 @@ DATA_SETS = {
     "svhn": "pipeline.data.svhn:read",
     "imagefolder": "pipeline.data.imagefolder:read",
 }
-"""The data sets, and the function that reads each. Its module is imported when it is needed: torchvision and scikit-learn take seconds,
-in each worker too."""
+"""The data sets, and the function that reads each. Its module is imported when it is needed:
+torchvision and scikit-learn take seconds, in each worker too."""
 if TYPE_CHECKING:
     DataSetName = str
 else:

@@ -1,4 +1,5 @@
-"""docs/architecture.md tells of every room, its picture is current, and the functions of its walks exist."""
+"""docs/architecture.md tells of every room, its picture is current, and the functions of its walks
+exist."""
 
 import ast
 import re

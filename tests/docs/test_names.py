@@ -1,4 +1,5 @@
-"""Every path and every module that a document names exists, and its lines have at most 100 columns."""
+"""Every path and every module that a document names exists, and its lines have at most 100
+columns."""
 
 import re
 from collections.abc import Iterator

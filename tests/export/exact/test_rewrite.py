@@ -146,7 +146,7 @@ class Broken(nn.Module):
     ("what", "words"),
     [
         ("image in a join", "joins the image"),
-        ("border", "another number of pixels at the border"),
+        ("border", "a different number of pixels at the border"),
         ("behind the logits", "must come from a classifier"),
     ],
 )

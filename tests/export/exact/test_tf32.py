@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from deploy.certificate.walk import certificate_of
 from export.exact import rewrite
-from export.exact.calibration import calibrate, mend
+from export.exact.calibration import calibrate, coarsen_steps
 from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import GridBits, off_grid
 from export.exact.rewrite import grid_graph
@@ -50,7 +50,7 @@ def folded(network: str, shape: tuple[int, int, int] = SHAPE) -> tuple[GraphModu
     images = torch.randint(0, 256, (4, *shape), dtype=torch.uint8)
     grid = grid_graph(graph, shape, GridBits())
     calibrate(grid, lambda: [images])
-    mend(grid)
+    coarsen_steps(grid)
     return fold(grid.graph), images
 
 
@@ -103,7 +103,7 @@ def test_both_files_say_that_tf32_may_stay_on(tmp_path: Path) -> None:
     graph = training_graph(config, ImageFacts(SHAPE, CLASSES, (128.0,) * 3, (64.0,) * 3)).graph.eval()
     grid = grid_graph(graph, SHAPE, GridBits())
     calibrate(grid, lambda: [torch.randint(0, 256, (4, *SHAPE), dtype=torch.uint8)])
-    mend(grid)
+    coarsen_steps(grid)
     for write in (exact_onnx, exact_tensorrt_onnx):
         path = tmp_path / f"{write.__name__}.onnx"
         path.write_bytes(write(grid, SHAPE, CLASSES, {}))

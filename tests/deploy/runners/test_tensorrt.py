@@ -27,13 +27,13 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> EngineFile:
 def test_a_sound_engine_asked_to_run_without_a_gpu_is_one_line_and_exit_code_4(engine: EngineFile) -> None:
     with pytest.raises(NotHereError) as caught:
         open_engine(engine)
-    assert re.fullmatch(r"no NVIDIA GPU is here \(CUDA: .+\); use a machine with an NVIDIA GPU and its driver", str(caught.value))
+    assert re.fullmatch(r"no NVIDIA GPU is available \(CUDA: .+\); use a machine with an NVIDIA GPU and its driver", str(caught.value))
     assert caught.value.exit_code == 4
 
 
 @pytest.mark.parametrize("runtime", [flavour.runtime for flavour in FLAVOURS.values()])
 def test_a_runtime_that_was_asked_for_is_not_here(runtime: str) -> None:
-    with pytest.raises(NotHereError, match=r"no NVIDIA GPU is here|cannot be imported"):
+    with pytest.raises(NotHereError, match=r"no NVIDIA GPU is available|cannot be imported"):
         require_tensorrt(runtime)
 
 
@@ -80,5 +80,5 @@ def test_what_tells_the_version_of_the_driver_exists() -> None:
 def test_the_real_driver_says_in_cudas_words_what_fails() -> None:
     driver = CudaDriver()
     for call in (lambda: driver.allocate(100), lambda: driver.allocate_pinned(100), driver.stream, driver.gpu):
-        with pytest.raises(NotHereError, match=r"no NVIDIA GPU is here \(CUDA: .+\); use a machine"):
+        with pytest.raises(NotHereError, match=r"no NVIDIA GPU is available \(CUDA: .+\); use a machine"):
             call()

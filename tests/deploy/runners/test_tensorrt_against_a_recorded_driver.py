@@ -220,7 +220,7 @@ class TestRefusals:
     def test_random_bytes_that_the_record_agrees_with(self, stage: Stage) -> None:
         plan = np.random.default_rng(0).bytes(5000)
         file = dataclasses.replace(self.changed(stage.file, plan=sha256_of(plan), plan_size=len(plan)), plan=plan)
-        assert "is no engine of tensorrt: it begins with" in self.refused(stage, file, DamagedError)
+        assert "is not an engine of tensorrt: it begins with" in self.refused(stage, file, DamagedError)
 
     def test_an_engine_of_the_other_flavour_that_the_record_calls_its_own(self, stage: Stage, rtx: EngineFile) -> None:
         file = dataclasses.replace(self.changed(stage.file, plan=rtx.record.plan, plan_size=rtx.record.plan_size), plan=rtx.plan)

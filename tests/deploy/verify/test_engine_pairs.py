@@ -104,8 +104,8 @@ def test_an_engine_in_less_than_was_asked_for_has_no_wider_budget(pair: PairRequ
         (lambda plan: plan.write_bytes(PLAN[:20]), DamagedError, "has 20 bytes, its record says 64"),
         (lambda plan: plan.write_bytes(PLAN[:-1] + b"?"), DamagedError, "has 64 bytes and sha256 .*, its record says 64"),
         (lambda plan: os.truncate(plan, 2**40), DamagedError, "has 1099511627776 bytes, its record says 64"),
-        (lambda plan: os.truncate(plan.with_suffix(".json"), 2**40), DamagedError, r"it\.json is no record of an engine: it has 1099511627776 bytes"),
-        (lambda plan: plan.with_suffix(".json").write_text("{}"), DamagedError, "is no record of an engine"),
+        (lambda plan: os.truncate(plan.with_suffix(".json"), 2**40), DamagedError, r"it\.json is not the record of an engine: it has 1099511627776"),
+        (lambda plan: plan.with_suffix(".json").write_text("{}"), DamagedError, "is not the record of an engine"),
     ],
 )
 def test_a_bad_engine_is_one_line(pair: PairRequest, spoil: Callable[[Path], object], error: type[SamegraphError], found: str) -> None:

@@ -161,7 +161,7 @@ class TestFailures:
         [
             ({"error_on_cache_miss": True}, "times nothing while it builds.*leave out --error-on-cache-miss"),
             ({"version_compatible": True}, "builds no version-compatible engines"),
-            ({"gpus": "ampere+"}, "runs on every GPU that it knows anyway"),
+            ({"gpus": "ampere+"}, "runs on every GPU that it supports anyway"),
         ],
     )
     def test_what_this_flavour_has_no_use_for(self, change: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ class TestFailures:
         old: Any = ModuleType("tensorrt")
         old.__version__ = "10.13.0.35"
         monkeypatch.setitem(sys.modules, "tensorrt", old)
-        with pytest.raises(NotHereError, match=r"tensorrt 10\.13\.0\.35 is here, at least 11\.0 is needed"):
+        with pytest.raises(NotHereError, match=r"tensorrt 10\.13\.0\.35 is installed, at least 11\.0 is needed"):
             FLAVOURS["tensorrt"].load()
 
 

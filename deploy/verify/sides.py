@@ -75,7 +75,7 @@ class ModelSide(PairSide):
             return (TORCH,)
         for name in requested:
             if name not in FILE_RUNTIMES:
-                raise NotHereError(f"runtime {name!r} was asked for, this version runs {', '.join(FILE_RUNTIMES)}; ask for one of these")
+                raise NotHereError(f"runtime {name!r} was requested, but this version runs {', '.join(FILE_RUNTIMES)}; choose one of these")
         return ("onnxruntime-cpu",) if self.is_reference else requested
 
     def _form(self, runtime: str) -> SandboxedForm:

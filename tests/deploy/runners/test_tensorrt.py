@@ -50,7 +50,7 @@ def test_a_damaged_engine_is_damaged_whether_there_is_a_gpu_or_not(damage: Calla
 def test_another_version_is_not_here_whether_there_is_a_gpu_or_not(engine: EngineFile) -> None:
     record = engine.record.model_copy(update={"version": "1.6.0.1"})
     with pytest.raises(
-        NotHereError, match=r"was built for tensorrt-rtx 1\.6\.0\.1, .* is here; build it anew: pipeline export BUNDLE --tensorrt --flavour rtx"
+        NotHereError, match=r"was built for tensorrt-rtx 1\.6\.0\.1, .* is installed; build it again: pipeline export BUNDLE --tensorrt --flavour rtx"
     ):
         open_engine(dataclasses.replace(engine, record=record))
 

@@ -233,8 +233,8 @@ class TestRefusals:
     def test_another_version(self, stage: Stage) -> None:
         text = self.refused(stage, self.changed(stage.file, version="11.3.0.99"), NotHereError)
         assert text == (
-            "engines/it.plan was built for tensorrt 11.3.0.99 on NVIDIA Recorded (compute capability 8.9), 11.4.0.106 is here; "
-            "build it anew: pipeline export BUNDLE --tensorrt --flavour tensorrt --precision float32"
+            "engines/it.plan was built for tensorrt 11.3.0.99 on NVIDIA Recorded (compute capability 8.9), 11.4.0.106 is installed; "
+            "build it again: pipeline export BUNDLE --tensorrt --flavour tensorrt --precision float32"
         )
 
     @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ class TestRefusals:
             stage.driver.the_gpu = other
             open_engine(file, driver=stage.driver).close()
         else:
-            assert f"NVIDIA Other (compute capability {capability}) is here; build it anew: " in self.refused(stage, file, NotHereError, other)
+            assert f"NVIDIA Other (compute capability {capability}); build it again: " in self.refused(stage, file, NotHereError, other)
 
     @pytest.mark.parametrize(("version", "fits"), [("11.3.0.99", True), ("11.9.0.1", False), ("12.0.0.1", False), ("10.9.0.1", False)])
     def test_a_version_compatible_engine_runs_on_later_versions_of_its_major_one(self, version: str, fits: bool, stage: Stage) -> None:

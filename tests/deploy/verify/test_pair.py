@@ -321,7 +321,7 @@ class TestOneLine:
             (lambda p: replace(p, candidate=p.candidate.with_name("none.onnx")), UsageError, r"none\.onnx does not exist; give a model"),
             (lambda p: replace(p, candidate=p.candidate.parent), UsageError, r"is a folder without manifest\.json, so no bundle"),
             (lambda p: replace(p, bitwise=True, tolerance=Tolerance(max_ulp=1)), UsageError, "exclude each other"),
-            (lambda p: replace(p, runtimes=("tensorrt",)), NotHereError, "runtime 'tensorrt' was asked for"),
+            (lambda p: replace(p, runtimes=("tensorrt",)), NotHereError, "runtime 'tensorrt' was requested"),
             (lambda p: replace(p, runtimes=("onnxruntime-cuda",), require=("onnxruntime-cuda",)), NotHereError, "onnxruntime-cuda"),
             (lambda p: replace(p, only="folded"), UsageError, "--only 'folded' fits 0 links; choose one of 'reference -> candidate'"),
         ],

@@ -224,7 +224,7 @@ def test_one_wrong_sample_in_the_last_batch_is_found() -> None:
 class TestAbsent:
     def missing(self) -> Stage:
         def opened() -> Runner:
-            raise NotHereError("cuda was asked for, there is none")
+            raise NotHereError("cuda was requested, there is none")
 
         return stage(opened, "cuda", "onnxruntime-cuda")
 
@@ -233,12 +233,12 @@ class TestAbsent:
         link = last_link(verdict)
         assert (link.status, link.observed, link.samples) == ("not run", None, 0)
         assert (link.max_ulp, link.max_abs) == (None, None)
-        assert link.reason == "cuda was asked for, there is none"
+        assert link.reason == "cuda was requested, there is none"
         assert verdict.passed
         assert {check.status for check in verdict.invariance if check.stage == "cuda"} == {"not run"}
 
     def test_required_raises(self) -> None:
-        with pytest.raises(NotHereError, match="cuda was asked for"):
+        with pytest.raises(NotHereError, match="cuda was requested"):
             run_chain(chain(self.missing()), batches, RECORD, require={"onnxruntime-cuda"})
 
     def test_required_but_not_in_the_chain_raises(self) -> None:
@@ -254,7 +254,7 @@ class TestAbsent:
         )
         verdict = run_chain(only, batches, RECORD)
         assert not verdict.passed
-        assert failure_sentence(verdict) == ("no link passed; training -> cuda not run: cuda was asked for, there is none")
+        assert failure_sentence(verdict) == ("no link passed; training -> cuda not run: cuda was requested, there is none")
 
 
 def test_what_a_runtime_raises_is_a_finding() -> None:

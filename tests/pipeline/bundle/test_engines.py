@@ -144,7 +144,7 @@ class TestCommand:
         ("arguments", "code", "words"),
         [
             (["--tensorrt", "--flavour", "tensorrt"], 4, "tensorrt cannot be imported"),
-            (["--tensorrt", "--require", "tensorrt-rtx"], 4, "tensorrt-rtx was asked for: no NVIDIA GPU is available"),
+            (["--tensorrt", "--require", "tensorrt-rtx"], 4, "tensorrt-rtx was requested: no NVIDIA GPU is available"),
             (["--tensorrt", "--error-on-cache-miss"], 2, "times nothing while it builds"),
             (["--tensorrt", "--precision", "int8"], 2, "'int8' is not one of"),
             (["--precision", "exact"], 2, "go with --tensorrt"),
@@ -275,7 +275,7 @@ class TestDamage:
         assert "was built for tensorrt-rtx 1.5.0.1" in done.out
         required = pipeline(capfd, "verify", engined, "--require", "tensorrt-rtx")
         assert required.code == 4
-        assert "build it anew: pipeline export BUNDLE --tensorrt --flavour rtx --precision float32" in required.error
+        assert "build it again: pipeline export BUNDLE --tensorrt --flavour rtx --precision float32" in required.error
 
 
 def open_bundle_facts(bundle: Path) -> Any:

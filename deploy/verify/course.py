@@ -164,7 +164,7 @@ class _Course:
     def _budgets(self, stage: Stage) -> Budgets | None:
         if self._reference is None or self._training.broken or self._reference.broken:
             return None
-        return budgets(self._training.errors.measured, self._training.stage.form.precision, stage.form.precision, doubtful=self._chain.doubtful)
+        return budgets(self._training.errors.measured, self._training.stage.form.precision, stage.form.precision, uncertain=self._chain.uncertain)
 
     def _stage_errors(self, running: _RunningStage) -> Iterator[StageErrors]:
         allowed = self._budgets(running.stage)

@@ -69,7 +69,7 @@ class CutLink(Places):
             links=(Link(BEFORE, AFTER, self.link.required, self.link.tolerance),),
             reference=self._stage(FLOAT64, self.float64, point, self.names[point]) if self.float64 is not None else None,
             training=SOURCE if self.source is not None else BEFORE,
-            doubtful=self.chain.doubtful,
+            uncertain=self.chain.uncertain,
             infinity_allowed=True,
         )
         try:

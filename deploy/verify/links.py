@@ -72,7 +72,7 @@ class Chain:
     """The stage whose error sets the budgets."""
     source: Form | None = None
     """The same function by inner tensors, where the place of a failure is looked for; None where that stage itself shows them."""
-    doubtful: bool = False
+    uncertain: bool = False
     """Whether the float64 evaluation is other code than that stage's; see `budget`."""
     infinity_allowed: bool = False
     """Whether an infinity that all agree about is an answer; of scores of classes it is none."""

@@ -117,7 +117,7 @@ class _MatchedForms:
         names = {name: CANDIDATE if len(candidates) == 1 else f"{CANDIDATE}, {name}" for name in candidates}
         others = [self._stage(names[name], self._candidate, self._of_candidate(form)) for name, form in candidates.items()]
         links = tuple(Link(REFERENCE, stage.name, self._required, self._pair.tolerance) for stage in others)
-        return Chain(stages=(first, *others), links=links, reference=float64, training=REFERENCE, doubtful=True, infinity_allowed=True)
+        return Chain(stages=(first, *others), links=links, reference=float64, training=REFERENCE, uncertain=True, infinity_allowed=True)
 
     @property
     def _batch_size(self) -> int:

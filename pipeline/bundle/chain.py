@@ -82,7 +82,7 @@ class Graphs:
     """The function of the training weights by inner tensors: a stored fold that strays from them must not move the mark."""
     budget_from: str
     """The form whose error sets the budgets."""
-    doubtful: bool = False
+    uncertain: bool = False
     """Whether the float64 evaluation is other code than that form's."""
     folded_here: bool = True
     """Whether the stored fold was made on a device of this kind; on another, e^g has other bits."""
@@ -92,7 +92,7 @@ def missing_graphs(model: Path | None) -> Graphs:
     """Where PyTorch is not installed. In float the file stands for the function, as a foreign one does; on the grid no budget is needed."""
     missing = MissingForm(runtime=TORCH, reason=NO_TORCH)
     reference = None if model is None else OnnxFloat64Form(runtime="onnx.reference", precision="float64", path=model)
-    return Graphs(training=missing, evaluation=missing, folded=missing, reference=reference, budget_from=FILE, doubtful=True)
+    return Graphs(training=missing, evaluation=missing, folded=missing, reference=reference, budget_from=FILE, uncertain=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ def chain_of(forms: BundleForms) -> Chain:
         reference=None if graphs.reference is None else Stage(name=forms.named(REFERENCE), form=graphs.reference),
         training=forms.named(graphs.budget_from),
         source=graphs.source,
-        doubtful=graphs.doubtful,
+        uncertain=graphs.uncertain,
     )
 
 

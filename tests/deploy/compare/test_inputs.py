@@ -35,7 +35,7 @@ def test_a_file_is_cut_into_batches_as_often_as_asked(tmp_path: Path) -> None:
     given = samples_in([X], saved(tmp_path / "a.npz", x=ROWS, labels=np.arange(7)), 3)
     assert sizes(given) == sizes(given) == [3, 3, 1]
     assert (given.num_batches, given.num_samples) == (3, 7)
-    assert given.description == "7 samples from a.npz (beside them and not used: labels)"
+    assert given.description == "7 samples from a.npz (not used: labels)"
 
 
 def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ class TestRefusals:
 
 def test_an_engine_that_tensorrt_refuses_repeats_what_it_said(full: EngineFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", recorded_tensorrt("tensorrt", full.record.version, None))
-    with pytest.raises(NotHereError, match="TensorRT refuses the engine: recorded: not for this machine; build it anew"):
+    with pytest.raises(NotHereError, match="TensorRT refuses the engine: recorded: not for this machine; build it again"):
         open_engine(full, driver=RecordedDriver())
 
 

@@ -205,7 +205,7 @@ def test_within_the_budget_is_not_bitwise() -> None:
     assert last_link(run_chain(chain(altered(nudged)), batches, RECORD)).status == "passed"
     link = last_link(run_chain(chain(altered(nudged), required="bitwise"), batches, RECORD))
     assert (link.status, link.observed, link.max_ulp) == ("failed", "budget", 1)
-    assert link.reason.startswith("required bitwise, but 200 of 200 values have other bits, max_ulp 1, ")
+    assert link.reason.startswith("required bitwise, but 200 of 200 values have different bits, max_ulp 1, ")
 
 
 def test_one_wrong_sample_in_the_last_batch_is_found() -> None:

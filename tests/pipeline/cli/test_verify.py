@@ -176,7 +176,7 @@ def test_where_the_report_cannot_be_is_said_before_anything_is_compared(verify: 
         (["--reference", "a.onnx", "--candidate", "b.pt2", "--runtime", "openvino-cpu"], "an ONNX candidate is run in, b.pt2 is none; drop it"),
         (
             ["--reference", "a.onnx", "--candidate", "b.onnx", "--precision", "float16", "--atol", "1"],
-            "--precision is what the derived budget is scaled by",
+            "--precision scales the derived budget",
         ),
         (["--reference", "a.onnx", "--candidate", "b.onnx", "--atol", "-1"], "Invalid value for '--atol'"),
         (["--reference", "a.onnx", "--candidate", "b.onnx"], "a.onnx does not exist; give a model (.onnx, .pt2, .plan, .engine), a bundle, or"),

@@ -91,10 +91,10 @@ def failed(content: dict[str, Any]) -> dict[str, Any]:
 )
 def test_an_edited_verdict(bundle: Path, refused: Callable[..., Done], edit: Callable[[dict[str, Any]], dict[str, Any]], found: str) -> None:
     rewrite_verdict(bundle, edit(json.loads((bundle / "verification.json").read_bytes())))
-    assert f"verification.json is no verdict on this bundle: {found}; export the bundle again" in refused().error
+    assert f"verification.json is not a verdict on this bundle: {found}; export the bundle again" in refused().error
 
 
-@pytest.mark.parametrize(("text", "found"), [("[]", "it is no JSON object"), ("{", "it is not JSON ("), ("[" * 10**5, "it is not JSON (")])
+@pytest.mark.parametrize(("text", "found"), [("[]", "it is not a JSON object"), ("{", "it is not JSON ("), ("[" * 10**5, "it is not JSON (")])
 def test_a_verdict_that_is_none(bundle: Path, refused: Callable[..., Done], text: str, found: str) -> None:
     (bundle / "verification.json").write_text(text)
     relist(bundle)

@@ -66,7 +66,10 @@ def test_a_filter_whose_sums_are_too_large_gets_a_coarser_step(grid: GridGraph) 
 
 
 def test_no_quantiser_can_meet_a_tie(grid: GridGraph) -> None:
-    """A sum is odd, so half a step of the quantiser is one only where that is twice the sum's unit; beyond 2^16 units zero points make some."""
+    """A sum is odd, so half a quantiser's step is a sum only if the step is twice the sum's unit.
+
+    Beyond 2^16 units, zero points cause ties as well.
+    """
     calibrate(grid, lambda: [images(8, SHAPE)])
     layer = grid.layers[2]
     assert layer.target is not None
@@ -119,7 +122,7 @@ def calibrated(batch: torch.Tensor) -> GridGraph:
 
 
 def divergence(grid: GridGraph, batch: torch.Tensor) -> float:
-    """The mean over samples of sum p log(p / q), p without and q with the rounding."""
+    """The mean over samples of sum p log(p / q), with p before and q after rounding."""
     with torch.no_grad():
         q = grid.graph(batch).double().softmax(1)
         with off_grid(grid.graph):

@@ -1,6 +1,6 @@
-"""TensorFloat-32 keeps 11 bits of what it multiplies. Nothing on the grid needs more, so its products are the same bits.
+"""TensorFloat-32 keeps 11 bits of each factor. On the grid no factor needs more: same bits.
 
-What it rounds is rounded here on the CPU, in front of every layer; the rest is float32.
+The rounding of TF32 is done here on the CPU, in front of every layer. The rest is float32.
 """
 
 from pathlib import Path
@@ -23,11 +23,11 @@ from pipeline.training_graph import ImageFacts, training_graph
 SHAPE, CLASSES = (3, 32, 32), 10
 NETWORKS = ("small", "resnet20", "wrn-10-1", "resnet18", "preactresnet18", "vgg11", "squeezenet", "shufflenetv2_x0_5", "mobilenetv2")
 DROPPED = 13
-"""Of the 23 bits behind the leading one."""
+"""How many of the 23 bits behind the leading bit are dropped."""
 
 
 def in_tf32(values: torch.Tensor) -> torch.Tensor:
-    """Rounded half to even, as the hardware's conversion does."""
+    """The values rounded half to even, as the hardware's conversion rounds."""
     bits = values.contiguous().view(torch.int32)
     half = (1 << (DROPPED - 1)) - 1 + ((bits >> DROPPED) & 1)
     return ((bits + half) >> DROPPED << DROPPED).view(torch.float32)
@@ -43,7 +43,7 @@ def with_tf32_products(graph: GraphModule, images: torch.Tensor) -> torch.Tensor
 
 
 def folded(network: str, shape: tuple[int, int, int] = SHAPE) -> tuple[GraphModule, torch.Tensor]:
-    """On the grid, with initial weights; and some images."""
+    """A network on the grid with initial weights, and some images."""
     config = parse_config({"network": {"name": network}, "method": {"name": "mimicnorm"}})
     torch.manual_seed(0)
     graph = training_graph(config, ImageFacts(shape, CLASSES, (128.0,) * shape[0], (64.0,) * shape[0])).graph.eval()
@@ -81,7 +81,10 @@ def test_a_classifier_behind_a_wide_pool_would_have_others(monkeypatch: pytest.M
 
 
 def test_off_the_grid_a_classifier_in_front_of_its_pool_is_the_same_function() -> None:
-    """In float64, where only the order of the sums is left: for a count that is a power of two, and for one that is not."""
+    """Compared in float64, where only the order of sums differs.
+
+    One count is a power of two, and one is not.
+    """
     for size in (32, 28):
         shape = (3, size, size)
         config = parse_config({"network": {"name": "resnet20"}, "method": {"name": "mimicnorm"}})

@@ -1,4 +1,4 @@
-"""Runners: what the shell refuses before and after the runtime, and that each one runs what it says."""
+"""Runners: what is refused before and after the runtime, and that each runs what it says."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from export.errors import DamagedError, NotHereError, UsageError
 
 
 class _Part:
-    """Nodes of a session that one provider got."""
+    """The nodes of a session that one provider got."""
 
     def __init__(self, provider: str, operation: str) -> None:
         self.ep_name, self.op_type = provider, operation
@@ -35,7 +35,7 @@ class _Part:
 
 
 class SampleSource(Runner):
-    """Returns what it was given to return, and remembers that it was asked."""
+    """Returns what it was given to return, and remembers that it was called."""
 
     def __init__(self, outputs: dict[str, Array]) -> None:
         self.name, self.inputs, self.outputs = "given", (IMAGE,), (LOGITS,)
@@ -268,7 +268,7 @@ class TestOnnxRuntime:
         assert facts["nodes"] == {"CPUExecutionProvider": {"Cast": 1, "Div": 1, "Flatten": 1, "Gemm": 2, "Relu": 1, "Sub": 1}}
 
     def test_a_session_that_fell_back_is_refused_by_its_operations(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As a CUDA session looks that computes shapes on the CPU, which it may, and then the products too."""
+        """Like a CUDA session that computes shapes on the CPU, which it may, and then products."""
 
         def placed(*nodes: tuple[str, str]) -> None:
             monkeypatch.setattr(ort.InferenceSession, "get_provider_graph_assignment_info", lambda _: [_Part(*node) for node in nodes])
@@ -334,7 +334,7 @@ def test_the_table_imports_no_runtime() -> None:
 
 
 class TestOpenVino:
-    """Where it is not installed nothing of this runs, and pytest says so."""
+    """Without OpenVINO nothing here runs, and pytest says so."""
 
     @pytest.fixture(autouse=True)
     def installed(self) -> None:

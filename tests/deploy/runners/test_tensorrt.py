@@ -1,4 +1,7 @@
-"""Engines of the real TensorRT-RTX where there is no GPU: every damaged or foreign one is refused for what it is, a sound one for want of a GPU."""
+"""Engines of the real TensorRT-RTX without a GPU.
+
+Each damaged or foreign engine is refused for what it is. A sound one is refused for lack of a GPU.
+"""
 
 import dataclasses
 import re
@@ -56,7 +59,7 @@ def test_another_version_is_not_here_whether_there_is_a_gpu_or_not(engine: Engin
 
 
 def test_every_function_of_cuda_that_the_driver_calls_exists() -> None:
-    """They cannot be called here, but a misspelt one is found."""
+    """The functions cannot be called here, but a misspelt name is found."""
     source, runtime = Path(cuda.__file__).read_text(encoding="utf-8"), cuda_runtime()
     called = set(re.findall(r'_call\("(\w+)"', source))
     assert len(called) >= 14
@@ -70,7 +73,7 @@ def test_every_function_of_cuda_that_the_driver_calls_exists() -> None:
 
 
 def test_what_tells_the_version_of_the_driver_exists() -> None:
-    """It is never an error when it does not answer, so a misspelt name would not be noticed."""
+    """No answer from it is never an error, so a misspelt name would not be noticed."""
     nvml = pytest.importorskip("cuda.bindings.nvml", reason="not run: this cuda-bindings has no nvml")
     called = set(re.findall(r"nvml\.(\w+)\(", Path(runtime.__file__).read_text(encoding="utf-8")))
     assert len(called) == 2

@@ -1,4 +1,7 @@
-"""The engine runner against a recorded fake of the driver: sizes, shapes, batches, order, cleaning up, errors. Nothing here computes a network."""
+"""The engine runner on a recording fake of the driver. Nothing here computes a network.
+
+Covers sizes, shapes, batches, order, cleaning up and errors.
+"""
 
 import dataclasses
 import sys
@@ -30,7 +33,7 @@ def rtx(tmp_path_factory: pytest.TempPathFactory) -> EngineFile:
 
 @pytest.fixture
 def full(rtx: EngineFile) -> EngineFile:
-    """What an engine of the full TensorRT would look like: nobody has one here, so its bytes are made up."""
+    """What an engine of the full TensorRT would look like. Its bytes are made up."""
     plan = b"ftrt" + bytes(60)
     machine = Machine(gpu=GPU.name, capability=GPU.capability, driver="999.1", cuda="13.0", system="Linux x86_64")
     record = rtx.record.model_copy(
@@ -137,7 +140,7 @@ def test_everything_is_given_back(stage: Stage) -> None:
     with stage.open() as runner:
         runner.run({"image": pixels(2)})
     assert stage.driver.all_given_back
-    runner.close()  # twice is once
+    runner.close()  # closing twice is like closing once
     with pytest.raises(RuntimeError, match="is closed"):
         runner.run({"image": pixels(2)})
 
@@ -194,7 +197,7 @@ def test_the_flavour_that_compiles_where_it_runs_is_told_to_do_it_at_once(rtx: E
 
 
 class TestRefusals:
-    """Each before the engine is deserialised."""
+    """Each is refused before the engine is deserialised."""
 
     def refused(self, stage: Stage, file: EngineFile, kind: type[SamegraphError], gpu: Any = GPU) -> str:
         stage.driver.the_gpu = gpu
@@ -266,7 +269,7 @@ def test_an_engine_that_tensorrt_refuses_repeats_what_it_said(full: EngineFile, 
 
 def test_an_engine_that_is_not_what_its_record_promises(stage: Stage) -> None:
     stage.engine.tensors = list(reversed(stage.engine.tensors))
-    stage.open().close()  # the order is of no account
+    stage.open().close()  # the order does not matter
     stage.engine.tensors = stage.engine.tensors[:1]
     stage.engine.num_io_tensors = 1
     with pytest.raises(DamagedError, match="its record says"):

@@ -1,6 +1,7 @@
-"""A TensorRT engine as a side of a pair: its record is checked first, its precision widens nothing unasked, and without a GPU it is not here.
+"""A TensorRT engine as a side of a pair: its record is checked first, its precision widens nothing.
 
-Where one runs it is the recorded fake of the driver, whose "network" answers with the first pixel of each sample.
+Without a GPU the engine is not available. Where an engine runs, it is the recording fake of the
+driver, whose "network" answers with the first pixel of each sample.
 """
 
 import os
@@ -115,6 +116,6 @@ def test_a_bad_engine_is_one_line(pair: PairRequest, spoil: Callable[[Path], obj
 
 
 def test_where_nothing_could_run_the_runtime_is_not_here(pair: PairRequest) -> None:
-    """Not the same is what nobody has shown: the exit code is that of a runtime that is missing."""
+    """Nothing was shown to differ, so the exit code is that of a missing runtime."""
     with pytest.raises(NotHereError, match=r"tensorrt|NVIDIA"):
         verify_pair(pair)

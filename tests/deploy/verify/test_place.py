@@ -1,4 +1,7 @@
-"""The search for a place, on graphs whose faults are known: found with few runs, through branches, and past what cannot be compared."""
+"""The search for a place, on graphs with known faults.
+
+It takes few runs, goes through branches, and passes what cannot be compared.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 

@@ -1,4 +1,7 @@
-"""The chain on tiny models: what is faithful passes, every planted fault is found and named, nothing passes unrun."""
+"""The chain on tiny models: the faithful pass, planted faults are found and named.
+
+Nothing passes without being run.
+"""
 
 import json
 import re
@@ -28,7 +31,7 @@ from export.errors import DamagedError, NotHereError
 
 WEIGHTS = random_weights()
 REORDERED = WEIGHTS.changed(first=WEIGHTS.first[::-1], bias=WEIGHTS.bias[::-1], last=WEIGHTS.last[:, ::-1])
-"""The same function, its sums in another order: on every machine other bits, within the budget."""
+"""The same function with its sums in another order: different bits on every machine, in budget."""
 IMAGES = pixels(40)
 RECORD = Record(
     files={"model.onnx": "ab" * 32},
@@ -61,7 +64,7 @@ def stage(open_: Callable[[], Runner], name: str = "onnx", runtime: str = "onnxr
 
 
 class Altered(Runner):
-    """The folded graph, with something done to its outputs."""
+    """The folded graph, with changed outputs."""
 
     def __init__(self, alter: Callable[[dict[str, Array]], dict[str, Array]], outputs: tuple[TensorSpec, ...]) -> None:
         self.name, self.inputs, self.outputs = "altered", (IMAGE,), outputs
@@ -422,7 +425,7 @@ def test_memory_does_not_grow_with_the_samples() -> None:
         tracemalloc.stop()
         return size
 
-    peak(40)  # what is imported and cached, and the changes that are kept, which are bounded
+    peak(40)  # for imports, caches, and the changes that are kept, which are bounded
     before = peak(40)
     assert peak(160) < before * 1.2
 
@@ -494,7 +497,10 @@ class TestInterrupted:
 
 
 class TestWhereTheSearchRuns:
-    """On few samples first, the worst among them; on the whole batch where those show nothing, or where nothing smaller is taken."""
+    """The search uses few samples first, including the worst.
+
+    It uses the whole batch if those show nothing, or if no smaller batch is taken.
+    """
 
     class Nowhere(Places):
         def pairings(self) -> list[Pairing]:

@@ -1,4 +1,4 @@
-"""The published schema of verification.json is the one of the types, and every file we write fits it."""
+"""The published schema of verification.json matches the types, and every file we write fits it."""
 
 import json
 from pathlib import Path

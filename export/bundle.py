@@ -184,7 +184,7 @@ def _require_inside(folder: Path, name: str) -> None:
         or path.as_posix() != name
         or name in ("", ".", MANIFEST)
     ):
-        raise DamagedError(f"{folder / MANIFEST} lists {name!r}, which is no plain name inside the bundle; do not use this bundle")
+        raise DamagedError(f"{folder / MANIFEST} lists {name!r}, which is not a plain name inside the bundle; do not use this bundle")
 
 
 def _checked(folder: Path, name: str, entry: FileEntry) -> bytes:

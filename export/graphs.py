@@ -31,7 +31,7 @@ def note_shapes(graph: GraphModule, image_shape: tuple[int, int, int]) -> None:
             f"the network cannot run on images of {' x '.join(map(str, image_shape))}: {_first_cause(error)}; "
             "choose a network made for this size, or set data.image_size"
         ) from error
-    graph.load_state_dict(before)
+    graph.load_state_dict(before)  # in training mode, a run moves the running statistics of norms
 
 
 def output_of(graph: GraphModule) -> Node:

@@ -62,6 +62,7 @@ def program_of(folded: GraphModule, image_shape: tuple[int, int, int]) -> torch.
 
 
 def _example(folded: GraphModule, image_shape: tuple[int, int, int]) -> torch.Tensor:
+    # Two samples, because torch.export takes a size of 0 or 1 for a constant.
     return torch.zeros((2, *image_shape), dtype=torch.uint8, device=_device(folded))
 
 

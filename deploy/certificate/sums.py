@@ -191,6 +191,7 @@ def _lowest_bits(values: Array) -> Array:
     """The largest power of two that each value is a multiple of. Infinite for 0."""
     mantissa, exponent = np.frexp(values)
     whole = np.abs(np.ldexp(mantissa, 53)).astype(np.int64)
+    # `whole & -whole` is the lowest bit that is set.
     return np.where(values == 0, np.inf, np.ldexp((whole & -whole).astype(np.float64), exponent - 53))
 
 

@@ -94,7 +94,7 @@ def _require_text(graph: onnx.GraphProto) -> None:
     nodes = [name for node in graph.node for name in (node.name, node.op_type, *node.input, *node.output)]
     for name in [*nodes, *(each.name for each in [*graph.initializer, *graph.input, *graph.output])]:
         if not isinstance(name, str):
-            raise ValueError(f"the name {name!r} is no text")
+            raise ValueError(f"the name {name!r} is not text")
 
 
 @dataclass

@@ -133,6 +133,7 @@ def signed_log_axis(layers: Iterable[Quantiles], start: float, end: float) -> Ax
 def _round_steps(low: float, high: float, most: int) -> list[float]:
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
+    # 0.999 and 1e-9 keep rounding errors from choosing a larger step or dropping a tick at an end.
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [number * step for number in range(first, last + 1)]

@@ -112,6 +112,7 @@ class CudaDriver(Driver):
         self._call("cudaStreamSynchronize", stream)
 
     def captured(self, work: Callable[[], None], stream: int) -> Graph:
+        # Thread-local, so that other threads may use CUDA during the capture.
         self._call("cudaStreamBeginCapture", stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
             work()

@@ -67,8 +67,9 @@ def load_program(path: Path) -> Program:
 
 def from_exported(program: ExportedProgram) -> Program:
     """The module of a program in memory."""
-    module = program.module(check_guards=False)
+    module = program.module(check_guards=False)  # guards are source text, which would be compiled
     assert isinstance(module, fx.GraphModule)
+    # Take plain arguments and return a tuple, instead of the structures of the exported module.
     module.graph.set_codegen(fx.graph.CodeGen())
     (output,) = module.graph.find_nodes(op="output")
     module.graph.output(tuple(torch.utils._pytree.tree_leaves(output.args)))

@@ -184,7 +184,7 @@ def _placed(module: nn.Module, device: torch.device, precision: TorchPrecision) 
 def _copied(array: Array) -> torch.Tensor:
     """A copy, because torch would warn about memory that is read-only."""
     array = np.array(array, order="C")
-    if array.dtype.name == "bfloat16":
+    if array.dtype.name == "bfloat16":  # torch does not read this type of ml_dtypes, but it reads the bits
         return torch.tensor(array.view(np.int16)).view(torch.bfloat16)
     return torch.tensor(array)
 

@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _limit(memory: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no core file
     if memory:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 

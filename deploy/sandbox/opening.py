@@ -84,8 +84,8 @@ def _valid(path: Path) -> onnx.ModelProto:
 
 
 def _engine(path: Path) -> EngineFile:
-    beside = path.with_suffix(RECORD)
-    return EngineFile(str(path), path.read_bytes(), parsed_record(beside.read_bytes(), str(beside)))
+    record = path.with_suffix(RECORD)
+    return EngineFile(str(path), path.read_bytes(), parsed_record(record.read_bytes(), str(record)))
 
 
 def _float_types(model: onnx.ModelProto) -> list[str]:

@@ -75,7 +75,7 @@ class HostProcess:
                 pass_fds=(theirs_in, theirs_out),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # failures are answered; what a runtime prints is no result
+                stderr=subprocess.DEVNULL,  # failures are answered; what a runtime prints is not a result
                 env=environment,
                 start_new_session=True,  # the owner handles Ctrl-C
             )

@@ -116,7 +116,7 @@ def _outside(evidence: Evidence) -> str:
     if not allowed.covers(errors):
         return f"{_of(name, errors)}the error against float64 is {errors.outputs[name]}, the budget is {allowed.outputs[name]}"
     changes = evidence.top_one.num_changes
-    return f"{changes - evidence.top_one.num_ties} of {changes} changes of the first class are no ties"
+    return f"{changes - evidence.top_one.num_ties} of {changes} changes of the first class are not ties"
 
 
 def _without_budget(evidence: Evidence, name: str | None) -> str:

@@ -151,13 +151,13 @@ def begin_side(path: Path, is_reference: bool, folder: Path, limits: Limits, sta
 
 
 def _engine(path: Path, copy: Path, limits: Limits, stack: ExitStack) -> Callable[[], ModelSide]:
-    beside = path.with_suffix(RECORD)
-    if not beside.is_file():
-        raise UsageError(f"{path} has no {beside.name} beside it, the record of what it was built from and for; give an engine of a bundle")
-    record = read_record(beside)
+    record_file = path.with_suffix(RECORD)
+    if not record_file.is_file():
+        raise UsageError(f"{path} has no {record_file.name} beside it, the record of what it was built from and for; give an engine of a bundle")
+    record = read_record(record_file)
     require_the_size(record, path.stat().st_size, str(path))  # before it is copied
     shutil.copyfile(path, copy)
-    shutil.copyfile(beside, copy.with_suffix(RECORD))
+    shutil.copyfile(record_file, copy.with_suffix(RECORD))
     side = _model(path, copy, False, replace(limits, gibibytes=0), stack)  # no limit: CUDA reserves more memory than a limit would allow
     return lambda: replace(side(), precision=PRECISIONS_OF_ENGINES[record.precision], largest_batch=record.batches[-1], engine=record)
 

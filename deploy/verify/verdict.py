@@ -16,7 +16,7 @@ Requirement = Literal["bitwise", "budget", "tolerance"]
 Observed = Literal["bitwise", "budget", "tolerance", "outside"]
 Status = Literal["passed", "failed", "not run"]
 FORMAT_VERSION = 1
-"""The format of verification.json. A reader of one number would misunderstand another number."""
+"""The format of verification.json. Code for this number would misunderstand another one."""
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 

@@ -1,4 +1,4 @@
-"""Chooses the steps of a grid: by least squared error on images, by search, and by necessity.
+"""Chooses the steps of a grid, by least squared error on images and by search.
 
 Takes a grid graph and images. Makes steps coarser where a sum could grow too large, so that the
 certificate of the graph holds.
@@ -16,7 +16,7 @@ from export.errors import UsageError
 from export.exact.grid import GridGraph, GridLayer, Quantise, off_grid
 
 LARGEST_SUM = 2**24 - 1
-"""Integers up to here are exact in float32, so every subset of the terms has an exact sum."""
+"""Every integer up to here is a float32. So is every partial sum, in any order of the terms."""
 WIDEST_STEP = 2**16
 """The largest step of a quantiser, in units of the sums it rounds.
 

@@ -35,6 +35,7 @@ class _RoundToGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, step: torch.Tensor, low: float, high: float) -> torch.Tensor:
         scaled = x / step
+        # Beyond low and high by half a step a value still rounds to them, so it is not clipped.
         ctx.save_for_backward((scaled >= low - 0.5) & (scaled <= high + 0.5))
         return scaled.round_().clamp_(low, high).mul_(step).add_(0.0)  # + 0 turns -0 into +0, as an integer has no -0
 
@@ -244,7 +245,7 @@ class GridWeights(Derivation):
 
 
 class PooledSum(nn.Module):
-    """The sum over an image times a power of two: a mean whose count is no power of two."""
+    """The sum over an image times a power of two, in place of a mean over any other count."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -279,7 +280,7 @@ Kind = LayerKind | Literal["mean"]
 class GridBits:
     """How many bits there are for the weights of each kind of layer and for rectified values.
 
-    An int8 holds 8 bits.
+    8 bits are what an int8 holds.
     """
 
     weights: int = 8

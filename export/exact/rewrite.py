@@ -200,7 +200,7 @@ class _GridWalk:
         normalise = self.graph.get_submodule(str(node.target))
         assert isinstance(normalise, Normalise)
         offset = min(255, max(0, round(normalise.mean.mean().item())))
-        step = 2.0 ** -round(math.log2(normalise.deviation.mean().item()))
+        step = 2.0 ** -round(math.log2(normalise.deviation.mean().item()))  # a power of two near 1 / deviation
         self.normalise, self.pixels = normalise, Pixels(offset, step).to(normalise.mean.device)
         replace_layer(self.graph, node, self.pixels)
         self.groups.add(_PIXELS)

@@ -21,7 +21,7 @@ def float16_onnx(content: bytes) -> bytes:
     """The same network with casts to and from float16."""
     model = ir.from_proto(onnx.load_model_from_string(content))
     _CastInserter(model.graph, _in_float16(model.graph)).cast()
-    model.graph.sort()
+    model.graph.sort()  # the casts were appended at the end
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     return proto.SerializeToString(deterministic=True)

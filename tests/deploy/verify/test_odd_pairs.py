@@ -230,7 +230,7 @@ class TestOutputsThatSayLittle:
         assert weakness("y", spread).startswith("y hardly depends on the samples (it varies by ")
 
     def test_each_by_its_own_budget(self, tmp_path: Path, samples: str) -> None:
-        """Judged not by the budget of the output that uses most of its own, which is a million here."""
+        """Not judged by the budget of the output that uses most of its own: a million here."""
         verdict = compared(scores_and_class(tmp_path / "a.onnx"), scores_and_class(tmp_path / "a.onnx"), samples)
         large = next(each.budget for each in verdict.errors if (each.stage, each.output) == ("candidate", "large"))
         assert large is not None

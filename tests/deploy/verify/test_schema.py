@@ -14,7 +14,7 @@ SCHEMA = verification_schema()
 
 
 def test_the_published_schema_is_that_of_the_code() -> None:
-    assert json.loads(PUBLISHED.read_text()) == SCHEMA, "write it anew with make schema"
+    assert json.loads(PUBLISHED.read_text()) == SCHEMA, "write it again with make schema"
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 

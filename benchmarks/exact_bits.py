@@ -41,7 +41,7 @@ from torch.nn import functional as F
 
 from benchmarks.environment import RESULTS, write_result
 from deploy.compare.samples import hostile_images
-from export.exact.calibration import calibrate, mend
+from export.exact.calibration import calibrate, coarsen_steps
 from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import GridBits, GridGraph
 from export.exact.rewrite import grid_graph
@@ -162,7 +162,7 @@ def _trained(network: str, train: torch.Tensor, labels: torch.Tensor, steps: int
     grid = grid_graph(rewritten.graph.eval(), SHAPE, GridBits())
     calibrate(grid, lambda: torch.split(train, TRAINING_BATCH)[:8])
     _train(RewrittenGraph(grid.graph, rewritten.rules), train, labels, steps, 0.002)
-    mend(grid)
+    coarsen_steps(grid)
     return grid
 
 

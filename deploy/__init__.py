@@ -1,1 +1,1 @@
-"""Runs the files, compares what they compute, certifies the exact form, and tells the verdict."""
+"""Runs models, compares their outputs, certifies the exact form, and reports the verdict."""

@@ -1,1 +1,1 @@
-"""What turns a trained network into files. Imports neither `pipeline` nor `deploy`."""
+"""Turns a trained network into files. Imports neither `pipeline` nor `deploy`."""

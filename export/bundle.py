@@ -1,6 +1,6 @@
-"""The format of a bundle: the names of its files, the manifest with their hashes, and what must hold when one is opened.
+"""The format of a bundle: its file names, its manifest of hashes, and the checks on opening one.
 
-Plain data and files; needs no torch. Nothing is read before its hash was checked.
+Plain data and files; needs no torch. No listed file is used before its hash has been checked.
 """
 
 import json
@@ -25,7 +25,7 @@ CERTIFICATE = "certificate.json"
 VERIFICATION, REPORT = "verification.json", "report.html"
 EXACT_TRAINING_WEIGHTS, EXACT_METRICS = "training/exact.safetensors", "training/exact.metrics.jsonl"
 EXACT_FILES = (EXACT_MODEL, EXACT_TENSORRT_MODEL, EXACT_WEIGHTS, EXACT_TRAINING_WEIGHTS)
-"""Those of the exact form, which go together."""
+"""The files of the exact form, which belong together."""
 MODELS = (MODEL, FLOAT16_MODEL, EXACT_MODEL, EXACT_TENSORRT_MODEL)
 PREPROCESSING = "none: raw pixels, uint8, N x C x H x W; normalisation is the first part of the graph"
 MANIFEST = "manifest.json"
@@ -54,7 +54,7 @@ class TensorEntry(_Entry):
 
 
 class Facts(_Entry):
-    """What a bundle says of its model, besides its files."""
+    """What a bundle says about its model, besides the list of its files."""
 
     network: str
     method: str
@@ -66,7 +66,7 @@ class Facts(_Entry):
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")]
     """Where the network was trained and folded."""
     training_precision: str
-    """What the training steps computed in; everything that is compared computes in float32."""
+    """The precision of the training steps. Everything that is compared computes in float32."""
     metrics: dict[str, JsonValue]
 
 
@@ -79,7 +79,7 @@ class Manifest(Facts):
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: every file that the manifest lists was there with its hash when it was opened."""
+    """An opened bundle. When it was opened, every listed file existed and had its hash."""
 
     folder: Path
     manifest: Manifest
@@ -89,7 +89,7 @@ class Bundle:
         return name in self.manifest.files
 
     def read(self, name: str) -> bytes:
-        """The content of a file, with the hash checked on the very bytes that are returned."""
+        """The content of a file. The hash is checked on the very bytes that are returned."""
         entry = self.manifest.files.get(name)
         if entry is None:
             raise DamagedError(f"{self.folder}: the manifest lists no {name}; export the bundle again")
@@ -113,11 +113,11 @@ def open_bundle(folder: Path) -> Bundle:
 def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
     if unlisted := sorted(found - set(manifest.files) - {MANIFEST}):
-        raise DamagedError(f"{folder / unlisted[0]} is not listed in the manifest; take it out, or export the bundle again")
+        raise DamagedError(f"{folder / unlisted[0]} is not listed in the manifest; remove it, or export the bundle again")
 
 
 def write_manifest(folder: Path, facts: Facts) -> Manifest:
-    """List every file of the folder, with its hash, in a manifest; the last thing that is written into a bundle."""
+    """List every file of the folder, with its hash, in a manifest. This comes last in a bundle."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     files = {name: _entry_of(folder / name) for name in names}
     manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts.model_dump())
@@ -126,7 +126,10 @@ def write_manifest(folder: Path, facts: Facts) -> Manifest:
 
 
 def json_bytes(value: Mapping[str, JsonValue]) -> bytes:
-    """JSON the way all our files hold it: indented, UTF-8, no NaN. A file's name that is no text is escaped as JSON escapes."""
+    """JSON as all our files hold it: indented, UTF-8, no NaN.
+
+    A file name that is not valid UTF-8 is escaped the way JSON escapes.
+    """
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
 
 
@@ -181,7 +184,7 @@ def _require_inside(folder: Path, name: str) -> None:
         or path.as_posix() != name
         or name in ("", ".", MANIFEST)
     ):
-        raise DamagedError(f"{folder / MANIFEST} lists {name!r}, which is no plain name inside the bundle; do not use this bundle")
+        raise DamagedError(f"{folder / MANIFEST} lists {name!r}, which is not a plain name inside the bundle; do not use this bundle")
 
 
 def _checked(folder: Path, name: str, entry: FileEntry) -> bytes:

@@ -1,6 +1,7 @@
-"""The errors a user can cause or meet, each with the exit code that the command ends with.
+"""The errors that a user can cause or meet, each with the exit code of the command.
 
-Raise them with one line: what, got, expected, what to do. Anything else that is raised is a bug and keeps its traceback.
+Raise them with one line: what, got, expected, what to do. Anything else that is raised is a bug
+and keeps its traceback.
 """
 
 from typing import ClassVar
@@ -25,7 +26,7 @@ class NotTheSameError(SamegraphError):
 
 
 class NotHereError(SamegraphError):
-    """A runtime or a device that was asked for is not on this machine."""
+    """A runtime or a device that was requested is not available on this machine."""
 
     exit_code = 4
 

@@ -1,4 +1,4 @@
-"""Writing so that a kill at any moment leaves the old content or the new, never a half: files, and whole folders."""
+"""Writes files and folders so that a kill leaves the old content or the new, never a mixture."""
 
 import ctypes
 import errno
@@ -12,40 +12,41 @@ from pathlib import Path
 
 from export.errors import UsageError
 
-_AT_FDCWD = -100
+_AT_FDCWD = -100  # these two are Linux's constants for renameat2, which Python does not wrap
 _RENAME_EXCHANGE = 2
-_EXCHANGE_IS_NOT_TO_BE_HAD = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
-_LOCKS_ARE_NOT_TO_BE_HAD = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
+_EXCHANGE_UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
+_LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
 _LOCK = ".lock"
 _IN_WORK = ".in-work."
 
 
 def sha256_of(data: bytes) -> str:
-    """The hash under which our files are known."""
+    """The hash that identifies our files."""
     return hashlib.sha256(data).hexdigest()
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write or replace one file, with the permissions that an ordinary new file would get."""
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is there and no file; choose another path")  # a device would be replaced by a file
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        raise UsageError(f"{path} exists but is not a regular file; choose another path")  # a device must not become a file
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        with beside.open("xb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+            os.fsync(file.fileno())  # before the rename: the new name must not lead to content that is not on the disk
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
 @contextmanager
 def sole_use(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made where it is missing; what a killed one left half-filled is removed.
+    """Keep other processes out of a folder, which is made if it is missing.
 
-    The kernel gives the lock back when its holder dies. Folders that were made for nothing are removed again.
+    What a killed process left half-filled is removed. The kernel releases the lock when its holder
+    dies. Folders that were made here and stay empty are removed again.
     """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     lock = _locked(folder)
@@ -62,7 +63,7 @@ def sole_use(folder: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that the user named, and those above it, where they are missing."""
+    """Make a folder that the user named, and its parents, where they are missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:
@@ -70,7 +71,10 @@ def make_folder(folder: Path) -> None:
 
 
 def _locked(folder: Path) -> int:
-    """The descriptor of the lock file, locked. A file that its holder has just removed locks nothing: then once more."""
+    """The descriptor of the lock file, locked.
+
+    The previous holder may just have removed the file. A lock on it protects nothing: try again.
+    """
     path = folder / _LOCK
     while True:
         make_folder(folder)
@@ -87,20 +91,20 @@ def _locked(folder: Path) -> int:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
-    import fcntl  # not on every system that can open a bundle
+    import fcntl  # not available on every system that can open a bundle
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UsageError(f"another run is using {folder}; wait for it, or use another folder") from error
     except OSError as error:
-        if error.errno not in _LOCKS_ARE_NOT_TO_BE_HAD:
-            raise
+        if error.errno not in _LOCKS_UNSUPPORTED:
+            raise  # a file system without locks is used without a lock
 
 
 @contextmanager
 def folder_in_work(parent: Path) -> Iterator[Path]:
-    """A new folder to fill, hidden in `parent`; what was not published when the block ends is removed."""
+    """A new hidden folder in `parent` to fill. Unless published, it is removed at the end."""
     parent.mkdir(parents=True, exist_ok=True)
     staged = parent / f"{_IN_WORK}{secrets.token_hex(6)}"
     staged.mkdir()
@@ -111,17 +115,17 @@ def folder_in_work(parent: Path) -> Iterator[Path]:
 
 
 def publish_folder(staged: Path, target: Path) -> None:
-    """Let a filled folder take target's place, whole, once all of it is on the disk."""
+    """Let a filled folder replace target as a whole, once all of it is on the disk."""
     _sync_tree(staged)
     _put_in_place(staged, target)
 
 
 def _put_in_place(staged: Path, target: Path) -> None:
-    """After this, target is the new folder; what stood there, if it was exchanged, is at staged's place."""
+    """Move the new folder to target. If the two were exchanged, the old one is at staged's path."""
     if not target.exists():
         staged.rename(target)
     elif not _exchanged(staged, target):
-        # The one moment without a folder at target, on file systems that cannot exchange two names.
+        # On file systems that cannot exchange two names, target is missing for this one moment.
         aside = target.with_name(f"{target.name}.old")
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
@@ -137,7 +141,7 @@ def _exchanged(one: Path, other: Path) -> bool:
     if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
-    if number in _EXCHANGE_IS_NOT_TO_BE_HAD:
+    if number in _EXCHANGE_UNSUPPORTED:
         return False
     raise OSError(number, os.strerror(number), str(other))
 

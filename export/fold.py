@@ -1,6 +1,7 @@
-"""The one fold: every derived layer becomes the plain layer it computes, every training-only part goes.
+"""The only fold: derived layers become the plain layers they compute, training-only parts go.
 
-Takes a training graph; returns a new graph of plain layers in evaluation mode, on the same device. Knows no method.
+Takes a training graph; returns a new graph of plain layers in evaluation mode, on the same device.
+Knows no method.
 """
 
 import copy
@@ -24,7 +25,7 @@ def fold(graph: GraphModule) -> GraphModule:
 
 
 def leave_training(graph: GraphModule, form: Callable[[FoldableLayer], nn.Module]) -> None:
-    """In place: each layer of training takes the form given for it, and what exists in training only goes."""
+    """In place: replace each layer of training by `form` of it, and remove training-only parts."""
     for step in walk(graph):
         if isinstance(step.layer, FoldableLayer):
             replace_layer(graph, step.node, form(step.layer))
@@ -33,5 +34,6 @@ def leave_training(graph: GraphModule, form: Callable[[FoldableLayer], nn.Module
 
 
 def tensors_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """The file's content; the same tensors give the same bytes."""
+    """The content of a safetensors file. The same tensors give the same bytes."""
+    # Cloned, because safetensors refuses tensors that share memory.
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})

@@ -1,4 +1,7 @@
-"""What every rewrite of a traced graph needs: the shapes of its values, and the few changes. A changed graph runs once `finish` was called."""
+"""What every rewrite of a traced graph needs: the shapes of its values, and a few changes.
+
+A changed graph runs only after `finish` has been called.
+"""
 
 import contextlib
 import io
@@ -13,7 +16,10 @@ from export.errors import UsageError
 
 
 def note_shapes(graph: GraphModule, image_shape: tuple[int, int, int]) -> None:
-    """Write the shape of every value, for a batch of 2, into the nodes' `meta`; the parameters and buffers stay as they are."""
+    """Write the shape of every value, for a batch of 2, into the nodes' `meta`.
+
+    The graph runs once for this; its parameters and buffers keep their values.
+    """
     before = {name: value.clone() for name, value in graph.state_dict().items()}
     image = torch.zeros((2, *image_shape), dtype=torch.uint8, device=next(graph.buffers()).device)
     try:
@@ -25,7 +31,7 @@ def note_shapes(graph: GraphModule, image_shape: tuple[int, int, int]) -> None:
             f"the network cannot run on images of {' x '.join(map(str, image_shape))}: {_first_cause(error)}; "
             "choose a network made for this size, or set data.image_size"
         ) from error
-    graph.load_state_dict(before)
+    graph.load_state_dict(before)  # in training mode, a run moves the running statistics of norms
 
 
 def output_of(graph: GraphModule) -> Node:
@@ -46,36 +52,36 @@ def image_size_of(node: Node) -> tuple[int, int]:
 
 
 def holds_values(node: Node) -> bool:
-    """Whether the result is values and not a size that is reckoned with."""
+    """Whether the node's result is values, rather than a size used in calculations."""
     meta = node.meta.get("tensor_meta")
     return meta is not None and not isinstance(meta, int)
 
 
 def replace_layer(graph: GraphModule, node: Node, layer: nn.Module) -> None:
-    """Put another layer in a node's place; it keeps the name."""
+    """Put another layer in a node's place, under the same name."""
     graph.set_submodule(str(node.target), layer)
 
 
 def bypass(graph: GraphModule, node: Node) -> None:
-    """Take a node with one input out of the graph; its module stays, for whoever has taken it over."""
+    """Take a node with one input out of the graph. Its module stays: another node may use it."""
     (before,) = node.all_input_nodes
     node.replace_all_uses_with(before)
     graph.graph.erase_node(node)
 
 
 def insert_between(graph: GraphModule, start: Node, readers: Iterable[Node], name: str, layer: nn.Module) -> Node:
-    """Put a layer behind a node; the given readers of the node read it through the layer, the others as before."""
+    """Put a layer behind a node. The given readers read through it; the others read as before."""
     graph.add_submodule(name, layer)
     with graph.graph.inserting_after(start):
         inserted = graph.graph.call_module(name, (start,))
-    inserted.meta = dict(start.meta)  # what is put between keeps the shape
+    inserted.meta = dict(start.meta)  # the inserted layer keeps the shape
     for reader in readers:
         reader.replace_input_with(start, inserted)
     return inserted
 
 
 def insert_in_front(graph: GraphModule, node: Node, name: str, layer: nn.Module) -> Node:
-    """Put a layer between a node of one input and that input; other readers of the input read it as before."""
+    """Put a layer between a node with one input and that input; other readers read as before."""
     (before,) = node.all_input_nodes
     graph.add_submodule(name, layer)
     with graph.graph.inserting_before(node):
@@ -86,7 +92,7 @@ def insert_in_front(graph: GraphModule, node: Node, name: str, layer: nn.Module)
 
 
 def finish(graph: GraphModule) -> GraphModule:
-    """Drop what nothing reads any more and compile the graph."""
+    """Drop what nothing reads any more, and compile the graph."""
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.graph.lint()

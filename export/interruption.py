@@ -1,4 +1,4 @@
-"""Ctrl-C while something must not be torn in the middle: the signal is noted, and whoever works stops where it is right to.
+"""Notes Ctrl-C during work that must not stop half-way; the work itself chooses when to stop.
 
 Knows nothing of the work. Needs no torch.
 """
@@ -13,9 +13,10 @@ from typing import final
 
 @final
 class Interruption:
-    """Whether somebody asked to stop, noted while it is entered. The first signal only sets `asked`; a second one stops at once.
+    """Notes, while it is entered, whether somebody asked to stop.
 
-    `at_once`: the first one stops at once too, and is noted all the same. Outside the main thread nothing can be noted.
+    The first signal only sets `asked`; a second one stops at once. With `at_once`, the first one
+    stops at once too, and is noted as well. Outside the main thread nothing can be noted.
     """
 
     def __init__(self, *signals: signal.Signals, at_once: bool = False) -> None:
@@ -41,15 +42,15 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """For code that loses a Ctrl-C, as PyTorch does while its own code calls back: it is raised once more at the end."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # somebody else listens already, or nobody shall
+    """Raise a Ctrl-C again at the end of code that loses it, as PyTorch does in its callbacks."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # another handler is set, or Ctrl-C is ignored
         yield
         return
     with Interruption(at_once=True) as interruption:
         try:
             yield
         except Exception:
-            if not interruption.asked:
+            if not interruption.asked:  # otherwise the error may stem from the interruption, which is raised below
                 raise
     if interruption.asked:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Layers of a graph: those that plain networks lack, and those whose weights are derived from parameters and can be folded.
+"""Layers that plain networks lack, and layers with derived weights, which can be folded.
 
 Takes modules. Knows no method and no network.
 """
@@ -15,7 +15,10 @@ from torch.nn import functional as F
 
 
 class Normalise(nn.Module):
-    """Raw pixels to network input: (p - mean) / deviation, a subtraction and a division, which every runtime rounds alike."""
+    """Raw pixels to network input: (p - mean) / deviation.
+
+    It is a subtraction and a division, because every runtime rounds these two alike.
+    """
 
     mean: torch.Tensor
     deviation: torch.Tensor
@@ -30,14 +33,21 @@ class Normalise(nn.Module):
 
 
 class GlobalAveragePool(nn.Module):
-    """The mean over rows, then over columns. Runtimes add up a mean one value after another: two short sums round far less than a long one."""
+    """The mean over rows, then over columns.
+
+    Runtimes compute a mean by adding one value after another. Two short sums round far less than
+    one long sum.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.mean(3, keepdim=True).mean(2, keepdim=True)
 
 
 class ScalarBias(nn.Module):
-    """x + b with one learned b, where no layer's own bias is the same: in front of zero padding, or of a ReLU behind anything but a layer."""
+    """x + b with one learned b, for places where no layer's own bias does the same.
+
+    Such a place is in front of zero padding, or in front of a ReLU that does not follow a layer.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,11 +75,11 @@ class Derivation(nn.Module, ABC):
         """The weight and bias that the plain operation runs with."""
 
     def filters_and_scale(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """For reports: the filters before a learned scale per filter, and that scale; None where there is none."""
+        """For reports: the filters before a learned scale per filter, and that scale, or None."""
         return self()[0], None
 
     def output_variance(self) -> torch.Tensor | None:
-        """For reports: the running variances that the outputs are divided by the roots of; None where there are none."""
+        """For reports: the running variances whose roots divide the outputs, or None."""
         return None
 
 
@@ -86,10 +96,13 @@ class PlainDerivation(Derivation):
 
 
 class FoldableLayer(nn.Module, ABC):
-    """A layer of the training graph that is replaced by a plain one in the folded graph."""
+    """A layer of the training graph that a plain layer replaces in the folded graph."""
 
     def evaluated(self) -> nn.Module:
-        """The layer that computes what this one does in evaluation, on the same parameters and without the parts of training."""
+        """The layer that computes what this one does in evaluation.
+
+        It has the same parameters and lacks the parts of training.
+        """
         return self
 
     @abstractmethod
@@ -98,7 +111,7 @@ class FoldableLayer(nn.Module, ABC):
 
 
 class DerivedConv2d(FoldableLayer):
-    """A convolution on a derived weight. Stride, padding, dilation and groups are those of `like`."""
+    """A convolution with a derived weight, and the stride, padding, dilation, groups of `like`."""
 
     def __init__(self, like: nn.Conv2d, derivation: Derivation) -> None:
         super().__init__()
@@ -133,7 +146,7 @@ class DerivedConv2d(FoldableLayer):
 
 
 class DerivedLinear(FoldableLayer):
-    """A linear layer on a derived weight."""
+    """A linear layer with a derived weight."""
 
     def __init__(self, derivation: Derivation) -> None:
         super().__init__()
@@ -156,7 +169,7 @@ DerivedLayer = DerivedConv2d | DerivedLinear
 
 
 def derived(like: nn.Conv2d | nn.Linear, derivation: Derivation) -> DerivedLayer:
-    """The operation of `like` on a derived weight."""
+    """The operation of `like` with a derived weight."""
     return DerivedConv2d(like, derivation) if isinstance(like, nn.Conv2d) else DerivedLinear(derivation)
 
 
@@ -174,11 +187,14 @@ def filter_kind(layer: nn.Conv2d | nn.Linear | DerivedLayer) -> FilterKind:
 
 
 TrainingKind = Literal["noise", "dropout", "statistics", "mixup"]
-"""What a part does to training. Statistics and mixup make what a sample gives depend on its batch."""
+"""What a part does to training. With statistics or mixup, a result depends on the whole batch."""
 
 
 class TrainingPart(nn.Module, ABC):
-    """A part that acts in training mode only: noise, dropout, batch statistics. `active` switches it off without leaving training mode."""
+    """A part that acts in training mode only: noise, dropout, batch statistics.
+
+    `active` switches it off without leaving training mode.
+    """
 
     kind: ClassVar[TrainingKind]
 
@@ -188,7 +204,7 @@ class TrainingPart(nn.Module, ABC):
 
     @property
     def acts(self) -> bool:
-        """Whether the next forward pass does what only training does."""
+        """Whether the part acts in the next forward pass."""
         return self.active and self.training
 
     @property
@@ -198,7 +214,10 @@ class TrainingPart(nn.Module, ABC):
 
 
 class UnfoldableLayer(nn.Module, ABC):
-    """A layer that computes what no plain layer can, in training and deployment alike: it is exported as it is, and the report says so."""
+    """A layer that computes what no plain layer can, in training and in deployment.
+
+    It is exported as it is, and the report says so.
+    """
 
     @property
     @abstractmethod
@@ -207,12 +226,15 @@ class UnfoldableLayer(nn.Module, ABC):
 
     @abstractmethod
     def written_out(self) -> nn.Module:
-        """The same function in the operations that a file gets, with sums that every runtime rounds about as well as PyTorch does."""
+        """The same function in the operations that a file gets.
+
+        Its sums are written so that every runtime rounds them about as well as PyTorch does.
+        """
 
     @property
     @abstractmethod
     def onnx_operations(self) -> Counter[str]:
-        """The operations beyond those of plain layers that `written_out` becomes, and how many of each."""
+        """The operations beyond plain layers that `written_out` becomes, and the number of each."""
 
 
 def not_foldable_parts(graph: nn.Module) -> dict[str, UnfoldableLayer]:
@@ -227,7 +249,7 @@ def training_only_parts(graph: nn.Module) -> dict[str, TrainingPart]:
 
 @contextmanager
 def training_only_parts_off(graph: nn.Module) -> Iterator[None]:
-    """Switch every training-only part off for a while; the graph stays in the mode it is in."""
+    """Switch every training-only part off for a while. The graph keeps its mode."""
     with parts_off(training_only_parts(graph).values()):
         yield
 

@@ -1,6 +1,7 @@
-"""An ONNX file from a folded graph: opset 20, IR 10, one file, raw pixels in, and only nodes of plain layers in it.
+"""Writes a folded graph as an ONNX file: opset 20, IR 10, raw pixels in, plain layers only.
 
-Takes a folded graph and the facts to write into the file; returns the file's bytes. The same graph gives the same bytes.
+Takes a folded graph and the facts to write into the file; returns the bytes of one file.
+The same graph gives the same bytes.
 """
 
 import ast
@@ -44,7 +45,7 @@ def onnx_from_graph(folded: GraphModule, image_shape: tuple[int, int, int], meta
 
 
 def _written_out(folded: GraphModule) -> GraphModule:
-    """A copy whose layers that cannot fold are in the operations of a file."""
+    """A copy whose unfoldable layers are written in operations that a file can hold."""
     copied = copy.deepcopy(folded)
     for name, part in not_foldable_parts(copied).items():
         copied.set_submodule(name, part.written_out())
@@ -52,12 +53,16 @@ def _written_out(folded: GraphModule) -> GraphModule:
 
 
 def program_of(folded: GraphModule, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
-    """The program that the exporter makes of a folded graph: its nodes have the names of the tensors in the file."""
+    """The program that the exporter makes of a folded graph.
+
+    Its nodes have the names of the tensors in the file.
+    """
     with _quiet(), interruptible():
         return torch.export.export(_written_out(folded), (_example(folded, image_shape),), dynamic_shapes=_FREE_BATCH)
 
 
 def _example(folded: GraphModule, image_shape: tuple[int, int, int]) -> torch.Tensor:
+    # Two samples, because torch.export takes a size of 0 or 1 for a constant.
     return torch.zeros((2, *image_shape), dtype=torch.uint8, device=_device(folded))
 
 
@@ -80,7 +85,7 @@ def _exported(folded: GraphModule, image_shape: tuple[int, int, int]) -> ir.Mode
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's progress and deprecation notes are not the user's business; its errors are raised."""
+    """Hide the exporter's progress and deprecation notes from the user. Its errors are raised."""
     level = logging.getLogger("torch.onnx").level
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -96,7 +101,10 @@ def _device(folded: GraphModule) -> torch.device:
 
 
 def _strip_traces_of_the_machine(program: ir.Model) -> None:
-    """The exporter notes source paths and stack traces on every node and value; of them only a node's place in the network stays."""
+    """Remove the source paths and stack traces that the exporter notes on every node and value.
+
+    Of these notes only a node's place in the network stays.
+    """
     program.producer_name, program.producer_version = "samegraph", None
     program.doc_string = None
     program.metadata_props.clear()
@@ -117,17 +125,20 @@ def _strip_traces_of_the_machine(program: ir.Model) -> None:
 
 
 def _layer(node: ir.Node) -> str:
-    """The innermost module whose code the node came from; the last scope is the node itself."""
+    """The innermost module whose code the node came from. The last scope is the node itself."""
     scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     return str(scopes[-2]) if len(scopes) > 1 else ""
 
 
 class NotFoldedError(Exception):
-    """An ONNX graph that a folded network cannot have."""
+    """The form of an ONNX graph is one that a folded network cannot have."""
 
 
 def operations_beyond_plain(graph: nn.Module) -> Counter[str]:
-    """What the file of this very graph may hold besides plain layers: what its layers that cannot fold say they become."""
+    """The operations besides plain layers that the file of this very graph may hold.
+
+    Each layer that cannot be folded states what it becomes.
+    """
     return sum((part.onnx_operations for part in not_foldable_parts(graph).values()), Counter())
 
 
@@ -135,7 +146,10 @@ _NOTHING: Counter[str] = Counter()
 
 
 def require_folded_form(proto: onnx.ModelProto, beyond_plain: Counter[str] = _NOTHING) -> None:
-    """Raise where a file is not of the form that every exported file has. Of what is `beyond_plain` there may be so many, and no more."""
+    """Raise if a file does not have the form that every exported file has.
+
+    The file may hold as many operations as `beyond_plain` counts, and no more.
+    """
     plain = plain_operators()
     found = Counter(node.op_type for node in proto.graph.node if node.op_type not in plain)
     foreign = sorted(found - beyond_plain)

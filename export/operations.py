@@ -1,6 +1,7 @@
-"""The operations that a graph may consist of: one row for each, and the walk that reads the rows.
+"""The operations that a graph may consist of: a row for each, and the walk that reads the rows.
 
-Tracing accepts what has a row. Methods, fold, exporter and exact grid ask the row what a node is. Knows neither methods nor files.
+Tracing accepts what has a row. Methods, fold, exporter and exact grid ask the row what a node is.
+Knows neither methods nor files.
 """
 
 import operator
@@ -24,7 +25,7 @@ Kind = Literal[
 ]
 # fmt: on
 Role = Literal["image", "pixels", "layer", "add", "rectify", "average", "global average", "move", "shape", "output"]
-"""What an operation does to values on the exact grid: sums them, rounds them, averages them, or only moves them."""
+"""What an operation does to values on the exact grid: sum, round, average, or only move them."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,15 @@ class Operation:
     """A row of the table."""
 
     kind: Kind
-    """What it is to tracing, the methods and the fold."""
+    """What it means to tracing, the methods and the fold."""
     modules: tuple[type[nn.Module], ...] = ()
     functions: tuple[Callable[..., Any], ...] = ()
     methods: tuple[str, ...] = ()
-    """How it is written: as a layer, as a function, as a method of a tensor."""
+    """How it can be written: as a layer, as a function, as a method of a tensor."""
     onnx: tuple[str, ...] = ()
-    """The operators that it becomes in a file."""
+    """The ONNX operators that it becomes in a file."""
     slope: Callable[[Any], float] = lambda _: 0.0
-    """Of a rectifier, as a layer: the share of negative values that it lets pass."""
+    """For a rectifier that is a layer: the share of negative values that it lets pass."""
     grid: Role | NoRole
 
 
@@ -112,11 +113,13 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(kind="scalar bias", modules=(ScalarBias,), onnx=("Add",), grid=NoRole("the number that it adds is not on the grid")),
     Operation(kind="unfoldable", modules=(UnfoldableLayer,), grid=NoRole("no weights can hold what it computes")),
 )
-"""What has no row is refused by name. Layers that cannot fold say themselves which operators they become."""
+"""What has no row is refused by name. Layers that cannot be folded name their own operators."""
 
 
 def plain_operators() -> frozenset[str]:
-    """What the file of a folded graph may consist of. Exp, Mul, BatchNormalization and Dropout are absent: they would mean that something was not
+    """The operators that the file of a folded graph may consist of.
+
+    Exp, Mul, BatchNormalization and Dropout are absent. They would mean that something was not
     folded.
     """
     return frozenset(name for operation in (*OPERATIONS, _OUTPUT) for name in operation.onnx)
@@ -124,7 +127,7 @@ def plain_operators() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Step:
-    """A node of a graph, the layer that it calls, where it calls one, and the row of its operation, where there is one."""
+    """A node of a graph, and where they exist the layer it calls and the row of its operation."""
 
     node: Node
     layer: nn.Module | None
@@ -149,12 +152,15 @@ class Step:
 
     @property
     def slope(self) -> float:
-        """Of a rectifier: the share of negative values that it lets pass."""
+        """For a rectifier: the share of negative values that it lets pass."""
         assert self.operation is not None
         return self.operation.slope(self.as_layer())
 
     def as_layer(self) -> nn.Module:
-        """The layer that computes the same, however the operation is written: a function's arguments have the names of its layer's."""
+        """The layer that computes the same, however the operation is written.
+
+        This works because a function's arguments have the names of its layer's.
+        """
         if self.layer is not None:
             return self.layer
         assert self.operation is not None
@@ -162,7 +168,7 @@ class Step:
 
 
 def step_at(graph: GraphModule, node: Node) -> Step:
-    """What a node is."""
+    """The step that stands for a node."""
     match node.op:
         case "placeholder":
             return Step(node, None, _IMAGE)
@@ -180,7 +186,7 @@ def step_at(graph: GraphModule, node: Node) -> Step:
 
 
 def walk(graph: GraphModule) -> Iterator[Step]:
-    """Every node in the order of computation. A node may be taken out, and others put in, while the walk is at it."""
+    """Every node in the order of computation. The walk allows nodes to be removed and added."""
     for node in list(graph.graph.nodes):
         yield step_at(graph, node)
 

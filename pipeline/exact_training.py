@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from export.bundle import json_bytes
 from export.errors import UsageError
-from export.exact.calibration import calibrate, mend, search
+from export.exact.calibration import calibrate, coarsen_steps, search
 from export.exact.grid import GridGraph
 from export.files import sha256_of, write_file
 from export.fold import tensors_bytes
@@ -123,7 +123,7 @@ class _ExactTraining:
         if self.config.exact.epochs:
             self._train(checkpoint)
             lines = self.folder.metrics.read_bytes()
-        mended = mend(self.grid)
+        mended = coarsen_steps(self.grid)
         if mended:
             self.console.say(f"exact: coarser weights in {', '.join(mended)}, whose sums had grown too large")
         accuracy = self._accuracy() if mended or not lines else json.loads(lines.splitlines()[-1])["test_accuracy"]

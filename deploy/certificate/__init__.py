@@ -1,1 +1,4 @@
-"""The exactness certificate, computed from an ONNX file alone. Shares no code with what wrote the file, on purpose."""
+"""Computes the exactness certificate from an ONNX file alone.
+
+It shares no code with what wrote the file, on purpose.
+"""

@@ -1,6 +1,6 @@
-"""The exactness certificate: what `certificate.json` holds, and the table of it that people read.
+"""The exactness certificate: the content of `certificate.json`, and a table for people.
 
-Plain frozen data. Knows neither how a file is read (`certifying`) nor what wrote it.
+Plain frozen data. Knows neither how a file is read (`walk`) nor what wrote it.
 """
 
 import math
@@ -10,20 +10,25 @@ from typing import Any, Literal
 
 FORMAT = 1
 EXACT_BELOW = 2**24
-"""Every integer below is a float32, and so is each sum of them that stays below."""
+"""Every integer below this is a float32, and so is every sum of such integers that stays below."""
 WHOLE_BELOW = 2**31
 """Quantisers may go through 32-bit integers before they clip."""
 WIDEST_STEP = 2**16
-"""What is left of 24 bits beside a code of 8, in units of the sum that is rounded."""
+"""The part of 24 bits that an 8-bit code leaves, in units of the sum that is rounded."""
 TF32_BITS = 11
+"""The significant bits that TF32 keeps of a number."""
 INT16_PAIRS = 2**15 - 1
+"""Where 16-bit kernels saturate the sum of two products."""
 Operation = Literal["Conv", "Gemm", "ReduceMean", "ReduceSum"]
 Ties = Literal["impossible", "possible"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow:
-    """One layer or pooled sum. Integers are counted in steps; sums in the layer's unit, input step times weight step."""
+    """One layer or pooled sum.
+
+    Integers are counted in steps. Sums are in the layer's unit: input step times weight step.
+    """
 
     name: str
     operation: Operation
@@ -35,19 +40,25 @@ class LayerRow:
     weight_step_max: float | None
     largest_weight: int | None
     largest_sum: int
-    """The largest absolute value that a sum over any subset of a filter's terms can have, bias included."""
+    """The largest absolute value of a sum over any subset of a filter's terms, bias included."""
     plain_bound: int
-    """The same if only the weights' absolute values were looked at; the two differ where inputs are never negative."""
+    """The same from absolute values of weights alone. Larger if inputs are never negative."""
     accumulator_bits: int
-    """What integer kernels need, whatever they make of a zero point; where sums are exact in float32, 32 are always enough."""
+    """What integer kernels need, whatever they do with a zero point.
+
+    If sums are exact in float32, 32 bits are always enough.
+    """
     int16_pairs_safe: bool | None
-    """Whether kernels may add pairs of products in saturating 16 bits; None where no such kernel can serve the layer."""
+    """Whether kernels may add pairs of products in saturating 16 bits.
+
+    None if no such kernel can serve the layer.
+    """
     tf32_safe: bool
     """Whether inputs and weights fit TF32's 11 significant bits."""
     output_step: float | None
-    """None where the sum is not rounded."""
+    """None if the sum is not rounded."""
     ties: Ties | None
-    """Whether a sum can lie half-way between two output steps; None where it is not rounded."""
+    """Whether a sum can lie half-way between two output steps. None if it is not rounded."""
 
     @property
     def bits(self) -> int:
@@ -55,7 +66,7 @@ class LayerRow:
 
     @property
     def headroom_bits(self) -> float:
-        """How many times the sums could double and stay exact; negative where they already do not."""
+        """How many times the sums could double and stay exact. Negative if they are not exact."""
         return _headroom(self.largest_sum)
 
     @property
@@ -83,7 +94,10 @@ class JoinRow:
     rounds: bool
     """Whether its result can be anything but a multiple of the step it is stored with."""
     without_branch_quantiser: Literal["the same", "may differ"] | None
-    """What a runtime gives that adds a branch before it is clipped to 8 bits; None where no branch comes straight from a layer."""
+    """What a runtime gives that adds a branch before the branch is clipped to 8 bits.
+
+    None if no branch comes straight from a layer.
+    """
 
     @property
     def bits(self) -> int:
@@ -95,7 +109,7 @@ class JoinRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """Why a node cannot be certified, and what would mend it."""
+    """Why a node cannot be certified, and what would fix it."""
 
     node: str
     reason: str
@@ -107,7 +121,7 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """What was found in a file. It holds where nothing was refused."""
+    """What was found in a file. It holds if nothing was refused."""
 
     sha256: str
     layers: tuple[LayerRow, ...]
@@ -149,7 +163,7 @@ class Certificate:
 
 
 def as_table(certificate: Certificate) -> str:
-    """The certificate for a terminal: a line a layer, then what holds and what does not."""
+    """The certificate for a terminal: a line per layer, then what holds and what does not."""
     head = ("layer", "input", "largest sum", "bits", "room", "plain room", "16-bit pairs", "TF32", "ties")
     lines = _aligned([head, *map(_cells, certificate.layers)])
     return "\n".join([*lines, "", *_summary(certificate)])

@@ -1,6 +1,6 @@
-"""The nodes that a certificate understands, with which attributes and inputs, and why some that ONNX allows are refused.
+"""The nodes that a certificate understands, and why some nodes that ONNX allows are refused.
 
-Takes a node; knows nothing of the values that it reads but their sizes.
+Takes a node with its attributes and inputs. Of the values that it reads it knows only the sizes.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ ANOTHER_FORM = "export it again with pipeline, which writes the form that is und
 
 
 class RefusedError(Exception):
-    """A node that cannot be certified; the caller knows its name."""
+    """A node that cannot be certified. The caller knows its name."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
@@ -25,7 +25,7 @@ class RefusedError(Exception):
 
 
 def name_of(node: NodeProto) -> str:
-    """The name of its result, which no other node has."""
+    """The name of the node's result, which no other node has."""
     return node.output[0] if node.output else node.op_type
 
 
@@ -57,12 +57,16 @@ _FORMS: dict[str, dict[str, object]] = {
     "Sub": {},
     "Transpose": {"perm": ANY},
 }
-"""The operations that are understood, with the attributes they may have and the value they must have."""
+"""The operations that are understood, with the attributes allowed and the value each must have."""
 _NEEDED = {"Gemm": {"transB"}, "Cast": {"to"}}
 
 
 def require_zero_point(node: NodeProto) -> None:
-    """ONNX Runtime's optimiser copies pairs of such nodes behind what only moves values, and then takes bytes for unsigned ones."""
+    """Require a zero point.
+
+    ONNX Runtime's optimiser copies pairs of such nodes behind operations that only move values. In
+    the copies it takes bytes for unsigned ones.
+    """
     if len(node.input) < 3 or not node.input[2]:
         raise RefusedError("has no zero point, which ONNX Runtime needs to know signed bytes", "give it one, be it 0")
 
@@ -98,7 +102,7 @@ def require_form(node: NodeProto) -> None:
 
 
 def require_channels(node: NodeProto, channels: int, weights: tuple[int, ...]) -> None:
-    """Some runtimes look no closer than ONNX's checker, and crash."""
+    """Require weights that fit the input. Some runtimes check no more than ONNX does, and crash."""
     attributes = attributes_of(node)
     groups, kernel = attributes.get("group", 1), attributes.get("kernel_shape", list(weights[2:]))
     assert isinstance(groups, int)
@@ -107,7 +111,11 @@ def require_channels(node: NodeProto, channels: int, weights: tuple[int, ...]) -
 
 
 def require_pixels_in_windows(node: NodeProto, sizes: Sequence[int]) -> None:
-    """Of a window on padding alone each runtime makes something else: the lowest float32, the lowest byte, minus infinity."""
+    """Require that every window holds pixels.
+
+    For a window on padding alone, runtimes give different values: the lowest float32, the lowest
+    byte, minus infinity.
+    """
     attributes = attributes_of(node)
     kernel, pads = _numbers(attributes, "kernel_shape", []), _numbers(attributes, "pads", [0] * 2 * len(sizes))
     dilations = _numbers(attributes, "dilations", [1] * len(sizes))

@@ -1,6 +1,7 @@
-"""What a value of an exact graph can be, and how large the sums of a layer can become: integers, bounds, rows of the certificate.
+"""What values an exact graph can have and how large a layer's sums can be, as integers and bounds.
 
-Numbers in, numbers out. Integers are held in float64, which is exact up to 2^53. Knows no graph.
+Numbers in, numbers and rows of the certificate out. Integers are held in float64, which is exact
+up to 2^53. Knows no graph.
 """
 
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from deploy.certificate.nodes import ANOTHER_FORM, ANOTHER_STEP, FEWER_BITS, Ref
 
 Array = NDArray[Any]
 SMALLEST_NORMAL, LARGEST = 2.0**-126, 2.0**127
-"""Between these no float32 is lost to a runtime that flushes small numbers to zero."""
+"""Between these, no float32 is lost to a runtime that flushes small numbers to zero."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """How far a layer's sum goes before a quantiser clips it, in the quantiser's steps, and where it clips."""
+    """How far a layer's sum goes before a quantiser clips it, and where it is clipped.
+
+    Both are in the quantiser's steps.
+    """
 
     low: float
     high: float
@@ -29,7 +33,11 @@ class Branch:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Codes of 8 bits. `scale` and `zero_point` are those they were quantised with; None for the image, which says nothing."""
+    """Codes of 8 bits.
+
+    `scale` and `zero_point` are those that they were quantised with. They are None for the image,
+    which states neither.
+    """
 
     signed: bool
     low: int
@@ -40,41 +48,47 @@ class Bytes:
     """The join whose rounded result this is."""
     branch: Branch | None = None
     requantised: bool = False
-    """Whether they were made of other bytes, with nothing between."""
+    """Whether they were made from other bytes, with nothing in between."""
 
     @property
     def seen_up_to(self) -> int:
-        """The largest code as kernels for unsigned bytes see it; they add 128 to signed ones."""
+        """The largest code as kernels for unsigned bytes see it. They add 128 to signed codes."""
         return self.high + 128 if self.signed else self.high
 
 
 @dataclass(frozen=True)
 class Floats:
-    """Multiples of a unit, per filter where units differ; other operations than layers do not care which is whose."""
+    """Multiples of a unit.
+
+    Units may differ between filters. Only layers care about which unit belongs to which filter.
+    """
 
     unit: Array
     low: Array
     high: Array
-    """In units."""
+    """Counted in units."""
     odd: NDArray[np.bool_]
     """Whether they are odd multiples, or 0 behind a rectifier."""
     maker: str = ""
-    """The layer or join whose sum this is, as long as it is not rounded."""
+    """The layer or join whose sum this is, while it is not rounded."""
     factor: float = 1.0
-    """What that sum was multiplied by since."""
+    """What that sum has been multiplied by since."""
     result_of: str = ""
     """The join whose rounded result this is."""
     clip: tuple[float, float] = (-np.inf, np.inf)
-    """Where it was clipped since; a bound may be off the unit."""
+    """Where it has been clipped since. A bound need not be a multiple of the unit."""
     codes: Bytes | None = None
-    """The bytes that it stands for, where it stands for bytes."""
+    """The bytes that it stands for, if it stands for bytes."""
     origin: Bytes | None = None
-    """The bytes that it is computed from by nothing but a scale, an offset or a rectifier: a runtime may multiply these in its place."""
+    """The bytes that it comes from by nothing but a scale, an offset or a rectifier.
+
+    A runtime may multiply these bytes in its place.
+    """
     branch: Branch | None = None
 
     @property
     def rounded(self) -> bool:
-        """Whether it is no layer's or join's sum any more."""
+        """Whether it is no longer the sum of a layer or join."""
         return not self.maker
 
     @property
@@ -84,13 +98,13 @@ class Floats:
 
 
 def floats(unit: float, low: float, high: float) -> Floats:
-    """A tensor of one unit."""
+    """A tensor with one unit."""
     return Floats(np.array([unit]), np.array([low], np.float64), np.array([high], np.float64), np.array([False]))
 
 
 @dataclass(frozen=True)
 class Terms:
-    """A layer's integers, a row a filter, and what they are multiples of."""
+    """A layer's integers, with a row for each filter, and the units that they are counted in."""
 
     weights: Array
     bias: Array
@@ -108,18 +122,21 @@ class Terms:
         return np.asarray(self.bias % 2 == 1)
 
     def bounds(self, low: float, high: float) -> tuple[Array, Array]:
-        """Between what the sums of each filter lie."""
+        """The lowest and highest sum of each filter."""
         positive, negative = self._sides
         return positive * low - negative * high + self.bias, positive * high - negative * low + self.bias
 
     def largest_sums(self, low: float, high: float) -> Array:
-        """Per filter, over any subset of its terms. Where inputs are never negative, terms of one sign are one side of the filter."""
+        """Per filter, the largest absolute value of a sum over any subset of its terms.
+
+        If inputs are never negative, the terms of one sign are one side of the filter.
+        """
         positive, negative = self._sides
         one_side = positive + negative if low < 0 else np.maximum(positive, negative)
         return one_side * max(-low, high) + np.abs(self.bias)
 
     def plain_bounds(self, low: float, high: float) -> Array:
-        """What absolute values alone would give."""
+        """The bounds that follow from absolute values alone."""
         return sum(self._sides) * max(-low, high) + np.abs(self.bias)
 
     def largest_pairs(self) -> int:
@@ -135,21 +152,24 @@ class Terms:
 
     @property
     def significant_bits(self) -> int:
-        """How many bits the widest weight has between its first 1 and its last."""
+        """How many bits the widest weight has from its first 1 to its last."""
         if self.weights.dtype == np.int8:
-            return 7
+            return 7  # no int8 has more, apart from -128, which has one
         whole = np.abs(self.weights[self.weights != 0])
         return int(np.log2((whole / _lowest_bits(whole)).max())) + 1 if whole.size else 0
 
     @cached_property
     def _sides(self) -> tuple[Array, Array]:
-        """The sums of the positive weights of each filter, and of the absolute values of the negative ones."""
+        """Per filter, the sum of positive weights, and the sum of negative ones without sign."""
         positive = np.maximum(self.weights, 0).sum(1, dtype=np.float64)
         return positive, positive - self.weights.sum(1, dtype=np.float64)
 
 
 def terms_of_floats(weights: Array, bias: Array, input_step: float) -> Terms:
-    """The integers of weights and biases that are kept as float32 numbers: per filter, the largest unit that all are multiples of."""
+    """The integers of weights and biases that are stored as float32 numbers.
+
+    Per filter, the unit is the largest that all of them are multiples of.
+    """
     weights, bias = weights.astype(np.float64), bias.astype(np.float64)
     lowest = np.minimum(_lowest_bits(weights * input_step).min(1), _lowest_bits(bias))
     unit = np.where(np.isinf(lowest), input_step, lowest)
@@ -158,19 +178,20 @@ def terms_of_floats(weights: Array, bias: Array, input_step: float) -> Terms:
 
 
 def are_powers_of_two(values: Array) -> bool:
-    """Whether all are, and so are positive and finite."""
+    """Whether all values are powers of two, and so positive and finite."""
     return bool(np.all(np.isfinite(values) & (values > 0) & (np.frexp(values)[0] == 0.5)))
 
 
 def are_normal(values: Array) -> bool:
-    """Whether float32 holds all of them in full."""
+    """Whether float32 holds all values in full."""
     return bool(np.all((values >= SMALLEST_NORMAL) & (values <= LARGEST)))
 
 
 def _lowest_bits(values: Array) -> Array:
-    """The largest power of two that each is a multiple of; infinite for 0."""
+    """The largest power of two that each value is a multiple of. Infinite for 0."""
     mantissa, exponent = np.frexp(values)
     whole = np.abs(np.ldexp(mantissa, 53)).astype(np.int64)
+    # `whole & -whole` is the lowest bit that is set.
     return np.where(values == 0, np.inf, np.ldexp((whole & -whole).astype(np.float64), exponent - 53))
 
 
@@ -193,7 +214,7 @@ Parameter = StoredIntegers | Array | None
 
 
 def terms_of(x: Floats, weights: Parameter, bias: Parameter) -> Terms:
-    """A layer's integers, whichever way the file stores them."""
+    """A layer's integers, in whichever way the file stores them."""
     _require_shapes(weights, bias)
     if isinstance(weights, StoredIntegers):
         return _terms_of_integers(float(x.unit[0]), weights, bias)
@@ -229,7 +250,7 @@ def _terms_of_integers(input_step: float, weights: StoredIntegers, bias: Paramet
 
 
 def _integer_bias(bias: Parameter, unit: Array) -> Array:
-    """The bias in units. Runtimes round what is not on that grid, each in its own way."""
+    """The bias in units. Runtimes round what is not a multiple of them, each in its own way."""
     if bias is None:
         return np.zeros(len(unit))
     if isinstance(bias, StoredIntegers):
@@ -243,7 +264,7 @@ def _integer_bias(bias: Parameter, unit: Array) -> Array:
 
 
 def layer_sum(name: str, x: Floats, terms: Terms) -> Floats:
-    """What the layer gives."""
+    """The values that the layer gives."""
     low, high = terms.bounds(*_range_of(x))
     return Floats(terms.unit, low, high, terms.even_weights & terms.odd_bias, maker=name)
 
@@ -272,7 +293,10 @@ def layer_row(name: str, operation: str, x: Floats, terms: Terms) -> tuple[Layer
 
 
 def pooled_row(name: str, operation: str, x: Floats, count: int) -> LayerRow:
-    """A sum over so many values, as a row; of channels with units of their own, the one with the largest sums stands for all."""
+    """A sum over this many values, as a row.
+
+    If channels have different units, the one with the largest sums stands for all.
+    """
     widest = int(np.maximum(np.abs(x.low), np.abs(x.high)).argmax())
     largest = int(x.extent) * count
     return LayerRow(
@@ -295,12 +319,18 @@ def pooled_row(name: str, operation: str, x: Floats, count: int) -> LayerRow:
 
 
 def _range_of(x: Floats) -> tuple[float, float]:
-    """Of what a layer reads; 0 is always part of it, because terms are left out at borders and in partial sums."""
+    """The range of what a layer reads.
+
+    It always includes 0, because terms are left out at borders and in partial sums.
+    """
     return min(0.0, float(x.low[0])), max(0.0, float(x.high[0]))
 
 
 def _accumulator_bits(x: Floats, terms: Terms) -> int:
-    """Kernels for unsigned bytes add up codes and take the zero point's share away at the end."""
+    """The bits of an accumulator.
+
+    Kernels for unsigned bytes add up codes and subtract the zero point's share at the end.
+    """
     low, high = _range_of(x)
     if x.codes is None or (x.codes.zero_point == 0 and not x.codes.signed):
         return int(terms.largest_sums(low, high).max()).bit_length() + 1

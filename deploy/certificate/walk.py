@@ -1,6 +1,7 @@
-"""Computes the exactness certificate from an ONNX file alone, in either dialect, by a walk over its nodes in steps and intervals.
+"""Computes the exactness certificate of an ONNX file by a walk over its nodes.
 
-Shares no code with what wrote the file. What it does not understand it refuses by the node's name, never skips.
+Works in steps and intervals, for either dialect. Shares no code with what wrote the file. A node
+that it does not understand is refused by name, never skipped.
 """
 
 import hashlib
@@ -52,7 +53,7 @@ _HEIGHT_AND_WIDTH = [2, 3]
 
 
 def certificate_of(path: Path) -> Certificate:
-    """What can be proved of a file; DamagedError where it is no valid model."""
+    """What can be proved of a file. DamagedError if it is not a valid model."""
     content = checked_bytes(path)
     walk = _Walk(*_opened(path, content))
     walk.run()
@@ -79,18 +80,21 @@ def _opened(path: Path, content: bytes) -> tuple[onnx.GraphProto, dict[str, Arra
 
 
 def _forget_sizes(graph: onnx.GraphProto) -> None:
-    """What a file says of the sizes within it is not believed; those of its inputs every runtime holds to."""
+    """Delete the sizes that a file states for its inner values, because they are not trusted.
+
+    The sizes of its inputs stay: every runtime keeps to those.
+    """
     del graph.value_info[:]
     for output in graph.output:
         output.type.tensor_type.ClearField("shape")
 
 
 def _require_text(graph: onnx.GraphProto) -> None:
-    """protobuf hands out a name that is no text as bytes."""
+    """Refuse names that are not text. protobuf returns such a name as bytes."""
     nodes = [name for node in graph.node for name in (node.name, node.op_type, *node.input, *node.output)]
     for name in [*nodes, *(each.name for each in [*graph.initializer, *graph.input, *graph.output])]:
         if not isinstance(name, str):
-            raise ValueError(f"the name {name!r} is no text")
+            raise ValueError(f"the name {name!r} is not text")
 
 
 @dataclass
@@ -100,10 +104,10 @@ class _Join:
     name: str
     total: Floats
     branches: list[tuple[Branch, Floats]]
-    """Each branch that comes straight from a layer, with the value it is added to."""
+    """Each branch that comes straight from a layer, with the value that it is added to."""
     output_step: float | None = None
     clips_at: tuple[float, float] = (-np.inf, np.inf)
-    """In steps."""
+    """Counted in steps."""
 
     def row(self) -> JoinRow:
         step = float(self.total.unit[0])
@@ -124,7 +128,10 @@ class _Join:
         return "the same" if one_step and all(map(self._indifferent, self.branches)) else "may differ"
 
     def _indifferent(self, pair: tuple[Branch, Floats]) -> bool:
-        """Whether clipping the branch makes no difference: it is never clipped, or the result is then clipped whatever it is added to."""
+        """Whether clipping the branch makes no difference.
+
+        Either it is never clipped, or the result is then clipped whatever the branch is added to.
+        """
         branch, other = pair
         (low, high), (least, largest) = branch.clips_at, self.clips_at
         below = branch.low >= low or low + float(other.high[0]) <= least
@@ -132,7 +139,7 @@ class _Join:
 
 
 class _Walk:
-    """One walk over a graph in the order of computation, and what was found on it."""
+    """One walk over a graph in the order of computation, and what it found."""
 
     def __init__(self, graph: onnx.GraphProto, constants: dict[str, Array]) -> None:
         self.graph, self.constants = graph, constants
@@ -141,11 +148,11 @@ class _Walk:
         self.joins: dict[str, _Join] = {}
         self.refusals: list[Refusal] = []
         self.parities: dict[str, tuple[Array, Array]] = {}
-        """By layer, per filter: whether its weights are even, and whether its bias is odd."""
+        """By layer, for each filter: whether its weights are even, and whether its bias is odd."""
         self.floats_on_bytes: set[str] = set()
         """The layers that multiply bytes by float32 weights."""
         self.sums_of_codes: set[str] = set()
-        """The sums over an image of bytes with a zero point, and what layers and joins make of them."""
+        """Sums over an image of bytes with a zero point, and what layers and joins make of them."""
         self._shapes = {each.name: each.type.tensor_type.shape.dim for each in [*graph.input, *graph.value_info, *graph.output]}
 
     def run(self) -> None:
@@ -184,7 +191,7 @@ class _Walk:
         return number
 
     def step(self, node: NodeProto, place: int) -> float:
-        """A step of a whole tensor."""
+        """The step of a whole tensor."""
         step, axes = self.scalar(node, place), self.constant(node, place).ndim
         if axes > 1:
             raise RefusedError(f"has a step of {axes} axes in {node.input[place]!r}, which has to be one number", ANOTHER_FORM)
@@ -198,7 +205,7 @@ class _Walk:
         return value
 
     def settled(self, node: NodeProto, place: int = 0) -> Floats:
-        """A tensor of one unit, which a layer, join or pool may read."""
+        """A tensor with one unit, which a layer, join or pool may read."""
         value = self.floats(node, place)
         if len(set(value.unit.tolist())) > 1:
             raise RefusedError(f"reads {node.input[place]!r}, whose channels have different steps", "quantise it first")
@@ -208,14 +215,14 @@ class _Walk:
         return replace(value, unit=value.unit[:1], low=low, high=high, odd=np.array([bool(value.odd.all())]))
 
     def moved(self, node: NodeProto, place: int = 0) -> Bytes | Floats:
-        """A value whose elements are only put elsewhere."""
+        """A value whose elements are only moved."""
         value = self.values.get(node.input[place])
         if isinstance(value, Bytes):
             return replace(value, branch=None)
         return replace(self.floats(node, place), branch=None)
 
     def clip_join(self, name: str, limits: tuple[float, float]) -> None:
-        """The rounded result of a join is clipped, at so many of its steps."""
+        """Note that the rounded result of a join is clipped, with limits in its steps."""
         if name in self.joins:
             self.joins[name].clips_at = _narrowed(self.joins[name].clips_at, limits)
 
@@ -234,7 +241,7 @@ class _Walk:
         return int(dimensions[axis].dim_value)
 
     def image_size(self, name: str) -> list[int]:
-        """Of all axes behind the channels."""
+        """The sizes of all axes behind the channels."""
         return [self.size(name, axis) for axis in range(2, len(self._shapes.get(name, ())))]
 
     def _enter(self, image: onnx.ValueInfoProto) -> None:
@@ -244,7 +251,7 @@ class _Walk:
             self.refuse(image.name, RefusedError("is an input that is not uint8", ANOTHER_FORM))
 
     def _visit(self, node: NodeProto) -> None:
-        """What reads a value that could not be known is passed over: its source has been refused."""
+        """Visit a node. If it reads an unknown value, skip it: its source has been refused."""
         known = self.values.keys() | self.constants.keys() | {""}
         try:
             require_form(node)
@@ -285,7 +292,7 @@ def _dequantise(walk: _Walk, node: NodeProto) -> Values:
 
 
 def _stored(walk: _Walk, node: NodeProto) -> StoredIntegers:
-    """Weights or biases as integers, a step a filter."""
+    """Weights or biases as integers, with a step for each filter."""
     integers, steps = walk.constant(node, 0), walk.constant(node, 1)
     if walk.constant(node, 2, np.array(0)).any():
         raise RefusedError(f"has a zero point in the constant {node.input[0]!r}", ANOTHER_FORM)
@@ -322,13 +329,17 @@ def _quantise(walk: _Walk, node: NodeProto) -> Values:
 
 
 def _require_room_for_offset(x: Floats, node: NodeProto, step: float) -> None:
-    """OpenVINO adds the zero point before it rounds: 8 bits of the code and what is behind the point must fit into a float32 together."""
+    """Refuse a step that leaves OpenVINO too few bits.
+
+    OpenVINO adds the zero point before it rounds. The 8 bits of the code and the bits behind the
+    point must fit into one float32.
+    """
     if (widest := float((step / x.unit).max())) > WIDEST_STEP:
         raise RefusedError(f"rounds to a step of {widest:.0f} units, {WIDEST_STEP} is the limit beside a zero point", ANOTHER_STEP)
 
 
 def _round(walk: _Walk, node: NodeProto) -> Values:
-    """A quantiser to whole numbers that keeps them in float32; the sum was multiplied by one over the step before."""
+    """Round to whole numbers that stay float32. The sum has been divided by the step before."""
     x = walk.floats(node)
     _note_rounding(walk, node, x, 1.0, (-np.inf, np.inf))
     reach = _reach(x, 1.0)
@@ -337,13 +348,16 @@ def _round(walk: _Walk, node: NodeProto) -> Values:
 
 
 def _reach(x: Floats, step: float) -> tuple[float, float]:
-    """Between what a value lies, in steps."""
+    """The lowest and highest value, in steps."""
     low, high = float((x.low * x.unit).min()), float((x.high * x.unit).max())
     return max(low, x.clip[0]) / step, min(high, x.clip[1]) / step
 
 
 def _note_rounding(walk: _Walk, node: NodeProto, x: Floats, step: float, limits: tuple[float, float]) -> None:
-    """A quantiser's step and clip belong to the layer or join whose sum it rounds; a tie is refused in that one's name."""
+    """Note a quantiser's step and clip at the layer or join whose sum it rounds.
+
+    A tie is refused by the name of that layer or join.
+    """
     if not are_normal(x.unit / step):
         raise RefusedError(f"has a step of {step}, too far from that of what it reads", ANOTHER_STEP)
     if x.maker in walk.floats_on_bytes:
@@ -371,7 +385,11 @@ class _Tie(NamedTuple):
 
 
 def _tie(x: Floats, step: float, parity: tuple[Array, Array] | None) -> _Tie | None:
-    """Why a value can be a tie, if it can. Odd multiples of a unit are no ties unless the step is two units; others are as soon as it is larger."""
+    """Why a value can be a tie, or None.
+
+    Odd multiples of a unit are ties only if the step is two units. Other multiples can be ties as
+    soon as the step is larger than the unit.
+    """
     if any((bound / step) % 1 == 0.5 for bound in x.clip if np.isfinite(bound)):
         return _Tie("it is clipped there")
     ratio = step / x.unit
@@ -430,7 +448,11 @@ def _pool(walk: _Walk, node: NodeProto) -> Values:
 
 
 def _pooled(walk: _Walk, node: NodeProto) -> Floats:
-    """What a pool reads. It adds up each channel by itself, so that a layer's own sums, each of a unit of its own, may stand there too."""
+    """What a pool reads.
+
+    A pool adds up each channel by itself. So it may read a layer's own sums, each with its own
+    unit.
+    """
     return walk.floats(node) if node.input[0] in walk.layers else walk.settled(node)
 
 
@@ -473,7 +495,7 @@ def _clipped(walk: _Walk, x: Floats, low: float, high: float) -> Floats:
 
 
 def _clipped_branch(branch: Branch | None, limits: tuple[float, float]) -> Branch | None:
-    """What rectifies is part of the function, and nobody can leave it out."""
+    """The branch after a clip. A clip that rectifies is part of the function, and never omitted."""
     return None if branch is None or limits[0] >= 0 else replace(branch, clips_at=_narrowed(branch.clips_at, limits))
 
 
@@ -541,7 +563,7 @@ def _side_by_side(values: Sequence[Floats]) -> Floats:
 
 
 def _widest(codes: Sequence[Bytes | None]) -> Bytes | None:
-    """The bytes that reach furthest, where all are bytes."""
+    """The bytes that reach furthest, if all values are bytes."""
     known = [each for each in codes if each is not None]
     return max(known, key=lambda each: each.seen_up_to) if len(known) == len(codes) else None
 

@@ -1,1 +1,1 @@
-"""Compares arrays: bits, units in the last place, derived budgets, stated tolerances; and reads the samples. NumPy only."""
+"""Compares arrays: bits, ulps, derived budgets, stated tolerances. Reads samples. NumPy only."""

@@ -1,6 +1,7 @@
-"""Whether two sets of named arrays are the same, to the bit: counts, distances, and the first place where they differ.
+"""Whether two sets of named arrays are the same to the bit, and how and where they differ.
 
-Takes NumPy arrays by name, whole or batch by batch, in memory that does not grow. Knows no model and no tolerance.
+Takes NumPy arrays by name, whole or batch by batch; its memory does not grow. Knows no model and
+no tolerance.
 """
 
 import math
@@ -30,7 +31,7 @@ FailureKind = Literal[
 
 @dataclass(frozen=True)
 class Failure:
-    """Why something was not compared. A comparison that has one is never a pass."""
+    """Why something was not compared. A comparison with a failure is never a pass."""
 
     kind: FailureKind
     message: str
@@ -39,11 +40,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class FirstDifference:
-    """The first place with other bits: by batch, then by the order of the outputs, then by index."""
+    """The first place with different bits: by batch, then by order of outputs, then by index."""
 
     output: str
     index: tuple[int, ...]
-    """The place in the output, its first axis counted over all batches."""
+    """The place in the output. Its first axis is counted over all batches."""
     sample: int
     values: tuple[Number, Number]
     bits: tuple[str, str]
@@ -58,23 +59,26 @@ class OutputComparison:
     num_samples: int
     num_values: int
     max_ulp: int
-    """0 exactly where all bits are equal; see `ulp_distance`."""
+    """0 exactly if all bits are equal; see `ulp_distance`."""
     max_abs: float
-    """Over the places where both sides are finite, as is `rms`."""
+    """Taken over the places where both sides are finite, as is `rms`."""
     rms: float
     different_bits: int
     different_values: int
-    """Not counting +0.0 against -0.0, nor one NaN against another."""
+    """+0.0 against -0.0 does not count, nor does one NaN against another."""
     nonfinite: int
-    """Places where a side is NaN or infinite."""
+    """Places where at least one side is NaN or infinite."""
     nan: int
-    """Of these, the places where a side is NaN."""
+    """Of these, the places where at least one side is NaN."""
     nonfinite_apart: int
-    """Of these, the places where the sides do not both hold NaN, or both +inf, or both -inf."""
+    """Of these, all but the places where both sides hold NaN, or both +inf, or both -inf."""
     ulp_histogram: tuple[int, ...]
-    """How many values are 0, 1, 2 to 3, 4 to 7, ... units in the last place apart, up to the farthest."""
+    """How many values are 0, 1, 2 to 3, 4 to 7, ... units in the last place apart."""
     spread: float = 0.0
-    """How far the first side's values are from those of its first sample, at most: 0 where the samples make no difference."""
+    """How far the first side's values are from those of its first sample, at most.
+
+    It is 0 if the samples make no difference.
+    """
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Comparison:
 
     @property
     def bitwise(self) -> bool:
-        """Something was compared, nothing was left out, and every bit is equal."""
+        """Whether something was compared, nothing was left out, and every bit is equal."""
         return bool(self.outputs) and not self.failures and self.different_bits == 0
 
     @property
@@ -122,7 +126,10 @@ class Comparison:
 
 
 class Magnitudes:
-    """Maximum and root mean square of numbers that arrive in pieces; scaled, so that no square under- or overflows."""
+    """Maximum and root mean square of numbers that arrive in pieces.
+
+    Squares are scaled, so that none of them under- or overflows.
+    """
 
     def __init__(self) -> None:
         self.max = 0.0
@@ -130,7 +137,7 @@ class Magnitudes:
         self._scaled_sum = 0.0
 
     def add(self, values: NDArray[np.float64], num_zeros: int = 0) -> None:
-        """Take in values, and so many zeros that need no array of their own."""
+        """Take in values, and a number of zeros, which need no array."""
         self.count += values.size + num_zeros
         largest = float(np.abs(values).max(initial=0.0))
         if largest > self.max:
@@ -147,9 +154,10 @@ class Magnitudes:
 
 
 def ordered_bits(array: Array) -> Array:
-    """The bits as unsigned integers in the order of the values: -NaN, -inf, ..., -0.0, +0.0, ..., +inf, NaN.
+    """The bits as unsigned integers that are ordered like the values.
 
-    Neighbouring numbers are one apart, and so are -0.0 and +0.0: only equal bits share a place on this line.
+    The order is -NaN, -inf, ..., -0.0, +0.0, ..., +inf, NaN. Neighbouring numbers are one apart,
+    and so are -0.0 and +0.0. Only equal bits have the same integer.
     """
     bits = _bits(array)
     sign = bits.dtype.type(1 << (8 * bits.dtype.itemsize - 1))
@@ -159,7 +167,7 @@ def ordered_bits(array: Array) -> Array:
 
 
 def ulp_distance(a: Array, b: Array) -> Array:
-    """How many places apart the elements are on the line of `ordered_bits`; dtypes and shapes must be equal."""
+    """How far apart elements are in `ordered_bits`. Dtypes and shapes must be equal."""
     if a.dtype != b.dtype or a.shape != b.shape:
         raise ValueError(f"distances need one dtype and shape, got {a.dtype} {a.shape} and {b.dtype} {b.shape}")
     a, b = ordered_bits(a), ordered_bits(b)
@@ -168,7 +176,10 @@ def ulp_distance(a: Array, b: Array) -> Array:
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether this is one of the four float types that are compared (bfloat16 is ml_dtypes', which NumPy calls 'V')."""
+    """Whether this is one of the four float types that are compared.
+
+    They are known by name, because NumPy gives bfloat16, which ml_dtypes adds, the kind 'V'.
+    """
     return dtype.name in ("float16", "bfloat16", "float32", "float64")
 
 
@@ -178,7 +189,10 @@ def is_comparable(dtype: np.dtype[Any]) -> bool:
 
 
 def unmatched(a: Arrays, b: Arrays) -> list[Failure]:
-    """Why values of `a` and `b` cannot be paired by name and place. Nothing is broadcast or paired by position."""
+    """Why values of `a` and `b` cannot be paired by name and place.
+
+    Nothing is broadcast, and nothing is paired by position.
+    """
     failures = _unmatched_names(a, b)
     for name in _shared(a, b):
         if a[name].shape != b[name].shape:
@@ -194,7 +208,7 @@ def compare(a: Arrays, b: Arrays) -> Comparison:
 
 
 def compare_batches(a: Iterable[Arrays], b: Iterable[Arrays]) -> Comparison:
-    """Compare two runs batch by batch; a run that ends before the other is a failure."""
+    """Compare two runs batch by batch. It is a failure if one run ends before the other."""
     comparator = Comparator()
     for batch_a, batch_b in zip_longest(a, b):
         if batch_a is None or batch_b is None:
@@ -217,7 +231,7 @@ class Comparator:
         self._first: FirstDifference | None = None
 
     def fail(self, failure: Failure) -> None:
-        """Record that something was left out; of each kind and output the first is kept."""
+        """Record that something was left out. The first failure of each kind and output is kept."""
         self._failures.setdefault((failure.kind, failure.output), failure)
 
     def update(self, a: Arrays, b: Arrays) -> None:
@@ -253,7 +267,7 @@ class Comparator:
     def _compare_output(self, name: str, a: Array, b: Array) -> None:
         tally = self._tallies.setdefault(name, _Tally(name, a.dtype.name))
         different = _bits(a) != _bits(b)
-        with np.errstate(invalid="ignore", over="ignore"):  # a signalling NaN or a huge difference is data here
+        with np.errstate(invalid="ignore", over="ignore"):  # here a signalling NaN or a huge difference is data
             tally.update(a, b, different, self._total)
         if self._first is None and different.any():
             self._first = _first_difference(name, a, b, different, self._num_samples)
@@ -329,14 +343,17 @@ class _Tally:
 
 
 def _bit_lengths(distances: Array) -> NDArray[np.int64]:
-    """How many bits each needs; exact, for which a float64 holds too few digits at once."""
+    """How many bits each distance needs.
+
+    A float64 cannot hold 64 bits at once, so the two halves are measured apart, which is exact.
+    """
     high, low = (distances.astype(np.uint64) >> np.uint64(32), distances.astype(np.uint64) & np.uint64(0xFFFFFFFF))
     lengths = np.where(high > 0, 32 + np.frexp(high.astype(np.float64))[1], np.frexp(low.astype(np.float64))[1])
     return lengths.astype(np.int64)
 
 
 def _as_arrays(outputs: Arrays) -> dict[str, Array]:
-    """In native byte order, which the reading of bits relies on."""
+    """The outputs in native byte order, which reading their bits relies on."""
     arrays = {name: np.asarray(value) for name, value in outputs.items()}
     return {name: a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("=")) for name, a in arrays.items()}
 

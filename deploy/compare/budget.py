@@ -1,6 +1,7 @@
-"""How far a runtime may be from the float64 evaluation of the same weights: a derived budget, never a chosen tolerance.
+"""How far a runtime may be from a float64 evaluation of the same weights: a derived budget.
 
-Takes outputs of two stages and of the float64 reference, batch by batch. Knows no runtime and no model.
+It is never a chosen tolerance. Takes the outputs of two stages and of the float64 reference, batch
+by batch. Knows no runtime and no model.
 """
 
 import heapq
@@ -22,26 +23,28 @@ UNIT_ROUNDOFF: dict[Precision, float] = {
     "bfloat16": 2.0**-8,
 }
 ROOM = 4
-"""A runtime orders its sums otherwise than training does, and so has another error of the same kind: up to twice was seen
-(benchmarks/chain.py)."""
+"""A runtime adds in a different order than training does, so its error differs but is of one kind.
+
+Up to twice the error of training was seen (benchmarks/chain.py).
+"""
 NUM_CHANGES_KEPT = 1000
 
 
 @dataclass(frozen=True)
 class Errors:
-    """The distance of a stage from the float64 outputs, over all samples: of one output or of all."""
+    """A stage's distance from the float64 outputs: of one output or of all, over all samples."""
 
     max: float
     rms: float
     largest_output: float
     num_values: int
-    """Places that are finite on both sides: the ones behind the other figures."""
+    """Places that are finite on both sides. The other figures are taken over these."""
     nonfinite_apart: int
-    """Places where NaN, +inf or -inf stands on one side only."""
+    """Places where NaN, +inf or -inf is on one side only."""
     nonfinite: int = 0
     """Places where the stage's own output is NaN or infinite."""
     infinite_alike: int = 0
-    """Of these, the places where float64 is the same infinity."""
+    """Of these, the places where float64 gives the same infinity."""
     failures: tuple[Failure, ...] = ()
     num_samples: int = 0
     exact: bool = False
@@ -53,7 +56,7 @@ class Errors:
 
     @property
     def valid(self) -> bool:
-        """Whether the figures speak for every output."""
+        """Whether the figures cover every output."""
         return self.num_values > 0 and self.nonfinite_apart == 0 and not self.failures
 
 
@@ -73,7 +76,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class OutputErrors:
-    """Errors over everything, and of each output: a large output must not excuse a small one."""
+    """Errors over everything and of each output. A large output must not excuse a small one."""
 
     whole: Errors
     outputs: Mapping[str, Errors]
@@ -81,17 +84,17 @@ class OutputErrors:
 
 @dataclass(frozen=True)
 class Budgets:
-    """What each output may be off; None where there is no budget for it."""
+    """How far off each output may be. None means there is no budget for it."""
 
     outputs: Mapping[str, Budget | None]
 
     def covers(self, errors: OutputErrors) -> bool:
-        """Whether everything was measured, and is inside."""
+        """Whether everything was measured and is within its budget."""
         allowed = [(self.outputs.get(name), each) for name, each in errors.outputs.items()]
         return errors.whole.valid and all(budget is not None and budget.covers(each) for budget, each in allowed)
 
     def tightest(self, errors: OutputErrors) -> str | None:
-        """The output that uses most of its budget, or has none; None where nothing was measured."""
+        """The output that uses most of its budget, or has none. None if nothing was measured."""
         return max(errors.outputs, key=lambda name: share_of(self.outputs.get(name), errors.outputs[name]), default=None)
 
 
@@ -103,20 +106,21 @@ def share_of(allowed: Budget | None, errors: Errors) -> float:
     return max(found / most if most else (math.inf if found else 0.0) for found, most in pairs)
 
 
-def budgets(training: OutputErrors, training_precision: Precision, precision: Precision, *, doubtful: bool = False) -> Budgets:
+def budgets(training: OutputErrors, training_precision: Precision, precision: Precision, *, uncertain: bool = False) -> Budgets:
     """A budget for each output; see `budget`."""
-    return Budgets({name: budget(each, training_precision, precision, doubtful=doubtful) for name, each in training.outputs.items()})
+    return Budgets({name: budget(each, training_precision, precision, uncertain=uncertain) for name, each in training.outputs.items()})
 
 
-def budget(training: Errors, training_precision: Precision, precision: Precision, *, doubtful: bool = False) -> Budget | None:
-    """4 * e_train * (u / u_train), at least one ulp of the largest output; None where training has no valid errors.
+def budget(training: Errors, training_precision: Precision, precision: Precision, *, uncertain: bool = False) -> Budget | None:
+    """4 * e_train * (u / u_train), at least one ulp of the largest output.
 
-    The ulp is that of the precision that was asked for: whoever computes in it cannot come closer. Whole numbers, which nothing
-    rounds, have neither factor nor ulp. A float64 evaluation is
-    doubtful that other code than the training graph's made: where the two share less than half of their digits, either may
-    compute another function, and there is no budget.
+    None if training has no valid errors. The ulp is that of the requested precision, because
+    nothing that computes in it can come closer. Whole numbers, which nothing rounds, have neither
+    factor nor ulp. `uncertain` says that other code than the training graph made the float64
+    evaluation. If the two then share less than half of their digits, either may compute another
+    function, and there is no budget.
     """
-    if not training.valid or (doubtful and training.max > math.sqrt(UNIT_ROUNDOFF[training_precision]) * training.largest_output):
+    if not training.valid or (uncertain and training.max > math.sqrt(UNIT_ROUNDOFF[training_precision]) * training.largest_output):
         return None
     if training.exact:
         return Budget(training.max, training.rms)
@@ -126,12 +130,15 @@ def budget(training: Errors, training_precision: Precision, precision: Precision
 
 
 def factor_of(training: Precision, precision: Precision) -> float:
-    """How many times as large as training's error another may be."""
+    """How many times as large as training's error another error may be."""
     return ROOM * UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF[training]
 
 
 def ulp(value: float, precision: Precision) -> float:
-    """The distance between neighbouring numbers at this value; 0 at 0, where a result cannot be off by rounding."""
+    """The distance between neighbouring numbers at this value.
+
+    It is 0 at 0, where a result cannot be off by rounding.
+    """
     return 2 * UNIT_ROUNDOFF[precision] * 2.0 ** (math.frexp(value)[1] - 1) if value else 0.0
 
 
@@ -144,19 +151,19 @@ class ErrorMeter:
         self._failures: dict[tuple[FailureKind, str | None], Failure] = {}
 
     def update(self, reference: Arrays, outputs: Arrays) -> None:
-        """Take in one batch. Dtypes may differ, names and shapes may not."""
+        """Take in one batch. Dtypes may differ, but names and shapes may not."""
         failures = [*unmatched(reference, outputs), *_without_distance(outputs)]
         for failure in failures:
             self._failures.setdefault((failure.kind, failure.output), failure)
         refused = {failure.output for failure in failures}
         for name in reference:
             if name in outputs and name not in refused:
-                with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are data here
+                with np.errstate(invalid="ignore", over="ignore"):  # here NaN and infinity are data
                     self._measure(name, reference[name], outputs[name])
 
     @property
     def result(self) -> Errors:
-        """Over all outputs."""
+        """The errors over all outputs."""
         return self._whole.errors(tuple(self._failures.values()))
 
     @property
@@ -165,7 +172,8 @@ class ErrorMeter:
 
     def _measure(self, name: str, reference: Array, values: Array) -> None:
         exact = not is_float(reference.dtype) and reference.dtype == values.dtype
-        sizes = ulp_distance(reference, values).astype(np.float64) if exact else None  # whole numbers may be larger than a float64 can tell apart
+        # Whole numbers may be too large for float64 to tell neighbours apart.
+        sizes = ulp_distance(reference, values).astype(np.float64) if exact else None
         for tally in (self._whole, self._outputs.setdefault(name, _Tally())):
             tally.exact &= exact
             tally.add(reference.astype(np.float64), values.astype(np.float64), sizes)
@@ -181,7 +189,7 @@ class _Tally:
         self._nonfinite_apart = self._nonfinite = self._infinite_alike = self._num_samples = 0
 
     def add(self, reference: NDArray[np.float64], values: NDArray[np.float64], sizes: NDArray[np.float64] | None) -> None:
-        """Take in values; `sizes` are their distances, where those are known exactly."""
+        """Take in values. `sizes` are their distances, if these are known exactly."""
         self._num_samples += len(values) if values.ndim else 1
         finite = np.isfinite(reference) & np.isfinite(values)
         apart = ~finite & (reference != values) & ~(np.isnan(reference) & np.isnan(values))
@@ -224,7 +232,7 @@ class TopOne:
     num_changes: int
     num_ties: int
     changes: tuple[TopOneChange, ...]
-    """Those with the widest margins, widest first."""
+    """The changes with the widest margins, widest first."""
 
     @property
     def all_ties(self) -> bool:
@@ -239,7 +247,7 @@ class TopOneMeter:
         self._outputs: dict[str, _Changes] = {}
 
     def update(self, reference: Arrays, a: Arrays, b: Arrays) -> None:
-        """Take in one batch; an output that is not alike on all sides is left to the comparison, which fails it."""
+        """Take in one batch. Outputs that do not match are skipped: the comparison fails them."""
         for name, scores in reference.items():
             if name in a and name in b and a[name].shape == b[name].shape == scores.shape and has_classes(scores):
                 for change in self._changes(name, scores, a[name], b[name]):
@@ -247,11 +255,11 @@ class TopOneMeter:
         self.skip(reference)
 
     def skip(self, outputs: Arrays) -> None:
-        """Pass over a batch in which nothing changes."""
+        """Skip a batch in which nothing changes."""
         self._num_samples += max((len(scores) if scores.ndim else 1 for scores in outputs.values()), default=0)
 
     def result(self, errors: Mapping[str, float], num_listed: int = 20) -> TopOne:
-        """Count as ties the changes whose margin is below twice their output's error."""
+        """The changes so far. A margin below twice the output's error counts as a tie."""
         changes = sorted((change for output in self._outputs.values() for change in output.widest), reverse=True)
         ties = sum(output.num_ties(errors.get(name, 0.0)) for name, output in self._outputs.items())
         return TopOne(sum(output.number for output in self._outputs.values()), ties, tuple(changes[:num_listed]))
@@ -266,7 +274,7 @@ class TopOneMeter:
 
 
 class _Changes:
-    """Those of one output."""
+    """The changes of one output."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -280,7 +288,10 @@ class _Changes:
             heapq.heappushpop(self.widest, change)
 
     def num_ties(self, error: float) -> int:
-        """The widest margins decide. Only where more than a thousand of them are no ties, the rest go uncounted as ties."""
+        """How many changes are ties, judged by the widest margins.
+
+        If all kept margins, a thousand of them, are too wide for ties, the rest count as no ties.
+        """
         num_apart = sum(change.margin >= 2 * error for change in self.widest)
         return self.number - num_apart if num_apart < len(self.widest) else 0
 
@@ -292,12 +303,12 @@ def _without_distance(outputs: Arrays) -> Iterable[Failure]:
 
 
 def has_classes(scores: Array) -> bool:
-    """Whether an output is of shape N x classes."""
+    """Whether an output has the shape N x classes."""
     return scores.ndim == 2 and scores.shape[1] > 1 and is_float(scores.dtype)
 
 
 def is_covered(training: Arrays, outputs: Arrays, known: OutputErrors, factor: float) -> bool:
-    """Whether a stage's outputs are so near to the training graph's that they cannot be outside its budget."""
+    """Whether outputs are so near to the training graph's that they must be within the budget."""
     return outputs.keys() == training.keys() <= known.outputs.keys() and all(
         _is_near(training[name], outputs[name], known.outputs[name], factor) for name in outputs
     )
@@ -308,15 +319,19 @@ def _is_near(training: Array, values: Array, known: Errors, factor: float) -> bo
         return False
     if not is_float(values.dtype):
         return np.array_equal(training, values)
-    if not (np.isfinite(values).all() and np.isfinite(training).all()):  # what both overflow alike may be finite in float64
+    if not (np.isfinite(values).all() and np.isfinite(training).all()):  # where both overflow alike, float64 may be finite
         return False
     apart = np.abs(values.astype(np.float64) - training.astype(np.float64))
     found = Magnitudes()
     found.add(apart)
+    # By the triangle inequality, the error is then at most `factor` times the known one.
     return found.max <= (factor - 1) * known.max and found.rms <= (factor - 1) * known.rms
 
 
 def first_class_changes(a: Arrays, b: Arrays) -> bool:
-    """Whether two stages disagree about the first class of some sample; only float64 says whether that is a tie."""
+    """Whether two stages disagree about the first class of some sample.
+
+    Only float64 can say whether that is a tie.
+    """
     shared = [(scores, b[name]) for name, scores in a.items() if name in b and has_classes(scores) and b[name].shape == scores.shape]
     return any(bool((one.argmax(axis=1) != other.argmax(axis=1)).any()) for one, other in shared)

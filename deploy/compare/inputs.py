@@ -1,6 +1,7 @@
-"""The samples a model is run on: arrays in files, read row by row, or drawn at random; cut into batches that the model takes.
+"""The samples that a model runs on: read row by row from files, or drawn at random.
 
-Takes the model's inputs and paths. Never unpickles. What does not fit is one line that says so.
+Takes the model's inputs and paths; cuts the samples into batches that the model takes. Never
+unpickles. What does not fit gives an error of one line.
 """
 
 import json
@@ -42,10 +43,10 @@ class StoredArray(ABC):
 
     @abstractmethod
     def opened(self) -> AbstractContextManager[IO[bytes]]:
-        """The file, standing at the first value."""
+        """The file, positioned at the first value."""
 
     def rows(self, at_once: int) -> Iterator[Array]:
-        """The array in pieces of so many rows."""
+        """The array in pieces of this many rows."""
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         with self.opened() as file:
             for start in range(0, self.shape[0], at_once):
@@ -53,7 +54,7 @@ class StoredArray(ABC):
                 yield _native(np.frombuffer(_exactly(file, number * row, self.path), self.dtype)).reshape(number, *self.shape[1:])
 
     def whole(self) -> Array:
-        """All of it, also where it has no rows."""
+        """The whole array, even if it has no rows."""
         with self.opened() as file:
             return _native(np.frombuffer(_exactly(file, math.prod(self.shape) * self.dtype.itemsize, self.path), self.dtype)).reshape(self.shape)
 
@@ -61,7 +62,7 @@ class StoredArray(ABC):
 @dataclass(frozen=True)
 class _NpyArray(StoredArray):
     member: str | None
-    """The name within an archive; None for a file of its own."""
+    """The name within an archive. None for a file of its own."""
 
     def opened(self) -> AbstractContextManager[IO[bytes]]:
         with ExitStack() as stack:
@@ -95,7 +96,7 @@ class _FileInArchive(AbstractContextManager[IO[bytes]]):
 
 
 def kept_in(path: Path) -> dict[str, StoredArray]:
-    """The arrays of a file, by name; that of a .npy file has the file's."""
+    """The arrays of a file, by name. The array of a .npy file has the file's name."""
     if not path.is_file():
         raise UsageError(f"{path} is not a file; expected arrays in {', '.join(SUFFIXES)}")
     try:
@@ -112,7 +113,7 @@ def kept_in(path: Path) -> dict[str, StoredArray]:
 
 
 def batches_of(arrays: Mapping[str, StoredArray], at_once: int) -> Iterator[dict[str, Array]]:
-    """All of them side by side, so many rows at once."""
+    """All arrays side by side, this many rows at once."""
     for parts in zip(*(kept.rows(at_once) for kept in arrays.values()), strict=True):
         yield dict(zip(arrays, parts, strict=True))
 
@@ -122,7 +123,7 @@ def _in_npz(path: Path) -> Iterator[tuple[str, StoredArray]]:
         names = archive.namelist()
     for member in names:
         if not member.endswith(".npy"):
-            raise ValueError(f"it holds {member!r}, which is no array")
+            raise ValueError(f"it holds {member!r}, which is not an array")
         with ExitStack() as stack:
             shape, dtype = _npy_head(_npy_file(path, member, stack), path)
         yield member.removesuffix(".npy"), _NpyArray(path, dtype, shape, member)
@@ -158,7 +159,7 @@ def _in_safetensors(path: Path) -> Iterator[tuple[str, StoredArray]]:
             raise ValueError(f"its head claims {size} bytes")
         head = json.loads(file.read(size))
     if not isinstance(head, dict):
-        raise ValueError("its head is no JSON object")
+        raise ValueError("its head is not a JSON object")
     for name, entry in head.items():
         if name != "__metadata__":
             dtype, shape = _ST_TYPES[entry["dtype"]], tuple(int(each) for each in entry["shape"])
@@ -169,7 +170,7 @@ def _in_safetensors(path: Path) -> Iterator[tuple[str, StoredArray]]:
 
 
 def _native(values: Array) -> Array:
-    """In this machine's order of bytes: bits are compared as they lie there."""
+    """In this machine's byte order, because bits are compared as they are in memory."""
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
@@ -189,7 +190,7 @@ def _unreadable(path: Path, error: object) -> UsageError:
 
 @dataclass(frozen=True)
 class SampleSource:
-    """Batches, as often as they are asked for, and how they were made."""
+    """Batches, which can be requested any number of times, and how they were made."""
 
     batches: Callable[[], Iterator[dict[str, Array]]]
     num_batches: int
@@ -198,12 +199,12 @@ class SampleSource:
 
 
 def samples_for(inputs: Sequence[TensorSpec], asked: str, batch_size: int, sizes: Mapping[str, int], seed: int = 0) -> SampleSource:
-    """What `--samples` says: a file, a folder of files, or a number of random samples."""
+    """The samples that `--samples` names: a file, a folder of files, or a number of random ones."""
     _refuse_unknown_sizes(inputs, sizes)
     if asked.isdecimal():
         return random_samples(inputs, int(asked), batch_size, sizes, seed)
     if sizes:
-        raise UsageError(f"--size is of random samples, and {asked} has sizes of its own; drop it")
+        raise UsageError(f"--size is for random samples, and {asked} has sizes of its own; drop it")
     path = Path(asked)
     if not asked or not path.exists():
         raise UsageError(f"--samples: {asked!r} is neither a file, nor a folder, nor a number")
@@ -211,7 +212,7 @@ def samples_for(inputs: Sequence[TensorSpec], asked: str, batch_size: int, sizes
 
 
 def samples_in(inputs: Sequence[TensorSpec], path: Path, batch_size: int) -> SampleSource:
-    """The samples of a file, or of every file of a folder."""
+    """The samples of a file, or of every file in a folder."""
     files = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES) if path.is_dir() else [path]
     if not files:
         raise UsageError(f"{path} holds no file of {', '.join(SUFFIXES)}; save samples there with numpy.savez(FILE, name=array)")
@@ -224,12 +225,15 @@ def samples_in(inputs: Sequence[TensorSpec], path: Path, batch_size: int) -> Sam
     number = sum(file.num_samples for file in found)
     where = f"{len(files)} files of {path.name}" if path.is_dir() else path.name
     unused = sorted({name for file in found for name in file.unused})
-    beside = f" (beside them and not used: {', '.join(unused)})" if unused else ""
-    return SampleSource(batches, sum(file.num_batches for file in found), number, f"{number} samples from {where}{beside}")
+    not_used = f" (not used: {', '.join(unused)})" if unused else ""
+    return SampleSource(batches, sum(file.num_batches for file in found), number, f"{number} samples from {where}{not_used}")
 
 
 def random_samples(inputs: Sequence[TensorSpec], number: int, batch_size: int, sizes: Mapping[str, int], seed: int = 0) -> SampleSource:
-    """Samples from NumPy's PCG64: bytes uniform, other integers 0 or 1, floats standard normal, truth values fair."""
+    """Samples from NumPy's PCG64, whose values depend on the type of the input.
+
+    Bytes are uniform, other integers 0 or 1, floats standard normal, truth values fair.
+    """
     if number < 1:
         raise UsageError("--samples 0 would compare nothing; give at least 1")
     shapes = {spec.name: _row_shape(spec, sizes) for spec in inputs}
@@ -248,7 +252,7 @@ def random_samples(inputs: Sequence[TensorSpec], number: int, batch_size: int, s
 
 
 class _FileOfSamples:
-    """One file, checked against the inputs before anything is run."""
+    """One file, which is checked against the inputs before anything runs."""
 
     def __init__(self, inputs: Sequence[TensorSpec], path: Path, batch_size: int) -> None:
         self._path, self._inputs = path, inputs
@@ -306,7 +310,7 @@ def _is_fixed(inputs: Sequence[TensorSpec]) -> bool:
 
 
 def _at_once(inputs: Sequence[TensorSpec], batch_size: int) -> int:
-    """The size of a batch: the model's own where it has one."""
+    """The size of a batch: the model's own if it has one."""
     fixed = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], int)}
     if len(fixed) > 1 or 0 in fixed:
         raise UsageError(f"the model's inputs are for batches of {sorted(map(str, fixed))}; give samples as whole files that it takes")

@@ -1,6 +1,6 @@
-"""Samples for a check: images that are hostile to a numerical error, and the hash of whatever was run.
+"""Samples for a check: images that are hostile to numerical errors, and the hash of what was run.
 
-Takes the shape of an image or batches of arrays. Knows no data set and no runtime.
+Takes the shape of an image, or batches of arrays. Knows no data set and no runtime.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ class NamedImages:
 
 
 def hostile_images(shape: tuple[int, int, int], num_noise: int = 8, seed: int = 0) -> NamedImages:
-    """Images of C x H x W bytes at the edges of what a network can be shown."""
+    """Images of C x H x W bytes at the extremes of what a network can be shown."""
     images = {
         "all 0": np.zeros(shape, np.uint8),
         "all 255": np.full(shape, 255, np.uint8),
@@ -42,7 +42,7 @@ def hostile_images(shape: tuple[int, int, int], num_noise: int = 8, seed: int = 
 
 
 class SampleHash:
-    """SHA-256 over dtype, shape and bytes of samples; how they were cut into batches makes no difference."""
+    """SHA-256 over dtype, shape and bytes of samples. How they were batched makes no difference."""
 
     def __init__(self) -> None:
         self.num_samples = 0
@@ -50,7 +50,7 @@ class SampleHash:
         self._kinds: dict[str, str] = {}
 
     def update(self, batch: Mapping[str, NDArray[Any]]) -> None:
-        """Take in one batch; every input has a sample per row."""
+        """Take in one batch. Every input has one sample per row."""
         for name, rows in batch.items():
             running = self._hashes.setdefault(name, hashlib.sha256())
             kind = f"{rows.dtype.str} {rows.dtype.name} {rows.shape[1:] if rows.ndim else 'single'}"
@@ -69,7 +69,7 @@ class SampleHash:
 
 
 def num_samples(batch: Mapping[str, NDArray[Any]]) -> int:
-    """How many a batch holds: its rows; one where nothing in it has rows."""
+    """How many samples a batch holds: its rows, or one if nothing in it has rows."""
     return max((len(rows) if rows.ndim else 1 for rows in batch.values()), default=0)
 
 

@@ -1,6 +1,6 @@
-"""A tolerance that a human chose, for a pair whose function nobody can evaluate in float64.
+"""A tolerance that a human chose, for a pair whose function cannot be evaluated in float64.
 
-Takes pairs of outputs, batch by batch. Names and shapes that do not match are the comparison's business.
+Takes pairs of outputs, batch by batch. The comparison deals with names and shapes that differ.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from export.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """What is allowed; where both are stated, both must hold."""
+    """What is allowed. If both kinds are stated, both must hold."""
 
     max_ulp: int | None = None
     atol: float | None = None
     rtol: float | None = None
-    """With `atol`: |a - b| <= atol + rtol |a|, a being the reference's value."""
+    """With `atol`: |a - b| <= atol + rtol |a|, where a is the reference's value."""
     chosen_by: str = "a human"
 
     def __post_init__(self) -> None:
@@ -34,11 +34,11 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Excess:
-    """Values that a tolerance does not cover."""
+    """The values that a tolerance does not cover."""
 
     count: int = 0
     first: tuple[str, tuple[int, ...]] | None = None
-    """Output and place, its first axis counted over all batches."""
+    """The output, and the place in it, with its first axis counted over all batches."""
 
 
 class ToleranceMeter:
@@ -76,11 +76,15 @@ class ToleranceMeter:
         if self._tolerance.atol is not None or self._tolerance.rtol is not None:
             apart |= ~self._is_close(a, b, distance) & (distance != 0)
         if is_float(a.dtype):
-            apart |= ~(np.isfinite(a) & np.isfinite(b)) & (a != b)  # no bound makes a number of infinity, nor one of the other
+            apart |= ~(np.isfinite(a) & np.isfinite(b)) & (a != b)  # no bound covers an infinity against another value
         return apart
 
     def _is_close(self, a: Array, b: Array, distance: Array) -> Array:
-        """Of whole numbers the distance itself is what they differ by: beyond 2^53 the nearest float is not the number."""
+        """Whether differences are within atol and rtol.
+
+        For whole numbers the ulp distance is the difference. It is used because float64 does not
+        hold every whole number beyond 2^53.
+        """
         wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
             difference = np.abs(wide_a - wide_b) if is_float(a.dtype) else distance.astype(np.float64)

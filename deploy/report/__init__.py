@@ -1,1 +1,4 @@
-"""What is told of a verdict: terminal, verification.json, report.html, JUnit, GitHub, changes. Measures nothing itself."""
+"""Reports a verdict: terminal, verification.json, report.html, JUnit, GitHub, changes.
+
+It measures nothing itself.
+"""

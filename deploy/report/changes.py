@@ -1,6 +1,6 @@
-"""What changed from one verification.json to another: files, samples, versions, and every link and check.
+"""The changes from one verification.json to another: files, samples, versions, links and checks.
 
-Takes their contents as plain JSON. Judges nothing: a change is told, whatever it means.
+Takes their contents as plain JSON. Judges nothing: every change is listed, whatever it means.
 """
 
 import json
@@ -30,7 +30,7 @@ def read_verification(path: Path) -> Json:
 
 
 def changes(old: Json, new: Json) -> list[str]:
-    """A line a change; none where everything is as it was."""
+    """One line per change. Empty if nothing has changed."""
     found = [*_differences("verdict", old.get("verdict"), new.get("verdict"))]
     found += _by_key("file", old.get("files"), new.get("files"))
     found += _differences("samples", old.get("samples"), new.get("samples"))

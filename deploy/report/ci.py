@@ -1,6 +1,7 @@
 """A verdict for CI: a JUnit report, the summary of a GitHub step, and annotations.
 
-Takes a verdict, returns text. Reads no environment and writes no file. What did not run is skipped, never passed.
+Takes a verdict, returns text. Reads no environment and writes no file. What did not run is marked
+as skipped, never as passed.
 """
 
 import re
@@ -33,11 +34,11 @@ class _Case:
 
 
 def junit_xml(verdict: Verdict, others: Sequence[tuple[str, str]] = ()) -> bytes:
-    """The report; `others` are the names of what else failed, each with its reason."""
+    """The report. `others` are the names of other failures, each with its reason."""
     cases = [*(case for link in verdict.links for case in _of_link(verdict, link)), *map(_of_check, verdict.invariance)]
     cases += [_Case("samegraph", name, "failed", reason) for name, reason in others]
     if verdict.interrupted:
-        cases.append(_Case("samegraph", "all samples", "failed", "interrupted: samples are left that nobody compared"))
+        cases.append(_Case("samegraph", "all samples", "failed", "interrupted: some samples were not compared"))
     root = ElementTree.Element("testsuites", {"name": "samegraph", **_counts(cases)})
     for name in dict.fromkeys(case.suite for case in cases):
         inside = [case for case in cases if case.suite == name]
@@ -49,7 +50,7 @@ def junit_xml(verdict: Verdict, others: Sequence[tuple[str, str]] = ()) -> bytes
 
 
 def _of_link(verdict: Verdict, link: LinkVerdict) -> Iterator[_Case]:
-    """Where nothing could be compared there is no output, and still a case."""
+    """One case per output. If nothing could be compared there is no output, but still one case."""
     suite = f"{link.from_} -> {link.to}"
     reason, guilty = reason_with_place(link), failed_outputs(verdict, link) if link.status == "failed" else []
     for output in link.outputs:
@@ -80,21 +81,24 @@ def _number(cases: list[_Case], status: Status) -> int:
 
 
 def _text(text: str) -> str:
-    """What XML cannot hold is shown as a question mark."""
+    """The text, with a question mark for whatever XML cannot hold."""
     return _NOT_IN_XML.sub("?", text)
 
 
 LARGEST_SUMMARY = 1024 * 1024
-"""Bytes of all summaries of a step; a longer one is not shown at all."""
+"""The most bytes of all summaries of a step. A longer summary is not shown at all."""
 MOST_ANNOTATIONS = 10
-"""Errors of a step; what comes after is dropped without a word, so the last says how many there are."""
+"""The most errors of a step. GitHub drops any more in silence, so the last one counts the rest."""
 _LONGEST_MESSAGE = 4000
 _WORDS = {"pass": "✅ the outputs are the same", "fail": "❌ the outputs are not the same", "incomplete": "⚠️ interrupted"}
 _SIGNS = {"passed": "✅", "failed": "❌", "not run": "\N{EN DASH}"}
 
 
 def summary(verdict: Verdict, others: Sequence[tuple[str, str]] = ()) -> str:
-    """Markdown: the verdict, a table of links, and what failed; `others` are names of what else failed, with reasons."""
+    """The verdict in Markdown: a table of links, and what failed.
+
+    `others` are the names of other failures, each with its reason.
+    """
     word, samples = _WORDS["fail" if others else verdict.word], verdict.samples
     lines = [f"### samegraph: {word}", "", f"{samples.count:,} samples: {_cell('; '.join(samples.how))}", ""]
     lines += ["| link | | required | observed | max ulp | max abs | error of budget |", "|---|---|---|---|--:|--:|--:|"]
@@ -105,7 +109,7 @@ def summary(verdict: Verdict, others: Sequence[tuple[str, str]] = ()) -> str:
 
 
 def annotations(verdict: Verdict, others: Sequence[tuple[str, str]] = ()) -> Iterator[str]:
-    """Workflow commands, a line a failure."""
+    """Workflow commands, one line per failure."""
     failed = _failures(verdict, others)
     kept = failed if len(failed) <= MOST_ANNOTATIONS else failed[: MOST_ANNOTATIONS - 1]
     for place, reason in kept:
@@ -140,7 +144,7 @@ def _place(each: LinkVerdict | InvarianceVerdict) -> str:
 
 
 def _cell(text: str) -> str:
-    """No text of a model makes a table, a link or a tag here."""
+    """Text of a model, escaped so that it makes no table, link or tag."""
     for sign in "\\`*_{}[]<>|#":
         text = text.replace(sign, "\\" + sign)
     return " ".join(text.split())

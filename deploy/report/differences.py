@@ -1,6 +1,6 @@
-"""Where two forms differ, to look at: histograms of distances, errors at inner tensors, and the worst samples as pictures.
+"""Views of where two forms differ: histograms, errors at inner tensors, and worst samples.
 
-Takes what verification.json holds, and rows of inputs; returns views and PNG files.
+Takes the content of verification.json and rows of inputs; returns views and PNG files.
 """
 
 import base64
@@ -19,12 +19,12 @@ from deploy.report.drawing import Axis, log_axis, number_in
 
 Json = Mapping[str, Any]
 _FINEST = 16
-"""So many classes of distances have one of their own; those beyond are drawn together four by four."""
+"""How many classes of distances have a bar of their own. The others share one in groups of four."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """An error on a common log scale, in percent of its length; None where there is no number."""
+    """An error on a common log scale, in percent of the scale. None if it is not a number."""
 
     value: object
     budget: object
@@ -41,12 +41,12 @@ def bar_on(axis: Axis, value: object, budget: object) -> Bar:
 
 @dataclass(frozen=True)
 class HistogramBar:
-    """Values whose distance lies in one range."""
+    """The values whose distances are in one range."""
 
     label: str
     count: int
     length: float
-    """In percent of the longest, by the logarithm of the count."""
+    """In percent of the longest bar, by the logarithm of the count."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Histogram:
 
 
 def histogram_of(name: str, record: Json) -> Histogram:
-    """From the counts of all outputs."""
+    """The histogram of a link, from the counts of all its outputs."""
     outputs = [each.get("ulp_histogram") or () for each in record.get("outputs") or () if isinstance(each, Mapping)]
     counts = [sum(int(each[place]) for each in outputs if place < len(each)) for place in range(max(map(len, outputs), default=0))]
     groups = _grouped(counts)
@@ -74,7 +74,7 @@ def _grouped(counts: Sequence[int]) -> list[tuple[str, int]]:
 
 
 def _range(start: int, end: int) -> str:
-    """Of distances: class 0 is 0, class k from 2^(k-1) to 2^k - 1."""
+    """The distances of some classes. Class 0 is 0, class k is 2^(k-1) to 2^k - 1."""
     if start < 2 and end == start + 1:
         return str(start)
     low, high = 2 ** (start - 1) if start else 0, 2 ** (end - 1) - 1
@@ -92,7 +92,7 @@ class InnerErrors:
 
 
 def inner_errors(name: str, record: Json) -> InnerErrors | None:
-    """None where they were not measured."""
+    """None if they were not measured."""
     entries = record.get("growth") or ()
     if not entries:
         return None
@@ -107,19 +107,19 @@ def _layer(entry: Json) -> str:
 
 @dataclass(frozen=True)
 class Worst:
-    """A sample that is far apart, to look at."""
+    """A sample whose outputs are far apart, to look at."""
 
     sample: int
     output: str
     max_abs: object
     picture: str | None
-    """As a data address."""
+    """As a data URL."""
     rows: tuple[tuple[Sequence[Any] | None, Sequence[Any] | None], ...]
     """Class and score before and after, rank by rank."""
 
 
 def worst_of(record: Json, pictures: Mapping[int, bytes]) -> tuple[Worst, ...]:
-    """Farthest apart first."""
+    """The worst samples, farthest apart first."""
     return tuple(_worst(entry, pictures) for entry in record.get("worst") or ())
 
 
@@ -137,7 +137,7 @@ _MOST_PIXELS = 512 * 512
 
 
 def pictures_of(rows: Mapping[int, Mapping[str, NDArray[np.generic]]]) -> dict[int, bytes]:
-    """A picture of each sample that is an image: one input of bytes, 1 or 3 channels first."""
+    """A picture of each sample that is an image: one input of bytes, with 1 or 3 channels first."""
     found = {}
     for sample, inputs in rows.items():
         picture = _picture(next(iter(inputs.values()))) if len(inputs) == 1 else None

@@ -1,6 +1,7 @@
-"""Shapes of the report's charts, and numbers as they are printed: axes, curves, boxes, the picture of the chain.
+"""The shapes of the report's charts, and numbers as they are printed.
 
-Takes numbers, returns coordinates and text. Draws nothing itself.
+Axes, curves, boxes, and the picture of the chain. Takes numbers, returns coordinates and text.
+Draws nothing itself.
 """
 
 import math
@@ -13,13 +14,13 @@ NOTHING = "\N{EN DASH}"
 
 
 def number_in(value: object) -> float | None:
-    """A finite float, or None: JSON's null, and the strings that stand for NaN and the infinities."""
+    """A finite float, or None. JSON's null and the words for NaN and infinity give None."""
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     return number if math.isfinite(number) else None
 
 
 def figure(value: object) -> str:
-    """A number (or whatever stands in its place) in few signs; integers in full."""
+    """A number, or whatever is in its place, in few characters. Integers are printed in full."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
@@ -57,14 +58,14 @@ class Text:
 
 
 def short_number(value: float, digits: int) -> str:
-    """So many significant digits at most, and no zeros in front of an exponent."""
+    """A number with at most this many significant digits, without zeros in front of an exponent."""
     return f"{value + 0.0:.{digits}g}".replace("e-0", "e-").replace("e+0", "e+")
 
 
-# ---- axes -----------------------------------------------------------------------------------------------------------
+# ---- axes ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Axis:
-    """A range of numbers laid on a range of pixels. "signed log" is linear around 0, up to about `unit`."""
+    """A range of numbers on a range of pixels. "signed log" is linear around 0, up to `unit`."""
 
     low: float
     high: float
@@ -74,13 +75,13 @@ class Axis:
     unit: float = 1.0
 
     def at(self, value: float) -> float:
-        """The pixel of a value; what lies outside is drawn at the edge."""
+        """The pixel of a value. A value outside is drawn at the edge."""
         low, high, value = (self._scaled(each) for each in (self.low, self.high, value))
         share = min(max((value - low) / (high - low), 0.0), 1.0)
         return round(self.start + share * (self.end - self.start), 2)
 
     def ticks(self, most: int = 5) -> list[tuple[float, str]]:
-        """Pixels and labels of round numbers."""
+        """The pixels and labels of round numbers."""
         values = self._round_values(most)
         return [(self.at(value), short_number(value, 4)) for value in values]
 
@@ -99,7 +100,7 @@ class Axis:
 
 
 def linear_axis(values: Iterable[Number], start: float, end: float) -> Axis:
-    """From the smallest to the largest value; a single value gets room on both sides."""
+    """An axis from the smallest to the largest value. A single value gets room on both sides."""
     known = [value for value in values if value is not None] or [0.0]
     low, high = min(known), max(known)
     if low == high:
@@ -110,14 +111,17 @@ def linear_axis(values: Iterable[Number], start: float, end: float) -> Axis:
 
 
 def log_axis(values: Iterable[Number], start: float, end: float, floor: float = 0.0) -> Axis:
-    """Whole decades around the positive values that are not below the floor."""
+    """An axis of whole decades around the positive values above the floor."""
     known = [value for value in values if value is not None and value > floor] or [1.0]
     low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
     return Axis(10.0**low, 10.0 ** max(high, low + 1), start, end, "log")
 
 
 def signed_log_axis(layers: Iterable[Quantiles], start: float, end: float) -> Axis:
-    """Around 0, with most layers' middle halves in its linear part, so that a layer far out leaves them visible."""
+    """An axis around 0, whose linear part covers the middle halves of most layers.
+
+    So a single layer far out leaves the others visible.
+    """
     layers = list(layers)
     halves = sorted(max(abs(quantiles[1]), abs(quantiles[3])) for quantiles in layers) or [1.0]
     unit = 10.0 ** math.floor(math.log10(max(halves[len(halves) // 2], 1e-12)))
@@ -129,6 +133,7 @@ def signed_log_axis(layers: Iterable[Quantiles], start: float, end: float) -> Ax
 def _round_steps(low: float, high: float, most: int) -> list[float]:
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
+    # 0.999 and 1e-9 keep rounding errors from choosing a larger step or dropping a tick at an end.
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [number * step for number in range(first, last + 1)]
@@ -139,10 +144,10 @@ def _decades(low: float, high: float, most: int) -> list[float]:
     return [10.0**power for power in range(first, last + 1, max(1, math.ceil((last - first) / most)))]
 
 
-# ---- curves ---------------------------------------------------------------------------------------------------------
+# ---- curves --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart: its path, and a dot for every point that has no neighbour."""
+    """One line of a chart: its path, and a dot for every point without a neighbour."""
 
     path: str
     dots: tuple[tuple[float, float], ...]
@@ -171,7 +176,7 @@ class CurveChart:
 
 
 def curve_chart(xs: Sequence[float], series: Sequence[Sequence[Number]]) -> CurveChart:
-    """Curves over common places; a value that is not a number leaves a gap."""
+    """Curves over common places. A value that is not a number leaves a gap."""
     left, top, right, bottom = 48.0, 10.0, 350.0, 180.0
     x_axis = linear_axis(xs, left + 6, right - 6)
     if len(set(xs)) > 1:
@@ -193,7 +198,7 @@ def _curve(xs: Sequence[float], values: Sequence[Number], x_axis: Axis, y_axis: 
     return Curve(path, tuple(piece[0] for piece in pieces if len(piece) == 1))
 
 
-# ---- boxes per layer ------------------------------------------------------------------------------------------------
+# ---- boxes per layer -----------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Slot:
     """The strip of a chart that belongs to one layer."""
@@ -205,7 +210,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class BoxChart:
-    """Whiskers, boxes and medians of many layers, each as one path, so that a hundred layers stay a small file."""
+    """Whiskers, boxes and medians of many layers.
+
+    Each kind is one path, so that a hundred layers make a small file.
+    """
 
     frame: Frame
     whiskers: str
@@ -216,7 +224,7 @@ class BoxChart:
 
 
 def box_chart(layers: Sequence[Quantiles | None], width: float, reference: float | None, scale: Scale) -> BoxChart:
-    """A box for each layer that has quantiles, in the order of the layers, with the reference inside the frame."""
+    """A box for each layer that has quantiles, in order, with the reference inside the frame."""
     left, top, right, bottom = 54.0, 10.0, width - 8, 170.0
     axis = _value_axis([quantiles for quantiles in layers if quantiles], reference, scale, bottom, top)
     step = (right - left) / max(len(layers), 1)
@@ -261,10 +269,13 @@ def _median(slot: Slot, y: float) -> str:
     return f"M{slot.x + slot.width / 2 - half:g} {y:g}h{2 * half:g}"
 
 
-# ---- the chain ------------------------------------------------------------------------------------------------------
+# ---- the chain -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Hop:
-    """A link as the picture shows it: its ends, what stands under the second one's name, what stands at the line."""
+    """A link as the picture shows it: its ends and its texts.
+
+    The caption is under the name of the second end. Head and figures are at the line.
+    """
 
     start: str
     end: str
@@ -275,7 +286,10 @@ class Hop:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage in the tree. `hop` is the link that leads to it, None for a root; `parent` a place in the list."""
+    """A stage in the tree.
+
+    `hop` is the link that leads to it, None for a root. `parent` is an index in the list.
+    """
 
     name: str
     hop: int | None
@@ -299,7 +313,7 @@ class StageBox:
 
 @dataclass(frozen=True)
 class Wire:
-    """A link as it is drawn: the line, its arrow, its sign in the middle, and the words beside it."""
+    """A link as it is drawn: the line, its arrow, the sign in its middle, the words next to it."""
 
     hop: int
     path: str
@@ -311,7 +325,10 @@ class Wire:
 
 @dataclass(frozen=True)
 class ChainPicture:
-    """A chain, drawn. Words at wires are centred on their place in the wide form, and begin there in the tall one."""
+    """A chain, drawn.
+
+    In the wide form, words at wires are centred on their place. In the tall form they begin there.
+    """
 
     form: Literal["wide", "tall"]
     width: float
@@ -321,7 +338,10 @@ class ChainPicture:
 
 
 def stages_of(hops: Sequence[Hop]) -> list[Stage]:
-    """The stages as trees, depth first. Each link is in them once, also where links form a circle or share an end."""
+    """The stages as trees, depth first.
+
+    Each link occurs once, even if links form a circle or share an end.
+    """
     stages: list[Stage] = []
     left = list(range(len(hops)))
     while left:
@@ -334,7 +354,7 @@ def stages_of(hops: Sequence[Hop]) -> list[Stage]:
 
 
 def _grow(hops: Sequence[Hop], left: list[int], stages: list[Stage]) -> None:
-    """Attach to the last stage, and to those it gains, every link that begins there and is still left."""
+    """Attach every remaining link that begins at the last stage, then go on with each new stage."""
     parent = len(stages) - 1
     stage = stages[parent]
     mine = [number for number in left if hops[number].start == stage.name]
@@ -354,7 +374,7 @@ _BOX_WIDTH, _GAP, _ROW = 142.0, 156.0, 132.0
 
 
 def wide_chain(hops: Sequence[Hop]) -> ChainPicture:
-    """Left to right, one row for each branch."""
+    """Left to right, with one row for each branch."""
     stages = stages_of(hops)
     boxes = [_stage_box(stage, hops, stage.depth * (_BOX_WIDTH + _GAP) + 1, stage.row * _ROW + 66, _BOX_WIDTH) for stage in stages]
     wires = [
@@ -378,7 +398,7 @@ def _wide_wire(parent: StageBox, child: StageBox, number: int, hops: Sequence[Ho
 
 
 def tall_chain(hops: Sequence[Hop], width: float = 358.0) -> ChainPicture:
-    """Top to bottom, for narrow screens and paper; branches are set in."""
+    """Top to bottom, for narrow screens and paper. Branches are indented."""
     stages = stages_of(hops)
     boxes: list[StageBox] = []
     wires: list[Wire] = []

@@ -1,4 +1,4 @@
-"""Figures of a network's filters, and their pictures in the report: by layer, and from epoch to epoch."""
+"""Figures of a network's filters, and their charts in the report: by layer, and by epoch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ Json = Mapping[str, Any]
 def filter_figures(name: str, kind: str, weight: NDArray[Any], scale: NDArray[Any] | None) -> dict[str, Any]:
     """What the report draws of one layer: quantiles over its filters, however many there are.
 
-    `weight` is the trained direction V (or plain weight), outputs first; `scale` the e^g of each filter. The mean is
-    that of a slice (a filter's kernel for one input channel); where a kernel is one point, that of the whole filter.
+    `weight` is the trained direction V (or the plain weight), outputs first. `scale` is the e^g of
+    each filter. The mean is that of a slice, which is a filter's kernel for one input channel. If a
+    kernel is one point, it is the mean of the whole filter.
     """
     filters = np.asarray(weight, np.float64).reshape(*weight.shape[:2], -1)
     slices = filters.transpose(0, 2, 1) if filters.shape[2] == 1 else filters
@@ -39,7 +40,7 @@ def filter_figures(name: str, kind: str, weight: NDArray[Any], scale: NDArray[An
 
 
 def quantiles(values: NDArray[np.float64]) -> list[float] | None:
-    """Minimum, lower quartile, median, upper quartile, maximum of the finite values; None where there are none."""
+    """Minimum, lower quartile, median, upper quartile and maximum of the finite values, or None."""
     values = values[np.isfinite(values)]
     return [float(value) for value in np.quantile(values, [0, 0.25, 0.5, 0.75, 1])] if values.size else None
 
@@ -55,7 +56,7 @@ class FilterChart:
 
 @dataclass(frozen=True)
 class FiltersView:
-    """The layers in the order of the graph, and their pictures."""
+    """The layers in the order of the graph, and their charts."""
 
     layers: Sequence[Json]
     charts: tuple[FilterChart, ...]
@@ -64,7 +65,7 @@ class FiltersView:
 
 @dataclass(frozen=True)
 class Property:
-    """Something of every filter that is drawn by layer."""
+    """A property of filters that is drawn by layer."""
 
     key: str
     title: str
@@ -113,12 +114,12 @@ _MORE_PROPERTIES = (
 
 
 def development(diagnosed: Sequence[Json], num_epochs: int) -> tuple[FilterChart, ...]:
-    """Each property from epoch to epoch: a box over the layers, each layer with its median."""
+    """Each property from epoch to epoch: a box over the layers, each layer by its median."""
     layers_of = {record.get("epoch"): record.get("layers") or () for record in diagnosed}
     charts = []
     for each in (*_PROPERTIES, *_MORE_PROPERTIES):
         boxes = [_over_layers(layers_of.get(epoch, ()), each.key) for epoch in range(1, num_epochs + 1)]
-        if any(any(box or ()) for box in boxes):  # zeros throughout are no picture
+        if any(any(box or ()) for box in boxes):  # a chart of nothing but zeros shows nothing
             wide, narrow = (box_chart(boxes, width, each.reference, each.scale) for width in (1120, 358))
             charts.append(FilterChart(each.title, each.meaning, (wide, narrow)))
     return tuple(charts)

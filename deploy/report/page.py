@@ -1,6 +1,6 @@
-"""The page report.html: a verdict and what belongs beside it, through templates that hold no logic.
+"""The page report.html: a verdict and what goes with it, through templates that hold no logic.
 
-Takes plain JSON; returns HTML that needs nothing from outside.
+Takes plain JSON; returns HTML that loads nothing from outside.
 """
 
 from collections.abc import Mapping, Sequence
@@ -114,9 +114,11 @@ def report_html(
     certificate: Json | None = None,
     pictures: Mapping[int, bytes] | None = None,
 ) -> str:
-    """The report. What is empty or missing is said in a sentence. `digest` is the hash of verification.json, so that each can be told
-    from one that belongs to another; `diagnosed` holds the figures of all layers after an epoch,
-    `certificate` what certificate.json holds, `pictures` are PNG files of samples.
+    """The report. A sentence says so where something is empty or missing.
+
+    `digest` is the hash of verification.json, by which the page says which verification it belongs
+    to. `diagnosed` holds the figures of all layers after an epoch, `certificate` the content of
+    certificate.json. `pictures` are PNG files of samples.
     """
     errors = list(verification.get("errors") or ())
     links = [link(entry, errors) for entry in verification.get("links") or ()]
@@ -143,7 +145,7 @@ def report_html(
         tolerance_words=tolerance_words,
         most_ties=_NUM_TIES_SHOWN,
     )
-    return page.lstrip().encode("utf-8", "replace").decode("utf-8")  # a name may hold half a surrogate pair, a file may not
+    return page.lstrip().encode("utf-8", "replace").decode("utf-8")  # a name may hold half a surrogate pair, but a file may not
 
 
 def _environment() -> jinja2.Environment:

@@ -1,6 +1,6 @@
-"""Where a verdict goes besides the terminal: a folder with its report, a JUnit file, GitHub, and what changed since an earlier one.
+"""Publishes a verdict: a folder with its report, a JUnit file, GitHub, and changes since a run.
 
-Takes a verification. A disk that refuses does not take the verdict away: it is told all the same.
+Takes a verification. If the disk refuses to write, the verdict is still reported.
 """
 
 import os
@@ -18,7 +18,7 @@ from export.files import make_folder, write_file
 
 @dataclass(frozen=True, kw_only=True)
 class Destinations:
-    """What the user wants written, and the verification that the new one is compared with."""
+    """What the user wants written, and the earlier verification to compare with."""
 
     report: Path | None = None
     junit: Path | None = None
@@ -36,17 +36,17 @@ class Destinations:
 
 @dataclass(frozen=True)
 class Publication:
-    """What became of a verification's files."""
+    """The result of writing a verification's files."""
 
     report: Path | None
-    """The page, where it was written."""
+    """The page, if it was written."""
     changes: list[str] | None
-    """A line a change since the earlier verification; None where there is none."""
+    """One line per change since the earlier verification. None if there is no earlier one."""
     unwritten: OSError | None
-    """What the disk said."""
+    """The error of the disk."""
 
     def lines(self, earlier: Path | None) -> list[str]:
-        """For the terminal."""
+        """The lines for the terminal."""
         if self.changes is None:
             return []
         counted = "nothing has changed" if not self.changes else f"{len(self.changes)} changes"
@@ -74,14 +74,18 @@ def _unwritten(found: Verification, destinations: Destinations) -> OSError | Non
 
 
 def _tell_github(found: Verification) -> None:
-    """In a GitHub workflow, and nowhere else. Annotations are read from either stream; standard output belongs to results."""
+    """Report to GitHub, in a GitHub workflow only.
+
+    GitHub reads annotations from both streams. They go to standard error, because standard output
+    is for results.
+    """
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
         try:
             with Path(path).open("a", encoding="utf-8", errors="replace") as file:
                 file.write(summary(found.verdict, found.other_failures))
-        except OSError as error:  # a container may have the variable and lack the file
+        except OSError as error:  # a container may have the variable but lack the file
             print(f"no step summary: {error}", file=sys.stderr)
     for line in annotations(found.verdict, found.other_failures):
         print(line, file=sys.stderr)

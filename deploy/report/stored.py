@@ -1,6 +1,6 @@
-"""What verification.json and report.html of a bundle may not be: of other files, of another verification, at odds with themselves.
+"""Checks a bundle's own verification.json and report.html: they must belong to it and agree.
 
-Takes an opened bundle. The figures in them are not read: those are measured anew.
+Takes an opened bundle. The figures in them are not read: those are measured again.
 """
 
 import json
@@ -15,9 +15,10 @@ _OF_VERIFICATION = re.compile(rb'<meta name="samegraph-verification" content="([
 
 
 def require_its_own_verdict(bundle: Bundle) -> None:
-    """To be called once everything was found to be the same: a fault in a model is told before one in what is said of it.
+    """Raise DamagedError if the stored verdict is not that of this bundle.
 
-    While a bundle is made there is no verdict in it yet.
+    Call it once everything was found to be the same: a fault in a model is reported before a fault
+    in its verdict. While a bundle is being made, it has no verdict yet.
     """
     if bundle.has(VERIFICATION):
         content = _content(bundle)
@@ -35,7 +36,7 @@ def _content(bundle: Bundle) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _no_verdict(bundle, f"it is not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise _no_verdict(bundle, "it is no JSON object")
+        raise _no_verdict(bundle, "it is not a JSON object")
     return content
 
 
@@ -52,8 +53,8 @@ def _require_one_answer(bundle: Bundle, content: Mapping[str, Any]) -> None:
     checks = [*_records(bundle, content, "links"), *_records(bundle, content, "invariance")]
     failed = any(check.get("status") == "failed" for check in checks)
     if content.get("verdict") != ("fail" if failed else "pass"):
-        spoken = "something failed" if failed else "nothing failed"
-        raise _no_verdict(bundle, f"it says {content.get('verdict')!r} where {spoken}")
+        outcome = "something failed" if failed else "nothing failed"
+        raise _no_verdict(bundle, f"it says {content.get('verdict')!r} where {outcome}")
 
 
 def _records(bundle: Bundle, content: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
@@ -64,4 +65,4 @@ def _records(bundle: Bundle, content: Mapping[str, Any], name: str) -> list[Mapp
 
 
 def _no_verdict(bundle: Bundle, why: str) -> DamagedError:
-    return DamagedError(f"{bundle.folder / VERIFICATION} is no verdict on this bundle: {why}; export the bundle again")
+    return DamagedError(f"{bundle.folder / VERIFICATION} is not a verdict on this bundle: {why}; export the bundle again")

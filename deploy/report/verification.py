@@ -1,4 +1,4 @@
-"""A verdict, and what belongs beside it: the words for the terminal, verification.json and report.html.
+"""A verdict and what goes with it: lines for the terminal, verification.json and report.html.
 
 Takes what was measured elsewhere. Needs neither torch nor a runtime.
 """
@@ -19,7 +19,7 @@ from export.files import sha256_of, write_file
 
 @dataclass(frozen=True)
 class Verification:
-    """A verdict and what belongs beside it in the report."""
+    """A verdict, and what goes with it in the report."""
 
     verdict: Verdict
     metrics: tuple[dict[str, JsonValue], ...]
@@ -27,11 +27,11 @@ class Verification:
     facts: Mapping[str, object]
     diagnosed: tuple[Mapping[str, object], ...] = ()
     pictures: Mapping[int, bytes] = field(default_factory=dict)
-    """Of the worst samples, as PNG files."""
+    """Pictures of the worst samples, as PNG files."""
     certificate: Certificate | None = None
-    """Of the exact file, where there is one; recomputed from that file alone."""
+    """The certificate of the exact file, if there is one. It was computed from that file alone."""
     notes: tuple[str, ...] = ()
-    """What the reader must know of how it was made."""
+    """What the reader must know about how it was made."""
 
     @property
     def passed(self) -> bool:
@@ -39,12 +39,12 @@ class Verification:
 
     @property
     def word(self) -> str:
-        """The verdict in a word, as verification.json has it."""
+        """The verdict in one word, as in verification.json."""
         return self.verdict.word if self.certificate is None or self.certificate.holds else "fail"
 
     @property
     def other_failures(self) -> tuple[tuple[str, str], ...]:
-        """What failed and is no part of the verdict on outputs, with the reason."""
+        """Failures that are not part of the verdict on outputs, with their reasons."""
         return () if self.certificate is None or self.certificate.holds else (("certificate", self.certificate.failure),)
 
     @property
@@ -61,7 +61,7 @@ class Verification:
 
     @property
     def text(self) -> str:
-        """A line a link and a line a failed check, for the terminal."""
+        """One line per link and one per failed check, for the terminal."""
         return "\n".join(map(printable, self.lines))
 
     @property
@@ -75,7 +75,7 @@ class Verification:
         return [*lines, f"{verdict}, on {counted.count:,} samples: {', '.join(how.partition(':')[0] for how in counted.how)}"]
 
     def write(self, folder: Path) -> None:
-        """verification.json and report.html."""
+        """Write verification.json, certificate.json and report.html."""
         content = self.as_json
         written = json_bytes(content)
         write_file(folder / VERIFICATION, written)
@@ -96,7 +96,10 @@ class Verification:
 
 
 def printable(line: str) -> str:
-    """One line of text and nothing else: names in a file may hold line breaks, and what moves a terminal or speaks to a workflow."""
+    """One line of plain text.
+
+    Names in a file may hold line breaks, or codes that move a terminal or command a workflow.
+    """
     return "".join(sign if sign.isprintable() else " " for sign in line)
 
 
@@ -118,7 +121,7 @@ def _how_it_went(link: LinkVerdict, errors: StageErrors | None) -> str:
 
 
 def _notes(verdict: Verdict) -> list[str]:
-    """What is deployed as it was trained, and since when training was what is deployed."""
+    """What is deployed as it was trained, and since when training matched what is deployed."""
     kept, frozen = verdict.not_foldable, verdict.frozen_statistics
     notes = [f"not foldable, deployed as trained: {spoken_counts(part.what for part in kept)}"] if kept else []
     if frozen is not None:

@@ -1,4 +1,7 @@
-"""The links and checks of verification.json as the report shows them. What its own figures contradict is shown as failed."""
+"""The links and checks of verification.json as the report shows them.
+
+An entry that contradicts its own figures is shown as failed.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +21,7 @@ HEADS: dict[Tone, str] = {
 }
 SIGNS: dict[Tone, str] = {"bitwise": "=", "budget": "≈", "tolerance": "~", "failed": "✕", "absent": NOTHING}
 _WIDEST = 1400
-"""A chain that is wider is drawn from top to bottom alone."""
+"""The widest chain that is drawn from left to right. A wider one is only drawn top to bottom."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class LinkView:
     output_names: tuple[str, ...]
     error: Json
     share: float | None
-    """The larger of maximum and RMS error as a share of its budget; None for the same bits, which need none."""
+    """The larger of maximum and RMS error as a share of its budget. None for the same bits."""
 
     @property
     def head(self) -> str:
@@ -44,13 +47,13 @@ class LinkView:
 
     @property
     def where(self) -> str:
-        """Runtime and device, each once, where the name of the end does not hold them already."""
+        """Runtime and device, each once, unless the name of the end already contains them."""
         parts = [str(self.record.get(key) or "") for key in ("runtime", "device")]
         return ", ".join(part for part in dict.fromkeys(parts) if part and part not in self.end)
 
     @property
     def contradicts(self) -> bool:
-        """Whether it is called passed and shown as failed."""
+        """Whether it claims to have passed but is shown as failed."""
         return self.tone == "failed" and self.record.get("status") == "passed"
 
 
@@ -104,7 +107,11 @@ def check(record: Json) -> CheckView:
 
 
 def _tone(record: Json, share: float | None = None) -> Tone:
-    """Passed is what says so, compared something, was observed to be what was required, and has figures to match."""
+    """The tone of an entry.
+
+    It is passed if it says so, compared something, observed what was required, and has figures
+    that match.
+    """
     status, observed = record.get("status"), record.get("observed")
     if status == "not run":
         return "absent"
@@ -126,7 +133,10 @@ def _share(error: Json, budget: Json | None) -> float | None:
 
 
 def _part(used: float | None, allowed: float | None) -> float:
-    """How much of what is allowed is used; infinite where there is no number or nothing is allowed."""
+    """How much of the allowed error is used.
+
+    It is infinite if there is no number, or nothing is allowed.
+    """
     if used == 0:
         return 0.0
     return used / allowed if used and allowed else math.inf
@@ -139,7 +149,7 @@ def chains(links: Sequence[LinkView]) -> tuple[ChainPicture, ...]:
 
 
 def _lines(link: LinkView) -> tuple[str, ...]:
-    """What stands at a line of the picture."""
+    """The text at a line of the picture."""
     record = link.record
     if not record.get("samples"):
         return ("nothing compared",)
@@ -156,7 +166,7 @@ def _lines(link: LinkView) -> tuple[str, ...]:
 
 
 def tolerance_words(tolerance: Json) -> str:
-    """What somebody chose to allow, from verification.json."""
+    """The tolerance that somebody chose, from verification.json."""
     parts = [(key, tolerance.get(key)) for key in ("max_ulp", "atol", "rtol")]
     return ", ".join(f"{key.replace('max_ulp', 'ulp')} {figure(value)}" for key, value in parts if value is not None)
 

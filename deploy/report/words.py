@@ -27,7 +27,7 @@ class Summary:
 
 
 def is_of_a_pair(facts: Json) -> bool:
-    """Two forms of a model that somebody brought, of whose training nothing is known."""
+    """Whether it compares two given forms, about whose training nothing is known."""
     return {"reference", "candidate"} <= facts.keys()
 
 
@@ -42,7 +42,7 @@ def summary(verification: Json, links: Sequence[LinkView], invariance: Sequence[
     if failed:
         title = "The outputs are not the same."
     elif verdict == "incomplete":
-        title = "The comparison was interrupted: samples are left that nobody compared."
+        title = "The comparison was interrupted: some samples were not compared."
     sentences = [
         *(_training_only(verification) if passed and not of_a_pair else ()),
         *_not_foldable(verification.get("not_foldable")),
@@ -63,7 +63,10 @@ def _title_of_a_pass(tones: Sequence[Tone], *, of_a_pair: bool) -> str:
 
 
 def _training_only(verification: Json) -> list[str]:
-    """What training had and deployment has not, and since when it had it no more; nothing is said where it was not recorded."""
+    """What training had and deployment lacks, and from when on training lacked it too.
+
+    It is empty if this was not recorded.
+    """
     listed: Sequence[Json] | None = verification.get("training_only")
     if listed is None:
         return []
@@ -84,7 +87,7 @@ def _acting(parts: Sequence[Json]) -> list[str]:
 
 
 def _frozen(verification: Json, parts: Sequence[Json], to_the_end: Sequence[Json]) -> list[str]:
-    """From which step on the two graphs were the same, and what that did to the accuracy."""
+    """From which step on the two graphs were the same, and how that changed the accuracy."""
     frozen: Json | None = verification.get("frozen_statistics")
     off = [str(part.get("what")) for part in parts if part.get("off_since_step") is not None]
     if not frozen or not off:
@@ -98,7 +101,7 @@ def _frozen(verification: Json, parts: Sequence[Json], to_the_end: Sequence[Json
 
 
 def spoken_accuracies(frozen: Json) -> str:
-    """What freezing the statistics cost or gained."""
+    """The effect of freezing the statistics."""
     moments = {"before": "accuracy_before", "right after recomputing": "accuracy_recomputed", "at the end": "accuracy_at_end"}
     known = {when: number_in(frozen.get(key)) for when, key in moments.items()}
     return "test accuracy " + ", ".join(f"{NOTHING if share is None else f'{share:.2%}'} {when}" for when, share in known.items())
@@ -111,7 +114,7 @@ def _not_foldable(listed: Sequence[Json] | None) -> list[str]:
 
 
 def spoken_counts(words: Iterable[str]) -> str:
-    """How often each of them occurs, in the order in which they come."""
+    """How often each text occurs, in the order of first occurrence."""
     return "; ".join(f"{count} x {what}" for what, count in Counter(words).items())
 
 
@@ -145,7 +148,7 @@ def _absent(links: Sequence[LinkView]) -> list[str]:
 
 
 def _weak(ran: Sequence[LinkView], errors: object) -> list[str]:
-    """Outputs by which there is little to tell a fault; see `weak_outputs` of the verdict."""
+    """The outputs that show hardly any fault; see `weak_outputs` of the verdict."""
     known = [each for each in errors if isinstance(each, Mapping)] if isinstance(errors, Sequence) else []
     allowed = {(each.get("stage"), each.get("output")): number_in((each.get("budget") or {}).get("max")) for each in known}
     found: dict[str, float] = {}

@@ -1,1 +1,1 @@
-"""What runs a model: one interface over PyTorch and the runtimes."""
+"""Runs a model: one interface to PyTorch and to the runtimes."""

@@ -1,6 +1,7 @@
-"""What a runner needs of CUDA: memory, copies, a stream, graphs. The boundary to the driver; nothing above it knows a CUDA function.
+"""What a runner needs of CUDA: memory, copies, a stream, graphs.
 
-Through cuda-bindings, so that neither PyTorch nor a compiler is needed; torch's wheels for CUDA bring it along.
+This is the boundary to the driver: nothing above it knows a CUDA function. It uses cuda-bindings,
+which come with torch's CUDA wheels, so it needs neither PyTorch nor a compiler.
 """
 
 import ctypes
@@ -18,63 +19,63 @@ Graph = NewType("Graph", object)
 
 
 class Driver(ABC):
-    """Memory and work on one GPU. Addresses are numbers."""
+    """Memory and work on one GPU. Addresses are plain numbers."""
 
     @abstractmethod
     def gpu(self) -> Gpu:
-        """The GPU; NotHereError where there is none."""
+        """The GPU. NotHereError if there is none."""
 
     @abstractmethod
     def allocate(self, size: int) -> int:
-        """Memory on the GPU."""
+        """Allocate memory on the GPU."""
 
     @abstractmethod
     def free(self, address: int) -> None:
-        """Give it back."""
+        """Free memory of the GPU."""
 
     @abstractmethod
     def allocate_pinned(self, size: int) -> Bytes:
-        """Memory of the host that the GPU reads and writes directly."""
+        """Allocate memory of the host that the GPU reads and writes directly."""
 
     @abstractmethod
     def free_pinned(self, memory: Bytes) -> None:
-        """Give it back."""
+        """Free pinned memory."""
 
     @abstractmethod
     def stream(self) -> int:
-        """A new queue of work that waits for no other."""
+        """A new queue of work, which waits for no other."""
 
     @abstractmethod
     def free_stream(self, stream: int) -> None:
-        """Give it back."""
+        """Free a stream."""
 
     @abstractmethod
     def to_device(self, address: int, memory: Bytes, stream: int) -> None:
-        """Enqueue a copy of pinned memory."""
+        """Enqueue a copy from pinned memory to the GPU."""
 
     @abstractmethod
     def to_host(self, memory: Bytes, address: int, stream: int) -> None:
-        """Enqueue a copy into pinned memory."""
+        """Enqueue a copy from the GPU into pinned memory."""
 
     @abstractmethod
     def wait(self, stream: int) -> None:
-        """Until all that was enqueued is done."""
+        """Wait until all enqueued work is done."""
 
     @abstractmethod
     def captured(self, work: Callable[[], None], stream: int) -> Graph:
-        """What `work` enqueues, kept instead of run."""
+        """Record what `work` enqueues, without running it."""
 
     @abstractmethod
     def launch(self, graph: Graph, stream: int) -> None:
-        """Enqueue what was kept."""
+        """Enqueue recorded work."""
 
     @abstractmethod
     def free_graph(self, graph: Graph) -> None:
-        """Give it back."""
+        """Free a graph."""
 
 
 class CudaDriver(Driver):
-    """The first GPU that this process sees; CUDA_VISIBLE_DEVICES chooses another."""
+    """The first GPU that this process sees. CUDA_VISIBLE_DEVICES chooses another."""
 
     def __init__(self) -> None:
         self._cuda: Any = cuda_runtime()
@@ -111,6 +112,7 @@ class CudaDriver(Driver):
         self._call("cudaStreamSynchronize", stream)
 
     def captured(self, work: Callable[[], None], stream: int) -> Graph:
+        # Thread-local, so that other threads may use CUDA during the capture.
         self._call("cudaStreamBeginCapture", stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
             work()

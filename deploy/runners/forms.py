@@ -1,6 +1,7 @@
-"""The forms that a model can have, behind one interface: opened as it is, run in other ways, in float64, or up to one of its inner tensors.
+"""The forms of a model behind one interface: opened as they are, varied, in float64, or cut.
 
-Takes paths, files that were read, or rows. PyTorch's forms stand with their runners; importing this imports no runtime.
+Takes paths, files that were read, or rows. PyTorch's forms are next to their runners: importing
+this module imports no runtime.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 
 PRECISIONS_OF_ENGINES: Mapping[EnginePrecision, Precision] = {"float32": "float32", "tf32": "tf32", "float16": "float16", "exact": "float32"}
 BUILDS = "builds"
-"""The check that a second build of an engine gives what the first one gives."""
+"""The check that a second build of an engine gives the same as the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The same form under another setting of its runtime, which must not matter."""
+    """The same form under another setting of its runtime, which must not change the results."""
 
     check: str
-    """What the setting is of: "threads", "layout", "optimisation"."""
+    """What is set: "threads", "layout", "optimisation"."""
     setting: str
-    """In words: "1 thread"."""
+    """The setting in words: "1 thread"."""
     open: Callable[[], Runner]
 
 
@@ -47,37 +48,40 @@ class Form(ABC):
     runtime: str
     device: str = "cpu"
     precision: Precision = "float32"
-    """What was asked for; budgets follow from it."""
+    """The precision that was requested. Budgets follow from it."""
     options: RunOptions = AS_IT_IS
     choices: tuple[Choice, ...] = ()
-    """In what it can be run otherwise."""
+    """The settings that can be varied when it runs."""
 
     @abstractmethod
     def open(self) -> Runner:
-        """As it is."""
+        """Open it as it is."""
 
     def variants(self) -> tuple[Variant, ...]:
-        """The same in every other way in which its runtime may run it."""
+        """The same form in every other way that its runtime may run it."""
         return tuple(
             Variant(check=other.choice, setting=other.setting, open=replace(self, options=other.options).open)
             for other in other_runs(self.choices, self.options)
         )
 
     def float64(self) -> Form | None:
-        """Its evaluation in float64; None where it has none."""
+        """Its evaluation in float64, or None if it has none."""
         return None
 
     @property
     def points(self) -> Sequence[Point]:
-        """Its inner tensors, in the order in which they are computed."""
+        """Its inner tensors, in the order of computation."""
         return ()
 
     def until(self, point: str, batch: Mapping[str, Array]) -> Runner:
-        """Up to one of its inner tensors, which becomes the only output. `batch`: one that it can be tried on."""
+        """Open it up to an inner tensor, which becomes the only output.
+
+        `batch` is a batch that the cut form can be tried on.
+        """
         raise UsageError(f"{self.runtime} shows no inner tensor {point!r}")
 
     def named_like(self, other: Form) -> Form:
-        """This form with the inner tensors named as the other form names them, where it can be had like that."""
+        """This form with its inner tensors named as in the other form, if that is possible."""
         return self
 
 
@@ -87,7 +91,7 @@ class OnnxForm(Form):
 
     path: Path
     require: Callable[[onnx.ModelProto], None] | None = None
-    """Raises where the file is not what it should be; asked before anything runs."""
+    """Raises if the file is not what it should be. It is called before anything runs."""
 
     def open(self) -> Runner:
         if self.require is not None:
@@ -115,7 +119,7 @@ class OnnxForm(Form):
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxFloat64Form(OnnxForm):
-    """An ONNX file as the function that it means; no runtime takes part in it."""
+    """An ONNX file as the function that it defines. No runtime takes part."""
 
     def open(self) -> Runner:
         return _float64(self.model)
@@ -131,7 +135,7 @@ def _float64(model: onnx.ModelProto) -> Runner:
 
 
 def onnx_form(path: Path, runtime: str, *, optimisation: bool = True, require: Callable[[onnx.ModelProto], None] | None = None) -> OnnxForm:
-    """A file in a runtime, with all of its optimisations or none."""
+    """A file in a runtime, with all optimisations or none."""
     row = RUNTIMES[runtime]
     options = RunOptions(optimisation="all" if optimisation else "none")
     return OnnxForm(runtime=runtime, device=row.device, options=options, choices=row.choices, path=path, require=require)
@@ -143,7 +147,7 @@ class EngineForm(Form):
 
     file: EngineFile
     second: EngineFile | None = None
-    """Another build of it, which must give the same."""
+    """Another build of the engine, which must give the same."""
 
     def open(self) -> Runner:
         return open_engine(self.file)
@@ -154,7 +158,7 @@ class EngineForm(Form):
 
 
 def engine_form(file: EngineFile, second: EngineFile | None = None) -> EngineForm:
-    """The engine in the TensorRT that it was built for."""
+    """The engine, in the TensorRT that it was built for."""
     runtime = FLAVOURS[file.record.flavour].runtime
     precision = PRECISIONS_OF_ENGINES[file.record.precision]
     return EngineForm(runtime=runtime, device="cuda", precision=precision, file=file, second=second)
@@ -162,14 +166,14 @@ def engine_form(file: EngineFile, second: EngineFile | None = None) -> EngineFor
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingForm(Form):
-    """Outputs that were written down. They have one pass, so nothing of them can be run again."""
+    """Recorded outputs. They can be read once per opening, and nothing can be run again."""
 
     runtime: str = "recorded"
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     rows: Callable[[], Callable[[int], Mapping[str, Array]]]
-    """Begins to read them, and gives the next so many of every output."""
+    """Starts reading; returns a function that gives the next rows of every output."""
 
     def open(self) -> Runner:
         return RecordedRunner(self.inputs, self.outputs, self.rows(), name=self.name)
@@ -177,7 +181,7 @@ class RecordingForm(Form):
 
 @dataclass(frozen=True, kw_only=True)
 class MissingForm(Form):
-    """A form that cannot be had here, and why."""
+    """A form that is not available here, and why."""
 
     reason: str
 
@@ -187,7 +191,7 @@ class MissingForm(Form):
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedForm(Form):
-    """A form that somebody opened already, to try it; opening it again would cost the same again."""
+    """A form that has already been opened to try it. Opening it again would cost as much."""
 
     form: Form
     runner: Runner = field(repr=False)
@@ -205,16 +209,16 @@ class OpenedForm(Form):
 
 @dataclass(frozen=True, kw_only=True)
 class RenamedForm(Form):
-    """A form under other names of inputs and outputs: `names` maps the caller's to the form's."""
+    """A form with other names of inputs and outputs: `names` maps the caller's to the form's."""
 
     inner: Form
     names: Mapping[str, str]
     inputs: tuple[TensorSpec, ...] = field(default=())
-    """The form's own; up to an inner tensor only inputs have other names."""
+    """The form's own inputs. In a form that is cut, only inputs have other names."""
 
     @classmethod
     def of(cls, inner: Form, names: Mapping[str, str], inputs: Sequence[TensorSpec]) -> Self:
-        """`inner` with its runtime, device and precision."""
+        """Wrap `inner`, keeping its runtime, device and precision."""
         return cls(runtime=inner.runtime, device=inner.device, precision=inner.precision, inner=inner, names=names, inputs=tuple(inputs))
 
     def open(self) -> Runner:
@@ -237,5 +241,5 @@ def _renamed(opened: Callable[[], Runner], names: Mapping[str, str]) -> Callable
 
 
 def torch_choices(device: str) -> tuple[Choice, ...]:
-    """In what PyTorch can run a module otherwise on a device; threads are the CPU's."""
+    """The settings that can be varied when PyTorch runs a module; only a CPU has threads."""
     return tuple(choice for choice in RUNTIMES[TORCH].choices if choice != "threads" or device == "cpu")

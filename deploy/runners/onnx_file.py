@@ -1,6 +1,6 @@
-"""Reads an ONNX file, refuses one that reaches outside itself, and cuts it at its inner tensors.
+"""Reads an ONNX file, refuses one that reaches outside itself, and cuts it at inner tensors.
 
-Takes a path; returns the bytes that were checked, so that these and no others are run.
+Takes a path; returns the bytes that were checked, so that exactly these bytes are run.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from deploy.runners.runner import Point, TensorSpec
 from export.errors import DamagedError, UsageError
 
 if TYPE_CHECKING:
-    import onnx  # takes long to import, and only a file that is opened needs it
+    import onnx  # slow to import, and only needed when a file is opened
 
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
 _AS_ONE_FILE = "torch.onnx.export(..., external_data=False), or onnx.save(onnx.load(THIS_FILE), ONE_FILE)"
 COMPARABLE = frozenset(
     {"bool", "bfloat16", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"}
 )
-"""Types of inputs and outputs: those whose values have an order and a distance."""
+"""The types that inputs and outputs may have: their values have an order and a distance."""
 LARGEST_FILE = 2**31 - 1
-"""What protobuf can hold; a larger model keeps its tensors elsewhere."""
+"""What protobuf can hold. A larger model keeps its tensors in other files."""
 
 
 def checked_bytes(path: Path) -> bytes:
-    """The content of a model file that stands for itself."""
+    """The content of a model file that needs no other file."""
     require_size(path)
     content = path.read_bytes()
     model = _parsed(path, content)
@@ -43,7 +43,7 @@ def checked_bytes(path: Path) -> bytes:
 
 
 def require_size(path: Path) -> None:
-    """Raise where there is no file, or one that is larger than such a model can be."""
+    """Raise if the file does not exist or is larger than an ONNX file can be."""
     if not path.is_file():
         raise UsageError(f"{path} is not a file; give the path of an ONNX model")
     if path.stat().st_size > LARGEST_FILE:
@@ -51,7 +51,7 @@ def require_size(path: Path) -> None:
 
 
 def shapes_of(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The inputs and outputs of a model; weights that are listed among the inputs are none."""
+    """The inputs and outputs of a model. Weights listed among the inputs do not count."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return tuple(_spec(value) for value in model.graph.input if value.name not in weights), tuple(map(_spec, model.graph.output))
 
@@ -61,7 +61,7 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
 
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
-        raise UsageError(f"{value.name} is no tensor with a known number of axes; export the model with shapes")
+        raise UsageError(f"{value.name} is not a tensor with a known number of axes; export the model with shapes")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
     if dtype not in COMPARABLE:
         what = "texts" if kind.elem_type == onnx.TensorProto.STRING else f"{dtype} values"
@@ -87,7 +87,7 @@ def _parsed(path: Path, content: bytes) -> onnx.ModelProto:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor, those in attributes and inner graphs included."""
+    """Every tensor, including those in attributes and inner graphs."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -101,13 +101,13 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 LAYER = "layer"
-"""The node metadata in which our own files keep the module of the network that a node belongs to."""
+"""The metadata key under which our own files keep the module that a node belongs to."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FX_NODE = re.compile(r"%(\w+) :")
 
 
 def points_of(model: onnx.ModelProto) -> tuple[Point, ...]:
-    """Every tensor that a node of the graph computes, in order; constants are none."""
+    """Every tensor that a node of the graph computes, in order. Constants do not count."""
     made: dict[str, tuple[str, ...]] = {}
     points = []
     for node in model.graph.node:
@@ -150,7 +150,7 @@ def _layer(node: onnx.NodeProto) -> str:
 
 
 def squaring_model() -> bytes:
-    """y = x x for 2 x 2 matrices: small enough to try a runtime with, and it has to compute."""
+    """y = x x for 2 x 2 matrices. It is small enough to try a runtime with, and has to compute."""
     from onnx import TensorProto, helper
 
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xy")

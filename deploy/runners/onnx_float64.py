@@ -1,6 +1,7 @@
-"""Evaluates an ONNX file in float64: the function that the file means, apart from the rounding of any runtime.
+"""Evaluates an ONNX file in float64: the function that it defines, without a runtime's rounding.
 
-Takes a model. ONNX's own reference evaluator runs it, with NumPy's products for what is slow there. Knows no runtime.
+Takes a model. ONNX's reference evaluator runs it, with faster NumPy products for its slow parts.
+Knows no runtime.
 """
 
 import math
@@ -25,7 +26,7 @@ _CASTS = ("to", "dtype")
 
 
 class OnnxFloat64Runner(Runner):
-    """One model; whatever in it is a float is a float64."""
+    """One model, in which every float is a float64."""
 
     def __init__(self, model: onnx.ModelProto, name: str = "float64 evaluation") -> None:
         self.name = name
@@ -63,7 +64,7 @@ class NoFloat64Error(UsageError):
 
 
 def no_float64(reason: object) -> NoFloat64Error:
-    """In one line, with what a user can do."""
+    """The error in one line, with what a user can do."""
     text = " ".join(str(reason).split())[:160]
     return NoFloat64Error(f"the reference has no float64 evaluation ({text}), so no budget can be derived; state --max-ulp or --atol and --rtol")
 
@@ -117,7 +118,10 @@ def _is_narrow(rows: Array) -> bool:
 
 
 class Conv(ReferenceConv):
-    """Convolution as one product of matrices for each place of the kernel, where the padding is stated: ONNX's own is slow."""
+    """Convolution as one product of matrices per place of the kernel. ONNX's own is slow.
+
+    It is used where the padding is stated.
+    """
 
     def _run(self, X, W, B=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, pads=None, strides=None):  # type: ignore[no-untyped-def] # noqa: N803
         if not _is_stated(auto_pad):
@@ -128,7 +132,10 @@ class Conv(ReferenceConv):
 
 
 class MaxPool(ReferenceMaxPool):
-    """Max pooling place by place of the kernel, where only the values are asked for and the padding is stated."""
+    """Max pooling, one place of the kernel after another.
+
+    It is used where only the values are requested and the padding is stated.
+    """
 
     def _run(  # type: ignore[no-untyped-def,override]
         self, x, auto_pad=None, ceil_mode=None, dilations=None, kernel_shape=None, pads=None, storage_order=None, strides=None
@@ -149,7 +156,10 @@ class MaxPool(ReferenceMaxPool):
 
 
 class AveragePool(ReferenceAveragePool):
-    """Average pooling place by place of the kernel, where padding is either absent or counted."""
+    """Average pooling, one place of the kernel after another.
+
+    It is used where padding is either absent or counted.
+    """
 
     def _run(  # type: ignore[no-untyped-def,override]
         self, x, auto_pad=None, ceil_mode=None, dilations=None, kernel_shape=None, pads=None, strides=None, count_include_pad=None
@@ -170,7 +180,10 @@ class AveragePool(ReferenceAveragePool):
 
 
 class _Window:
-    """What a kernel sees of padded images, place by place of the kernel: as many views as it has places, each of the output's size."""
+    """What a kernel sees of padded images, one place of the kernel after another.
+
+    There are as many views as places, each of the size of the output.
+    """
 
     def __init__(self, values: Array, kernel: Sequence[int], strides: Sequence[int] | None, dilations: Sequence[int] | None) -> None:
         axes = len(kernel)
@@ -180,21 +193,21 @@ class _Window:
         self.sizes = tuple((length - reach) // stride + 1 for length, reach, stride in zip(values.shape[2:], reaches, self._strides, strict=True))
 
     def places(self) -> Iterator[tuple[int, ...]]:
-        """Of the kernel."""
+        """The places of the kernel."""
         yield from np.ndindex(self._kernel)
 
     def at(self, place: tuple[int, ...]) -> Array:
-        """What this place of the kernel lies on, for every place of the output."""
+        """What this place of the kernel covers, for every place of the output."""
         axes = zip(place, self._dilations, self._strides, self.sizes, strict=True)
         return self._values[:, :, *(slice(at * dilation, at * dilation + (size - 1) * stride + 1, stride) for at, dilation, stride, size in axes)]
 
     def shifted(self) -> Iterator[Array]:
-        """All of them."""
+        """The views of all places."""
         return map(self.at, self.places())
 
 
 def _convolved(window: _Window, weights: Array, groups: int) -> Array:
-    """The sum over the places of the kernel; one channel a group needs no product of matrices."""
+    """The sum over the places of the kernel. One channel per group needs no product of matrices."""
     filters, channels = weights.shape[:2]
     by_group = weights.reshape(groups, filters // groups, channels, *weights.shape[2:])
     total: Array = np.zeros(())
@@ -213,7 +226,7 @@ def _is_stated(auto_pad: str | None) -> bool:
 
 
 def _padded(values: Array, pads: Sequence[int] | None, filling: float) -> Array:
-    """ONNX lists the starts of all axes and then their ends."""
+    """Pad the images. ONNX lists the starts of all axes first, then the ends."""
     if not any(pads or ()):
         return values
     half = len(pads or ()) // 2

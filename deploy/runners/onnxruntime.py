@@ -1,6 +1,6 @@
-"""Runs an ONNX file in ONNX Runtime, on the provider that was asked for and on no other.
+"""Runs an ONNX file in ONNX Runtime, on the requested provider and on no other.
 
-Takes a path; the file must stand for itself (`onnx_file`). Knows no bundle.
+Takes a path. The file must need no other file (`onnx_file`). Knows no bundle.
 """
 
 import contextlib
@@ -43,14 +43,17 @@ _DTYPES = {
 
 
 _NO_TENSORRT = "install TensorRT libraries"
-"""What ONNX Runtime says where its TensorRT provider finds none; every other provider it leaves out in silence."""
+"""What ONNX Runtime says if its TensorRT provider finds no libraries.
+
+Any other provider that cannot load is dropped in silence.
+"""
 OF_SHAPES = frozenset(
     {
         *("Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Greater", "Identity", "Less", "Max"),
         *("Min", "Mod", "Mul", "Not", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
     }
 )
-"""What ONNX Runtime computes on the CPU beside any other provider, because it is of sizes and not of values."""
+"""What ONNX Runtime runs on the CPU beside any other provider: it computes sizes, not values."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class _Provider:
     options: Mapping[str, str]
     remedy: str
     environment: Mapping[str, str] = field(default_factory=dict)
-    """What its libraries must read there, for want of an option."""
+    """Environment variables that its libraries must read, because there is no option for them."""
 
 
 _PROVIDERS: dict[ProviderName, _Provider] = {
@@ -68,14 +71,16 @@ _PROVIDERS: dict[ProviderName, _Provider] = {
     "onnxruntime-cuda": _Provider(
         "CUDAExecutionProvider",
         "cuda",
-        # One algorithm for all: a search by timing picks another one each time, and any search may pick Winograd or FFT, whose sums are not exact.
+        # One algorithm for all: a search by timing picks a different one each time, and any
+        # search may pick Winograd or FFT, whose sums are not exact.
         {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"},
         "it needs an NVIDIA GPU with its driver, onnxruntime-gpu, and CUDA 13 with cuDNN 9, which torch's wheels bring",
     ),
     "onnxruntime-tensorrt": _Provider(
         "TensorrtExecutionProvider",
         "cuda",
-        # Nothing is kept from one session for the next: an engine that nobody verified would serve unseen.
+        # Nothing is kept from one session to the next: otherwise an engine that nobody verified
+        # would be used unnoticed.
         {"trt_engine_cache_enable": "0", "trt_timing_cache_enable": "0", "trt_fp16_enable": "0", "trt_bf16_enable": "0", "trt_int8_enable": "0"},
         "it needs what onnxruntime-cuda needs, and the libraries of the TensorRT that this ONNX Runtime was built for (10 for 1.31)",
         {"NVIDIA_TF32_OVERRIDE": "0"},
@@ -147,17 +152,17 @@ class OnnxRuntimeRunner(Runner):
         except RuntimeError as error:
             if _NO_TENSORRT not in str(error):
                 raise
-            raise NotHereError(f"{self.name} was asked for, the libraries of TensorRT are not here; {wanted.remedy}") from error
+            raise NotHereError(f"{self.name} was requested, but the libraries of TensorRT are not available; {wanted.remedy}") from error
         self._refuse_unless_in(session.get_providers())
         session.disable_fallback()
         return session
 
     def _refuse_fallback(self) -> None:
-        """A GPU session may compute shapes on the CPU, and nothing else."""
+        """Refuse a GPU session that computes anything but shapes on the CPU."""
         for provider, operations in self._nodes.items():
             fell_back = sorted(set(operations) - OF_SHAPES)
             if provider != self._provider.name and fell_back:
-                raise NotHereError(f"{self.name} was asked for, but {', '.join(fell_back)} would run on {provider}; {self._provider.remedy}")
+                raise NotHereError(f"{self.name} was requested, but {', '.join(fell_back)} would run on {provider}; {self._provider.remedy}")
 
     def _session_options(self, runtime: Any) -> Any:
         options = runtime.SessionOptions()
@@ -165,16 +170,16 @@ class OnnxRuntimeRunner(Runner):
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.use_deterministic_compute = True
-        options.log_severity_level = 4  # what fails is raised; the log would say it again
+        options.log_severity_level = 4  # failures are raised; the log would only repeat them
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if self._provider.device == "cuda":  # else it makes integers of weights and biases that a GPU's kernels do not take
+        if self._provider.device == "cuda":  # otherwise it turns weights and biases into integers that GPU kernels do not take
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         return options
 
     def _refuse_unless_in(self, present: list[str]) -> None:
         if self._provider.name not in present:
-            raise NotHereError(f"{self.name} was asked for, ONNX Runtime has only {', '.join(present)} here; {self._provider.remedy}")
+            raise NotHereError(f"{self.name} was requested, but ONNX Runtime has only {', '.join(present)} here; {self._provider.remedy}")
 
 
 def _onnxruntime() -> Any:
@@ -185,7 +190,7 @@ def _onnxruntime() -> Any:
 
 
 def _load_cuda_libraries(runtime: Any) -> None:
-    with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+    with contextlib.redirect_stdout(sys.stderr):  # it prints the libraries that it does not find
         runtime.preload_dlls()
 
 
@@ -195,11 +200,11 @@ def _session(runtime: Any, path: Path, options: Any, provider: tuple[str, dict[s
     try:
         return runtime.InferenceSession(content, options, providers=[provider], enable_fallback=0)
     except (state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument) as error:
-        raise DamagedError(f"{path} is no model for ONNX Runtime {runtime.__version__}: {_line(error)}") from error
+        raise DamagedError(f"{path} is not a model for ONNX Runtime {runtime.__version__}: {_line(error)}") from error
 
 
 def _operations_by_provider(session: Any) -> dict[str, dict[str, int]]:
-    """Which provider every node was given to, as counts of operations."""
+    """The provider of every node, as counts of operations."""
     found: dict[str, Counter[str]] = {}
     for part in session.get_provider_graph_assignment_info():
         found.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
@@ -207,7 +212,7 @@ def _operations_by_provider(session: Any) -> dict[str, dict[str, int]]:
 
 
 def _value_of(rows: Array) -> Any:
-    """bfloat16 is no type of NumPy's own, and ONNX Runtime takes it as the bits that it consists of."""
+    """The value for ONNX Runtime. NumPy has no bfloat16 of its own, so it is passed as bits."""
     values = _onnxruntime().OrtValue
     rows = np.ascontiguousarray(rows)
     if rows.dtype.name == _BFLOAT16:
@@ -234,7 +239,7 @@ def _spec(node: Any, path: Path) -> TensorSpec:
 
 
 def probe(provider: ProviderName) -> Finding:
-    """A session on a tiny model says which provider it got, and has to compute with it."""
+    """Open a session on a tiny model, see which provider it got, and let it compute."""
     runtime, name = _onnxruntime(), _PROVIDERS[provider].name
     if name not in runtime.get_available_providers():
         return Finding(False, "not part of this ONNX Runtime")

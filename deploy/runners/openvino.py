@@ -1,6 +1,6 @@
-"""Runs an ONNX file in OpenVINO on the CPU, in float32 where it is not told to compute in integers.
+"""Runs an ONNX file in OpenVINO on the CPU, in float32 unless the file says integers.
 
-Takes a path; the file must stand for itself (`onnx_file`). Knows no bundle.
+Takes a path. The file must need no other file (`onnx_file`). Knows no bundle.
 """
 
 import importlib
@@ -17,8 +17,8 @@ from export.errors import DamagedError, NotHereError
 NAME = "openvino-cpu"
 _DEVICE = "CPU"
 _HINTS = {
-    "INFERENCE_PRECISION_HINT": "f32",  # else a processor with bfloat16 or float16 computes in that
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else values are rounded to 8 bits in front of int8 matrices
+    "INFERENCE_PRECISION_HINT": "f32",  # otherwise a processor with bfloat16 or float16 uses it
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # otherwise values are rounded to 8 bits in front of int8 matrices
     "NUM_STREAMS": 1,
 }
 
@@ -62,10 +62,10 @@ class OpenVinoRunner(Runner):
         return self._model.get_property(name)
 
     def _require_float32(self, runtime: Any) -> None:
-        """What was asked for is a hint to OpenVINO; what it does is read back."""
+        """Read back the precision: to OpenVINO the request is only a hint."""
         if self._flags["INFERENCE_PRECISION_HINT"] != runtime.Type.f32:
             found = self._flags["INFERENCE_PRECISION_HINT"]
-            raise NotHereError(f"{self.name} was asked for in float32, OpenVINO {self._version} computes in {found} here; use onnxruntime-cpu")
+            raise NotHereError(f"{self.name} was requested in float32, but OpenVINO {self._version} computes in {found} here; use onnxruntime-cpu")
 
 
 def _openvino() -> Any:
@@ -84,15 +84,15 @@ def _parsed(content: bytes) -> Any:
 def _compiled(runtime: Any, path: Path, content: bytes, hints: Mapping[str, object]) -> Any:
     core = runtime.Core()
     if _DEVICE not in core.available_devices:
-        raise NotHereError(f"{NAME} was asked for, OpenVINO has only {', '.join(core.available_devices)} here; reinstall openvino")
+        raise NotHereError(f"{NAME} was requested, but OpenVINO has only {', '.join(core.available_devices)} here; reinstall openvino")
     try:
         return core.compile_model(core.read_model(content), _DEVICE, dict(hints))
     except RuntimeError as error:
-        raise DamagedError(f"{path} is no model for OpenVINO {runtime.__version__}: {' '.join(str(error).split())}") from error
+        raise DamagedError(f"{path} is not a model for OpenVINO {runtime.__version__}: {' '.join(str(error).split())}") from error
 
 
 def probe() -> Finding:
-    """It compiles a tiny model for the CPU, and has to compute with it."""
+    """Compile a tiny model for the CPU, and let it compute."""
     runtime = _openvino()
     core = runtime.Core()
     model = core.compile_model(core.read_model(squaring_model()), _DEVICE, {"INFERENCE_PRECISION_HINT": "f32"})

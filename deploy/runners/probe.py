@@ -1,6 +1,7 @@
-"""One look at what a runtime needs, in a process of its own: a runtime that crashes or chatters stays in there.
+"""Looks at what a runtime needs, in a process of its own: a crash or output stays in there.
 
-`python -m deploy.runners.probe NAME` prints {finding: {here, detail, facts}} as JSON. Imports nothing heavy before a look begins.
+`python -m deploy.runners.probe NAME` prints {finding: {here, detail, facts}} as JSON. Nothing
+heavy is imported before a look begins.
 """
 
 import json
@@ -21,7 +22,7 @@ CUDA, ONNXRUNTIME = "cuda", "onnxruntime"
 
 
 def look_at_torch() -> Findings:
-    """PyTorch, and the GPUs that it really computes on."""
+    """PyTorch, and the GPUs that it can really compute on."""
     import torch
 
     built_for = torch.version.cuda
@@ -40,7 +41,7 @@ def _cuda(torch: Any) -> Finding:
 
 
 def _gpu(torch: Any, index: int) -> dict[str, Any]:
-    (torch.ones(2, device=f"cuda:{index}") + 1).cpu()  # raises where this PyTorch has no code for the device
+    (torch.ones(2, device=f"cuda:{index}") + 1).cpu()  # raises if this PyTorch has no code for the device
     properties = torch.cuda.get_device_properties(index)
     return {
         "name": properties.name,
@@ -59,7 +60,7 @@ def _driver() -> str | None:
 
 
 def look_at_onnxruntime() -> Findings:
-    """ONNX Runtime, and what it claims to offer."""
+    """ONNX Runtime, and the providers that it lists."""
     import onnxruntime
 
     listed = onnxruntime.get_available_providers()
@@ -72,12 +73,12 @@ LOOKS: dict[str, tuple[str, ...]] = {
     ONNXRUNTIME: (ONNXRUNTIME,),
     **{name: (name,) for name, runtime in RUNTIMES.items() if runtime.probe is not None},
 }
-"""Each look, and the findings that it answers for: every runtime of the table, and what several of them rest on."""
+"""Each look, and the findings that it gives: every runtime, and what several of them need."""
 _SHARED: dict[str, Callable[[], Findings]] = {TORCH: look_at_torch, ONNXRUNTIME: look_at_onnxruntime}
 
 
 def look_at(name: str) -> Findings:
-    """Try it; what it raises is a finding too."""
+    """Try it. An exception is a finding too."""
     probe = RUNTIMES[name].probe if name in RUNTIMES else None
     try:
         return {name: probe()} if probe is not None else _SHARED[name]()
@@ -85,20 +86,20 @@ def look_at(name: str) -> Findings:
         return {name: Finding(False, f"no module {error.name}")}
     except NotHereError as error:
         return {name: Finding(False, _why(error))}
-    except Exception as error:  # a runtime that is broken is what this looks for
+    except Exception as error:  # a broken runtime is what this looks for
         return {name: Finding(False, f"{type(error).__name__}: {error}")}
 
 
 def _why(error: NotHereError) -> str:
-    """What is missing, without the advice, which is the table's."""
+    """What is missing, without the advice, which the table gives."""
     cause = error.__cause__
     return f"no module {cause.name}" if isinstance(cause, ModuleNotFoundError) else str(error).partition(";")[0]
 
 
 def main(name: str) -> None:
-    """Answer on standard output, which belongs to the answer alone."""
+    """Write the answer to standard output, which holds nothing else."""
     answers_to = os.dup(1)
-    os.dup2(2, 1)  # whatever a runtime prints is noise, not the answer
+    os.dup2(2, 1)  # what a runtime prints is not part of the answer
     answer = {found: asdict(finding) for found, finding in look_at(name).items()}
     os.write(answers_to, json.dumps(answer).encode())
 

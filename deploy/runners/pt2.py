@@ -1,6 +1,7 @@
-"""Runs a torch.export program (.pt2), whole or up to one of its inner tensors, as it is or in float64.
+"""Runs a torch.export program (.pt2), whole or up to an inner tensor, as it is or in float64.
 
-Takes a path. The file is looked through before torch loads it (`pt2_file`); its guards, which are source text, are never built.
+Takes a path. The file is examined before torch loads it (`pt2_file`). Its guards, which are source
+text, are never built.
 """
 
 import copy
@@ -29,12 +30,12 @@ _NUMPY_NAMES = {
     for name in ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 }
 _CHECKS = ("aten._assert_tensor_metadata.default", "aten._assert_scalar.default", "aten.sym_constrain_range_for_size.default")
-"""What a program asserts of its own dtypes and sizes; in float64 the former would not hold."""
+"""What a program asserts of its own dtypes and sizes. In float64 the dtypes would not hold."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program as a module of plain arguments: its inputs in order, a tuple of its outputs."""
+    """A program as a module of plain arguments: its inputs in order, and a tuple of its outputs."""
 
     module: fx.GraphModule
     inputs: tuple[TensorSpec, ...]
@@ -42,7 +43,7 @@ class Program:
 
     @property
     def dtypes(self) -> frozenset[str]:
-        """Of everything that is computed."""
+        """The dtypes of everything that is computed."""
         values = [value for node in self.module.graph.nodes for value in _tensors(node.meta.get("val"))]
         return frozenset(_NUMPY_NAMES.get(value.dtype, str(value.dtype)) for value in values)
 
@@ -66,8 +67,9 @@ def load_program(path: Path) -> Program:
 
 def from_exported(program: ExportedProgram) -> Program:
     """The module of a program in memory."""
-    module = program.module(check_guards=False)
+    module = program.module(check_guards=False)  # guards are source text, which would be compiled
     assert isinstance(module, fx.GraphModule)
+    # Take plain arguments and return a tuple, instead of the structures of the exported module.
     module.graph.set_codegen(fx.graph.CodeGen())
     (output,) = module.graph.find_nodes(op="output")
     module.graph.output(tuple(torch.utils._pytree.tree_leaves(output.args)))
@@ -82,7 +84,10 @@ def from_exported(program: ExportedProgram) -> Program:
 
 
 def _check_sizes_alone(module: fx.GraphModule, inputs: tuple[TensorSpec, ...], ranges: dict[str, tuple[float, float]]) -> None:
-    """In place of the exporter's own check, which wants arguments in the form in which they once came."""
+    """Check the sizes of the inputs.
+
+    This replaces the exporter's own check, which wants arguments in their original structure.
+    """
 
     def check(called: object, arguments: tuple[torch.Tensor, ...]) -> None:
         for spec, tensor in zip(inputs, arguments, strict=True):
@@ -119,7 +124,7 @@ def cut_at(program: Program, name: str) -> Program:
 
 
 def in_float64(program: Program) -> Program:
-    """The same program with every float it holds or makes a float64; whoever runs it widens what goes in."""
+    """The same program with every float in it as float64. The caller widens the inputs."""
     module = copy.deepcopy(program.module).double()
     for inner in module.modules():
         if isinstance(inner, fx.GraphModule):

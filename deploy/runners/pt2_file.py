@@ -1,6 +1,6 @@
-"""Reads a torch.export program (.pt2) and refuses one that loading would let run code or reach outside itself.
+"""Examines a torch.export program (.pt2). Refuses it if loading could run code or reach outside.
 
-Takes a path. Looks at the archive's own lists and texts and at nothing that is pickled; needs no torch.
+Takes a path. Reads only the archive's own lists and texts, never anything pickled. Needs no torch.
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import Any
 from export.errors import DamagedError, UsageError
 
 LARGEST_TEXT = 256 * 2**20
-"""Bytes of one JSON text, which an archive may claim to be any size."""
+"""The most bytes of one JSON text. An archive may claim any size for it."""
 LARGEST_ARCHIVE = 64 * 2**30
-"""Bytes of everything in it, unpacked."""
+"""The most bytes of an archive, unpacked."""
 
 _NOT_LOOKED_AT = ("metadata", "guards_code")
-"""Notes of the exporter; the guards' code is never built."""
+"""Notes of the exporter. The code of the guards is never built."""
 _KNOWN_FILES = re.compile(
     r"(archive_format|archive_version|byteorder|\.format_version|\.data/\w+|models/[\w.-]+\.json|extra/.*"
     r"|data/(weights|constants)/[\w.-]+|data/sample_inputs/[\w.-]+\.pt)"
@@ -41,15 +41,15 @@ _SYMPY = frozenset(
         *("precision", "real", "sqrt"),
     }
 )
-"""The words of which sympy writes an expression of sizes; anything else, evaluated, might be anything."""
+"""The words that sympy writes expressions of sizes with. Evaluating others could do anything."""
 _ARGUMENT = re.compile(r"[\w.\- ]{0,64}")
 _NAME = re.compile(r"[\w.+\-]{0,512}")
-"""What names may look like: some of them become the source text of a function."""
+"""What names may look like. Some of them become the source text of a function."""
 _TREE = re.compile(r"[\w\s.\-\[\]{}:,\"\\]*")
 
 
 def require_harmless(path: Path) -> None:
-    """Raise DamagedError for a file that is no such archive, or whose loading is more than reading numbers and a graph."""
+    """Raise DamagedError unless loading the file means only reading numbers and a graph."""
     if not path.is_file():
         raise UsageError(f"{path} is not a file; give the path of a program that torch.export.save wrote")
     try:
@@ -79,7 +79,7 @@ def _check(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def _inner_names(path: Path, archive: zipfile.ZipFile) -> dict[str, str]:
-    """Names within the one folder that everything in an archive stands in, with their full names."""
+    """The names within the one folder that holds everything in an archive; and their full names."""
     names = archive.namelist()
     roots = {name.partition("/")[0] for name in names}
     if len(roots) != 1 or len(set(names)) != len(names):
@@ -104,7 +104,7 @@ def _check_payloads(path: Path, content: Any) -> None:
 
 
 def _dangers(value: Any, key: str = "") -> Iterator[str]:
-    """What in a program's text would be run, imported or looked up, beyond operations on tensors and sizes."""
+    """What a program's text would run, import or look up besides operations on tensors, sizes."""
     if isinstance(value, dict):
         for inner, content in value.items():
             if not _NAME.fullmatch(inner):

@@ -1,6 +1,7 @@
-"""The one interface to whatever runs a model: what goes in, what comes out, what ran, and the inner tensors it can be cut at.
+"""The one interface to whatever runs a model: inputs, outputs, facts, and inner tensors to cut at.
 
-Takes arrays by name. Knows no runtime; a runtime is a file next to this one and a row in `runtimes.py`.
+Takes arrays by name. Knows no runtime: a runtime is a file next to this one and a row in
+`runtimes.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -26,9 +27,9 @@ class TensorSpec:
 
     name: str
     dtype: str
-    """NumPy's name for it."""
+    """NumPy's name for the type."""
     shape: tuple[int | str | None, ...]
-    """A name stands for a free size that is the same wherever it occurs, None for one that has no name."""
+    """A name is a free size, the same wherever it occurs. None is a free size without a name."""
 
     def __str__(self) -> str:
         sizes = " x ".join("N" if size is None else str(size) for size in self.shape)
@@ -36,11 +37,11 @@ class TensorSpec:
 
     @property
     def batched(self) -> bool:
-        """Whether the first axis is free: as a rule it counts samples."""
+        """Whether the first axis is free. As a rule it counts samples."""
         return bool(self.shape) and not isinstance(self.shape[0], int)
 
     def allows(self, array: Array) -> bool:
-        """Whether an array is one of these."""
+        """Whether an array fits this input or output."""
         return (
             array.dtype.name == self.dtype
             and array.ndim == len(self.shape)
@@ -58,7 +59,10 @@ class Finding:
 
 
 class Runner(ABC):
-    """A model, loaded and ready. Sessions and device memory are allocated on creation and freed by `close`."""
+    """A model, loaded and ready.
+
+    Sessions and device memory are allocated on creation and freed by `close`.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -67,16 +71,19 @@ class Runner(ABC):
     @property
     @abstractmethod
     def facts(self) -> Mapping[str, object]:
-        """What runs: runtime, version, device, providers, flags, threads; in types that JSON knows."""
+        """What runs: runtime, version, device, providers, flags, threads; in JSON's types."""
 
     @property
     def batch_sizes(self) -> range | None:
-        """How many samples may be run at once; None: any number."""
+        """How many samples may be run at once. None means any number."""
         return None
 
     @abstractmethod
     def _run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one batch that was checked. Arrays may be read-only or strided; outputs must not share memory with it."""
+        """Run one batch that was checked.
+
+        Its arrays may be read-only or strided. The outputs must not share memory with it.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -84,7 +91,7 @@ class Runner(ABC):
 
     @final
     def run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one batch. The input is checked before the runtime sees it, the output before the caller does."""
+        """Run one batch. Inputs are checked before the runtime gets them, outputs afterwards."""
         self._check_input(batch)
         outputs = self._run(batch)
         _check(self.name, "output", self.outputs, outputs, DamagedError)
@@ -112,7 +119,7 @@ class Runner(ABC):
 
 
 def _free_sizes(specs: Sequence[TensorSpec], batch: Mapping[str, Array]) -> dict[str, dict[str, int]]:
-    """The sizes that must agree, by what they are of, and by input."""
+    """The sizes that must agree: by what they count, then by input."""
     found: dict[str, dict[str, int]] = {}
     for spec in specs:
         for axis, size in enumerate(spec.shape):
@@ -143,13 +150,13 @@ class Point:
     name: str
     operation: str
     inputs: tuple[str, ...]
-    """The points it is computed from; the graph's inputs and weights are none."""
+    """The points that it is computed from. The graph's inputs and weights do not count."""
     layer: str = ""
-    """The module of the network that the operation belongs to, where that is known."""
+    """The module of the network that the operation belongs to, if known."""
 
 
 class RenamedRunner(Runner):
-    """`names` maps the caller's names to the runner's; those that are not in it stay."""
+    """A runner under other names. `names` maps the caller's names to the runner's; others stay."""
 
     def __init__(self, inner: Runner, names: Mapping[str, str]) -> None:
         self._inner = inner
@@ -173,7 +180,7 @@ class RenamedRunner(Runner):
 
 
 class RecordedRunner(Runner):
-    """`rows` gives the next so many rows of every output."""
+    """Gives recorded outputs. `rows` gives the next rows of every output."""
 
     def __init__(
         self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], rows: Callable[[int], Mapping[str, Array]], name: str = "recorded outputs"

@@ -1,6 +1,7 @@
-"""The runtimes, by name: one literal row each. A new one is a file next to this and a row here; all that asks which there are reads this table.
+"""The runtimes by name, one literal row each. Whatever needs a list of them reads this table.
 
-Importing this imports no runtime: each does that itself, when it opens a file.
+A new runtime is a file next to this one and a row here. Importing this module imports no runtime:
+each does that itself when it opens a file.
 """
 
 import importlib.util
@@ -20,19 +21,19 @@ from export.tensorrt.runtime import FLAVOURS
 Choice = Literal["layout", "threads", "optimisation"]
 Reads = Literal["graph", "plain file", "signed file", "engine"]
 THREADS = (1, 3)
-"""Two ways to share out the work that most machines do not take by themselves."""
+"""Two ways of sharing out the work that most machines do not choose by themselves."""
 TORCH = "torch"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What may be said about a run; a runtime that has no such choice ignores it and its facts say so."""
+    """How to run. A runtime without such a choice ignores it, and its facts say so."""
 
     optimisation: Optimisation = "all"
     threads: int = 0
-    """0: as many as there are cores."""
+    """0 means as many as there are cores."""
     channels_last: bool = False
-    """Images and filters in that memory layout."""
+    """Whether images and filters are in that memory layout."""
 
 
 AS_IT_IS = RunOptions()
@@ -45,18 +46,21 @@ class Runtime:
 
     device: Literal["cpu", "cuda"]
     reads: Reads
-    """Which form of a model it takes. ONNX Runtime's kernels for NVIDIA's GPUs take no padded bytes and no int32 bias, TensorRT no unsigned
-    bytes: of an exact model they read the signed file, whose layers compute in float32."""
+    """The form of a model that it takes.
+
+    ONNX Runtime's kernels for NVIDIA's GPUs take no padded bytes and no int32 bias; TensorRT takes
+    no unsigned bytes. Of an exact model they read the signed file, whose layers compute in float32.
+    """
     choices: tuple[Choice, ...] = ()
-    """What can be said about a run; its results must not depend on it."""
+    """What can be varied in a run. The results must not depend on it."""
     packages: tuple[str, ...]
     """The distributions whose versions a verdict records."""
     remedy: str
-    """How to get it."""
+    """How to install it."""
     probe: Callable[[], Finding] | None = None
-    """Tries it, in a process of its own; see `probe.py`. None where another finding answers for it."""
+    """Tries it, in a process of its own (see `probe.py`). None if another finding covers it."""
     open: Callable[[Path, RunOptions], Runner] | None = None
-    """Opens a model file; None where it takes something else."""
+    """Opens a model file. None if it takes something else."""
 
 
 def _onnxruntime(provider: onnxruntime.ProviderName, path: Path, options: RunOptions) -> Runner:
@@ -127,9 +131,9 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 FILE_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.open is not None)
-"""Those that open a model file."""
+"""The runtimes that open a model file."""
 ENGINE_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.reads == "engine")
-"""Those that take engines built for them alone; `deploy.runners.tensorrt` opens them."""
+"""The runtimes that take engines built for them alone; `deploy.runners.tensorrt` opens these."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +142,12 @@ class OtherRun:
 
     choice: Choice
     setting: str
-    """In words."""
+    """The setting in words."""
     options: RunOptions
 
 
 def other_runs(choices: Iterable[Choice], options: RunOptions) -> Iterator[OtherRun]:
-    """Every way of running that differs from `options` in one of the choices."""
+    """Every way to run that differs from `options` in one of the choices."""
     for choice in choices:
         match choice:
             case "layout":
@@ -159,17 +163,17 @@ def other_runs(choices: Iterable[Choice], options: RunOptions) -> Iterator[Other
 
 
 def threads_in_words(number: int) -> str:
-    """How many threads, to be read."""
+    """The number of threads in words."""
     return f"{number} thread" + ("s" if number > 1 else "")
 
 
 def has_torch() -> bool:
-    """Whether PyTorch is installed; it is not imported to find out."""
+    """Whether PyTorch is installed. It is not imported to find out."""
     return importlib.util.find_spec(TORCH) is not None
 
 
 def require_torch(what: str) -> None:
-    """NotHereError where PyTorch is not installed; `what` needs it."""
+    """Raise NotHereError if PyTorch, which `what` needs, is not installed."""
     if not has_torch():
         raise NotHereError(f"{what} needs PyTorch, which is not installed; {RUNTIMES[TORCH].remedy}")
 
@@ -183,14 +187,17 @@ def open_file(runtime: str, path: Path, options: RunOptions = AS_IT_IS) -> Runne
 
 
 def require_runtimes(names: Iterable[str]) -> None:
-    """Raise NotHereError for the first of these that cannot run here; found out by opening a model of one node, or by what an engine needs."""
+    """Raise NotHereError for the first of these that cannot run here.
+
+    To find out, a model of one node is opened, or the requirements of an engine are checked.
+    """
     for name in names:
         if name in ENGINE_RUNTIMES:
             _require_engine_runtime(name)
             continue
         if name not in FILE_RUNTIMES:
             known = ", ".join((*FILE_RUNTIMES, *ENGINE_RUNTIMES))
-            raise NotHereError(f"runtime {name!r} was asked for, this version runs {known}; ask for one of these")
+            raise NotHereError(f"runtime {name!r} was requested, but this version runs {known}; choose one of these")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "probe.onnx"
             path.write_bytes(_smallest_model())
@@ -201,7 +208,7 @@ def _require_engine_runtime(name: str) -> None:
     try:
         tensorrt.require_tensorrt(name)
     except NotHereError as error:
-        raise NotHereError(f"{name} was asked for: {error}") from error
+        raise NotHereError(f"{name} was requested: {error}") from error
 
 
 def _smallest_model() -> bytes:

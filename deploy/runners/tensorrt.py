@@ -1,6 +1,7 @@
-"""Runs an engine of TensorRT, once its record says that it is this file, for this version and this GPU. Nothing is ever rebuilt here.
+"""Runs an engine of TensorRT, after its record has been checked. Nothing is ever rebuilt here.
 
-Takes an engine with its record; needs no PyTorch. One `LoadedEngine` serves many workers, each with a runner of its own.
+The record must be of this file, this version and this GPU. Takes an engine with its record; needs
+no PyTorch. One `LoadedEngine` serves many workers, each with a runner of its own.
 """
 
 from collections import OrderedDict
@@ -21,26 +22,29 @@ from export.tensorrt.record import EngineRecord, Tensor, require_built_from, req
 from export.tensorrt.runtime import FLAVOURS, Flavour, Gpu, flavour_of_runtime, listening, logger_of
 
 _KEPT_SIZES = 32
-"""For so many batch sizes a context and a CUDA graph are kept; the least recently used one goes first."""
+"""How many batch sizes keep a context and a CUDA graph. The least recently used one goes first."""
 
 
 @dataclass(frozen=True)
 class EngineFile:
-    """An engine as it is kept, with what is known of it."""
+    """A stored engine, with what is known about it."""
 
     place: str
-    """For messages."""
+    """Where it is stored, for messages."""
     plan: bytes
     record: EngineRecord
     onnx_sha256: str | None = None
-    """The hash of the ONNX file that it must be of, where that is known."""
+    """The hash of the ONNX file that it must be built from, if known."""
 
 
 class LoadedEngine:
     """An engine on the GPU, ready for any number of runners."""
 
     def __init__(self, file: EngineFile, driver: Driver | None = None) -> None:
-        """Every check that needs no TensorRT comes before those that do, and all of them before the engine is deserialised."""
+        """Check the engine, then deserialise it.
+
+        The checks that need no TensorRT come first.
+        """
         require_the_engine_of(file.record, file.plan, file.place)
         if file.onnx_sha256 is not None:
             require_built_from(file.record, file.onnx_sha256, file.place)
@@ -53,17 +57,19 @@ class LoadedEngine:
         _require_gpu(file, self.flavour, self.gpu)
         self.trt = cast("api.TensorRt", module)
         self._runtime = self.trt.Runtime(logger_of(module))  # must outlive the engine
-        # A version-compatible engine brings the code of its own runtime along. It is run because its hash is the one in the record.
+        # A version-compatible engine brings the code of its own runtime. That code is run because
+        # the engine's hash is the one in the record.
         self._runtime.engine_host_code_allowed = file.record.version_compatible
         self.engine = _deserialised(file, self._runtime, module)
         _require_the_tensors(file, self.trt, self.engine)
 
     def context(self) -> api.ExecutionContext:
-        """A new execution context, whose scratch memory is its user's."""
+        """A new execution context, whose user provides the scratch memory."""
         config = self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self.flavour.compiles_where_it_runs:
-            # Its default runs a fallback kernel until a better one is compiled: the same batch would get other bits some runs later.
+            # By default it runs a fallback kernel until a better one is compiled. The same batch
+            # would get other bits some runs later.
             trt, config_of_rtx = cast("api.TensorRtRtx", self.trt), cast("api.RuntimeConfigOfRtx", config)
             config_of_rtx.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         context = self.engine.create_execution_context(config)
@@ -77,7 +83,7 @@ def _require_version(file: EngineFile, version: str) -> None:
     same = version == record.version
     compatible = record.version_compatible and _major(version) == _major(record.version) and _parts(version) >= _parts(record.version)
     if not same and not compatible:
-        raise NotHereError(f"{file.place} was built for {record.built_for}, {version} is here; build it anew: {record.rebuild}")
+        raise NotHereError(f"{file.place} was built for {record.built_for}, {version} is installed; build it again: {record.rebuild}")
 
 
 def _require_gpu(file: EngineFile, flavour: Flavour, gpu: Gpu) -> None:
@@ -91,20 +97,20 @@ def _require_gpu(file: EngineFile, flavour: Flavour, gpu: Gpu) -> None:
     else:
         fits = _parts(gpu.capability) >= (8, 0)
     if not fits:
-        here = f"{gpu.name} (compute capability {gpu.capability}) is here"
-        raise NotHereError(f"{file.place} was built for {record.built_for}, {here}; build it anew: {record.rebuild}")
+        here = f"this GPU is {gpu.name} (compute capability {gpu.capability})"
+        raise NotHereError(f"{file.place} was built for {record.built_for}, {here}; build it again: {record.rebuild}")
 
 
 def _deserialised(file: EngineFile, runtime: api.Runtime, module: ModuleType) -> api.Engine:
     with listening(module) as said:
         engine = runtime.deserialize_cuda_engine(file.plan)
     if engine is None:
-        raise NotHereError(f"{file.place}: TensorRT refuses the engine: {said}; build it anew: {file.record.rebuild}")
+        raise NotHereError(f"{file.place}: TensorRT refuses the engine: {said}; build it again: {file.record.rebuild}")
     return engine
 
 
 def _require_the_tensors(file: EngineFile, trt: api.TensorRt, engine: api.Engine) -> None:
-    """The engine must have the inputs, outputs and profile that its record promises."""
+    """The engine must have the inputs, outputs and profile that its record states."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = {
         name: (
@@ -126,7 +132,7 @@ def _require_the_tensors(file: EngineFile, trt: api.TensorRt, engine: api.Engine
 
 
 class TensorRtRunner(Runner):
-    """One worker's way of running an engine: buffers and a stream of its own, and a CUDA graph per batch size."""
+    """An engine for one worker: its own buffers and stream, and a CUDA graph per batch size."""
 
     def __init__(self, loaded: LoadedEngine, *, graphs: bool = True) -> None:
         record = loaded.record
@@ -139,7 +145,7 @@ class TensorRtRunner(Runner):
             self._device = _Device(loaded.driver, self._held, loaded.engine.device_memory_size_v2)
             most = record.batches[-1]
             self._buffers = {each.name: _Buffer(each, most, loaded.driver, self._held) for each in (*record.inputs, *record.outputs)}
-            self._lane(record.batches[0])  # an engine that cannot run says so now, not at the first request
+            self._lane(record.batches[0])  # an engine that cannot run fails now, not at the first request
         except BaseException:
             self.close()
             raise
@@ -193,7 +199,7 @@ class TensorRtRunner(Runner):
 
 
 class _Device:
-    """A worker's stream and the scratch memory that its contexts use in turn."""
+    """A worker's stream, and the scratch memory that its contexts share in turn."""
 
     def __init__(self, driver: Driver, held: ExitStack, scratch_size: int) -> None:
         self.driver = driver
@@ -218,11 +224,11 @@ class _Buffer:
         held.callback(driver.free, self.address)
 
     def bytes(self, size: int) -> Bytes:
-        """The host's memory for so many samples."""
+        """The host's memory for this many samples."""
         return self._host[: size * self._sample]
 
     def host(self, size: int) -> Array:
-        """The same, as an array of the tensor's type and shape."""
+        """The same memory as an array of the tensor's type and shape."""
         values: Array = self.bytes(size).view(self._dtype)
         return values.reshape(self.shape(size))
 
@@ -231,7 +237,10 @@ class _Buffer:
 
 
 class _Lane:
-    """A context for one batch size, with its CUDA graph. TensorRT wants a captured context never to be changed, hence one each."""
+    """A context for one batch size, with its CUDA graph.
+
+    Each size has its own, because TensorRT wants a captured context never to be changed.
+    """
 
     def __init__(self, loaded: LoadedEngine, device: _Device, buffers: Mapping[str, _Buffer], size: int, *, graphs: bool) -> None:
         self._device, self._buffers, self._size = device, buffers, size
@@ -240,13 +249,13 @@ class _Lane:
         self._context = loaded.context()
         self._context.set_device_memory(device.scratch, device.scratch_size)
         self._set_shapes(loaded)
-        self._enqueue()  # after a change of shapes TensorRT has work to do that no graph must hold
+        self._enqueue()  # after a change of shapes TensorRT does work that must not be part of the graph
         device.driver.wait(device.stream)
         if graphs:
             self._graph = device.driver.captured(self._enqueue, device.stream)
 
     def run(self) -> None:
-        """From the host's input buffers to the host's output buffers."""
+        """Run from the host's input buffers to the host's output buffers."""
         if self._graph is None:
             self._enqueue()
         else:
@@ -285,7 +294,7 @@ class _Lane:
 
 
 def specs_of(record: EngineRecord) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The inputs and outputs that an engine has by its record."""
+    """The inputs and outputs of an engine, according to its record."""
     return tuple(map(_spec, record.inputs)), tuple(map(_spec, record.outputs))
 
 
@@ -307,16 +316,16 @@ def open_engine(file: EngineFile, *, graphs: bool = True, driver: Driver | None 
 
 
 def require_tensorrt(runtime: str) -> None:
-    """NotHereError unless engines of this TensorRT can be loaded here and there is a GPU to run them on."""
+    """NotHereError unless engines of this TensorRT can be loaded here and a GPU can run them."""
     flavour = flavour_of_runtime(runtime)
     flavour.load()
     gpu = CudaDriver().gpu()
     if flavour.capabilities is not None and gpu.capability not in flavour.capabilities:
-        raise NotHereError(f"{runtime} was asked for, it does not run on {gpu.name} (compute capability {gpu.capability}); use the full TensorRT")
+        raise NotHereError(f"{runtime} was requested, but it does not run on {gpu.name} (compute capability {gpu.capability}); use the full TensorRT")
 
 
 def probe(flavour: Flavour) -> Finding:
-    """It builds an engine of one layer, and can or cannot make it ready to run."""
+    """Build an engine of one layer, and see whether it can be made ready to run."""
     trt: Any = flavour.load()
     logger = trt.Logger(trt.Logger.WARNING)
     plan = _tiny_plan(trt, logger)

@@ -1,6 +1,7 @@
-"""Runs a PyTorch module as it is, whole or up to one of its nodes: the caller has set its mode and switched parts off.
+"""Runs a PyTorch module as it is, whole or up to a node. The caller has set its mode.
 
-Takes a module and the names of its inputs and outputs. Computes in true float32 (no TF32, no autocast) or in float64.
+Takes a module and the names of its inputs and outputs. Computes in true float32 (no TF32, no
+autocast) or in float64.
 """
 
 import copy
@@ -23,7 +24,7 @@ TorchPrecision = Literal["float32", "float64"]
 
 
 class TorchRunner(Runner):
-    """A module on the CPU or a CUDA device; the caller's own module is neither moved nor converted."""
+    """A module on the CPU or a CUDA device. The caller's own module is not moved or converted."""
 
     def __init__(
         self,
@@ -39,9 +40,11 @@ class TorchRunner(Runner):
         channels_last: bool = False,
         plain_sums: bool = False,
     ) -> None:
-        """`threads` 0 leaves the number as it is; `channels_last` keeps images and filters in that memory layout.
+        """Prepare the module.
 
-        `plain_sums`: on CUDA without cuDNN, which may pick Winograd or FFT: those transform both factors, and no grid survives that.
+        `threads` of 0 leaves their number unchanged. `channels_last` keeps images and filters in
+        that memory layout. `plain_sums` switches cuDNN off on CUDA, because it may pick Winograd or
+        FFT: these transform both factors, and no grid survives that.
         """
         self.name = name
         self.inputs = tuple(inputs)
@@ -108,15 +111,18 @@ class GraphForm(Form):
     outputs: tuple[TensorSpec, ...]
     gradients: bool = False
     plain_sums: bool = False
-    """Whether PyTorch is kept from algorithms that do not add up the products as they are; see `TorchRunner`."""
+    """Whether to keep PyTorch from algorithms that do not add up the products as they are.
+
+    See `TorchRunner`.
+    """
     exported: Callable[[fx.GraphModule], Form] | None = None
-    """Makes the program that the exporter makes of the graph, whose inner tensors have the names that the file has."""
+    """Makes the exporter's program of the graph. Its inner tensors have the names in the file."""
 
     def open(self) -> Runner:
         return self.runner(self.module, self.outputs, self.name)
 
     def runner(self, module: nn.Module, outputs: tuple[TensorSpec, ...], name: str) -> TorchRunner:
-        """A module that takes what the graph takes, run as the graph is."""
+        """Run a module that takes what the graph takes, in the way the graph is run."""
         return TorchRunner(
             module,
             self.inputs,
@@ -153,12 +159,12 @@ def graph_form(name: str, module: fx.GraphModule, ends: tuple[TensorSpec, Tensor
 
 
 def available_device(name: str) -> torch.device:
-    """The device of that name; NotHereError where it cannot be used."""
+    """The device of that name. NotHereError if it cannot be used."""
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise NotHereError(f"device {name!r} was asked for, torch {torch.__version__} finds no CUDA device; use 'cpu'")
+        raise NotHereError(f"device {name!r} was requested, but torch {torch.__version__} finds no CUDA device; use 'cpu'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise NotHereError(f"device {name!r} was asked for, there are {torch.cuda.device_count()}: counted from cuda:0")
+        raise NotHereError(f"device {name!r} was requested, but there are only {torch.cuda.device_count()}, counted from cuda:0")
     return device
 
 
@@ -176,16 +182,16 @@ def _placed(module: nn.Module, device: torch.device, precision: TorchPrecision) 
 
 
 def _copied(array: Array) -> torch.Tensor:
-    """A copy: torch would warn about memory that is read-only."""
+    """A copy, because torch would warn about memory that is read-only."""
     array = np.array(array, order="C")
-    if array.dtype.name == "bfloat16":
+    if array.dtype.name == "bfloat16":  # torch does not read this type of ml_dtypes, but it reads the bits
         return torch.tensor(array.view(np.int16)).view(torch.bfloat16)
     return torch.tensor(array)
 
 
 def _array(tensor: torch.Tensor) -> Array:
     tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:  # no type of NumPy's own; its bits are
+    if tensor.dtype == torch.bfloat16:  # NumPy has no such type of its own, but it can hold the bits
         bits: Array = tensor.contiguous().view(torch.int16).numpy()
         return bits.copy().view(ml_dtypes.bfloat16)
     array: Array = tensor.numpy()
@@ -198,7 +204,7 @@ def _device_name(device: torch.device) -> str:
 
 @contextmanager
 def _default_type(dtype: torch.dtype) -> Iterator[None]:
-    """What integers become when they are divided, while it lasts."""
+    """Set the type that integers become when they are divided, for as long as this lasts."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -209,7 +215,7 @@ def _default_type(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def _num_threads(number: int) -> Iterator[None]:
-    """So many threads within an operation while it lasts; 0 changes nothing."""
+    """Use this many threads within an operation for as long as this lasts. 0 changes nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -220,7 +226,7 @@ def _num_threads(number: int) -> Iterator[None]:
 
 @contextmanager
 def _true_float32(*, cudnn: bool) -> Iterator[None]:
-    """Float32 products and repeatable algorithms while it lasts, whatever the rest of the process has set."""
+    """Float32 products and repeatable algorithms, whatever the rest of the process has set."""
     now = torch.backends.cudnn
     before = [part.fp32_precision for part in _products().values()], (now.enabled, now.benchmark, now.deterministic)
     _set_arithmetic(["ieee"] * len(before[0]), (cudnn, False, True))
@@ -265,13 +271,16 @@ def points_of(module: fx.GraphModule) -> tuple[Point, ...]:
 
 
 def _opened_until(form: "GraphForm", name: str, batch: Mapping[str, Array]) -> TorchRunner:
-    """A graph up to a node, whose result becomes the only output; a ValueError where that is no tensor."""
+    """A graph up to a node, whose result becomes the only output.
+
+    ValueError if the result is not a tensor.
+    """
     prefix = _prefix(form.module, name)
     arguments = [torch.tensor(batch[spec.name]).to(form.device) for spec in form.inputs]
     with torch.inference_mode():
         (found,) = prefix(*arguments)
     if not isinstance(found, torch.Tensor):
-        raise ValueError(f"{name} is no tensor")
+        raise ValueError(f"{name} is not a tensor")
     output = TensorSpec(name, str(found.dtype).removeprefix("torch."), (None, *found.shape[1:]) if found.ndim else ())
     return form.runner(prefix, (output,), f"{name} of the graph")
 

@@ -1,1 +1,1 @@
-"""Runs forms of a model that are not trusted in a process of their own, with limits on memory and time."""
+"""Runs untrusted forms of a model in a process of their own, with limits on memory and time."""

@@ -1,4 +1,4 @@
-"""The forms of a model that a host process can open, by the kind of their file, and in what way.
+"""The kinds of model file that a host process can open, and how to open them.
 
 Plain data for the owner's side. Importing this imports no runtime.
 """
@@ -12,23 +12,23 @@ from export.errors import DamagedError, NotHereError, UsageError
 Kind = Literal["onnx", "pt2", "engine"]
 SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".pt2": "pt2", ".plan": "engine", ".engine": "engine"}
 RECORD = ".json"
-"""What the record of an engine ends in, which lies beside it."""
+"""The suffix of an engine's record, which is next to the engine."""
 OUT_OF_MEMORY = 77
-"""How a host process ends that could not even take in what it was sent."""
+"""The exit code of a host process that has no memory even for a request."""
 OF_OURS = {error.__name__: error for error in (DamagedError, NotHereError, UsageError)}
-"""The errors that keep their meaning, and so their exit code, on the way out of a host process."""
+"""The errors that keep their meaning, and so their exit code, when they leave a host process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """How to open a file; this is what crosses to the host process."""
+    """How to open a file. This is what is sent to the host process."""
 
     kind: Kind
     path: str
     runtime: str
-    """One of the table of runtimes for an ONNX file, "torch" for a program, the engine's own for an engine."""
+    """From the table of runtimes for ONNX, "torch" for a program, an engine's own for an engine."""
     float64: bool = False
-    """The evaluation in float64, which no runtime takes part in."""
+    """Whether to open the evaluation in float64, in which no runtime takes part."""
     until: str | None = None
     """The inner tensor that becomes the only output."""
     options: RunOptions = AS_IT_IS
@@ -38,5 +38,5 @@ class Opening:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Opening":
-        """What `to_json` gave."""
+        """Build an opening from what `to_json` returned."""
         return cls(**{**content, "options": RunOptions(**content.get("options", {}))})

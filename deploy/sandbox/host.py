@@ -1,6 +1,6 @@
-"""The host process: opens files that nobody vouches for and runs them for its owner, who only ever sees numbers.
+"""The host process: opens untrusted files and runs them for its owner, who only receives numbers.
 
-Started by `process.py` with two descriptors. Standard output belongs to whatever the runtimes print.
+`process.py` starts it with two descriptors. Its standard output is left to what runtimes print.
 """
 
 import os
@@ -16,29 +16,29 @@ from deploy.sandbox.opening import contents_of, open_form
 from deploy.sandbox.wire import ClosedError, Message, receive, send
 from export.errors import SamegraphError
 
-_OF_HUNGER = ("Failed to allocate memory", "can't allocate memory", "std::bad_alloc")
+_ALLOCATION_FAILURES = ("Failed to allocate memory", "can't allocate memory", "std::bad_alloc")
 """What runtimes say instead of raising MemoryError: ONNX Runtime, PyTorch, C++."""
 
 
 def main() -> None:
-    """Answer until the owner leaves."""
+    """Answer requests until the owner is gone."""
     requests, answers, memory = (int(argument) for argument in sys.argv[1:4])
     _limit(memory)
     opened: dict[int, Runner] = {}
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # a file that names others by relative paths finds none
+        os.chdir(folder)  # a file that names others by relative paths finds nothing
         while True:
             try:
                 message = receive(requests)
             except ClosedError:
                 return
             except MemoryError:
-                sys.exit(OUT_OF_MEMORY)  # half of a message was read: there is no going on
+                sys.exit(OUT_OF_MEMORY)  # half of a message has been read, so it cannot go on
             send(answers, _answer(message, opened, limited=memory > 0))
 
 
 def _limit(memory: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no core file
     if memory:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
@@ -51,7 +51,7 @@ def _answer(message: Message, opened: dict[int, Runner], *, limited: bool) -> Me
     except SamegraphError as error:
         return Message({"error": next(name for name in OF_OURS if name in _bases(error)), "message": str(error)})
     except Exception as error:
-        if limited and any(words in str(error) for words in _OF_HUNGER):
+        if limited and any(words in str(error) for words in _ALLOCATION_FAILURES):
             return Message({"error": MemoryError.__name__, "message": ""})
         return Message({"error": "", "message": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
 

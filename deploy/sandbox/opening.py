@@ -1,6 +1,7 @@
-"""Opens a form of a model from its file, inside the host process. The one place where foreign files are parsed.
+"""Opens a form of a model from its file, inside the host process.
 
-Takes openings; returns runners, and what a file contains.
+This is the only place where foreign files are parsed. Takes openings; returns runners, and the
+contents of a file.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ _FLOATS = {
 
 
 def open_form(opening: Opening) -> Runner:
-    """Open a file as it was requested."""
+    """Open a file as requested."""
     form = _form_of(opening)
     wide = form.float64() if opening.float64 else form
     if wide is None:
@@ -75,7 +76,7 @@ def _valid(path: Path) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise DamagedError(f"{path} is no valid ONNX model: {' '.join(str(error).split())[:200]}; export it again") from error
+        raise DamagedError(f"{path} is not a valid ONNX model: {' '.join(str(error).split())[:200]}; export it again") from error
     names = [value.name for value in model.graph.output]
     if twice := [name for name in names if names.count(name) > 1]:
         raise DamagedError(f"{path} has two outputs named {twice[0]!r}; export it again")
@@ -83,12 +84,12 @@ def _valid(path: Path) -> onnx.ModelProto:
 
 
 def _engine(path: Path) -> EngineFile:
-    beside = path.with_suffix(RECORD)
-    return EngineFile(str(path), path.read_bytes(), parsed_record(beside.read_bytes(), str(beside)))
+    record = path.with_suffix(RECORD)
+    return EngineFile(str(path), path.read_bytes(), parsed_record(record.read_bytes(), str(record)))
 
 
 def _float_types(model: onnx.ModelProto) -> list[str]:
-    """Of everything that the file says the type of: weights, constants, casts, inputs and outputs."""
+    """The float types that the file states: of weights, constants, casts, inputs and outputs."""
     inferred = onnx.shape_inference.infer_shapes(model)
     kinds = {value.type.tensor_type.elem_type for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)}
     kinds.update(tensor.data_type for tensor in model.graph.initializer)

@@ -1,6 +1,7 @@
-"""The owner's side of a host process: starts it, limits it, and turns its crash, its silence and its errors into findings.
+"""The owner's side of a host process: starts it, limits it, and reports how it failed.
 
-Takes paths and openings; hands out runners whose work happens over there.
+A crash, a silence or an error becomes a finding. Takes paths and openings; returns runners whose
+work is done in the process.
 """
 
 import os
@@ -27,18 +28,18 @@ _LEAST_GIBIBYTES, _MOST_GIBIBYTES, _MOST_SECONDS = 1, 2**20, 10**8
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a host process may take."""
+    """What a host process may use."""
 
     gibibytes: float = 16
-    """Of memory for data; 0 for no limit, which CUDA needs."""
+    """Memory for data. 0 means no limit, which CUDA needs."""
     seconds: float = 600
-    """For one request: opening a file, or running one batch."""
+    """The time for one request: opening a file, or running one batch."""
 
     def __post_init__(self) -> None:
         if not (self.gibibytes == 0 or _LEAST_GIBIBYTES <= self.gibibytes <= _MOST_GIBIBYTES):
             raise UsageError(f"--memory-limit {self.gibibytes:g}: a runtime alone takes {_LEAST_GIBIBYTES} GiB; give that or more, or 0 for no limit")
         if not 0 < self.seconds <= _MOST_SECONDS:
-            raise UsageError(f"--time-limit {self.seconds:g} is no time to wait; give seconds, at most {_MOST_SECONDS}")
+            raise UsageError(f"--time-limit {self.seconds:g} is not a time to wait; give seconds, at most {_MOST_SECONDS}")
 
 
 class HostError(Exception):
@@ -47,7 +48,7 @@ class HostError(Exception):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file says of itself."""
+    """What a file states about itself."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -56,10 +57,10 @@ class Contents:
 
 
 class HostProcess:
-    """One process for one file, and for all ways in which that file is run."""
+    """One process for one file, and for all the ways in which that file is run."""
 
     def __init__(self, limits: Limits, known_as: Mapping[str, str] | None = None) -> None:
-        """`known_as`: what messages are to call files instead, by their paths."""
+        """`known_as` maps the paths of files to the names that messages use instead."""
         self._limits = limits
         self._known_as = dict(known_as or {})
         self._number = 0
@@ -74,9 +75,9 @@ class HostProcess:
                 pass_fds=(theirs_in, theirs_out),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # what fails is answered; what a runtime prints beside it is no result
+                stderr=subprocess.DEVNULL,  # failures are answered; what a runtime prints is not a result
                 env=environment,
-                start_new_session=True,  # Ctrl-C is the owner's to handle
+                start_new_session=True,  # the owner handles Ctrl-C
             )
         finally:
             os.close(theirs_in)
@@ -89,7 +90,7 @@ class HostProcess:
         self.close()
 
     def close(self) -> None:
-        """End it; it leaves when nobody asks any more, and is made to where it does not."""
+        """End the process. It exits when its owner is gone; if it does not, it is killed."""
         for descriptor in (self._requests, self._answers):
             with suppress(OSError):
                 os.close(descriptor)
@@ -100,20 +101,20 @@ class HostProcess:
             self._process.wait()
 
     def contents(self, kind: Kind, path: Path) -> Contents:
-        """Parse a file. A crash there says that the file is damaged."""
+        """Parse a file. A crash of the process means that the file is damaged."""
         try:
             return contents_from(self.ask(Message({"do": "look", "kind": kind, "path": str(path)})).head["contents"])
         except HostError as error:
             raise DamagedError(f"{self._in_words_of_the_user(str(path))} could not be read: {error}") from error
 
     def open(self, opening: Opening) -> Runner:
-        """A runner that runs over there."""
+        """A runner that runs in the process."""
         self._number += 1
         answer: Any = self.ask(Message({"do": "open", "number": self._number, "opening": opening.to_json()})).head
         return HostedRunner(self, self._number, answer)
 
     def ask(self, message: Message) -> Message:
-        """One request and its answer."""
+        """Send one request and return its answer."""
         try:
             send(self._requests, message)
             answer = receive(self._answers, self._limits.seconds)
@@ -123,7 +124,7 @@ class HostProcess:
         except (ClosedError, ValueError, KeyError, TypeError) as error:
             raise HostError(self._how_it_ended()) from error
         except KeyboardInterrupt:
-            self._process.kill()  # its answer would be taken for that to the next request
+            self._process.kill()  # otherwise its answer would be taken for the next one
             raise
         if "error" in answer.head:
             raise self._error(str(answer.head["error"]), self._in_words_of_the_user(str(answer.head["message"])))
@@ -181,7 +182,7 @@ class HostedRunner(Runner):
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxedForm(Form):
-    """A form in a file that nobody vouches for: whatever is done with it is done in its host process."""
+    """A form in an untrusted file. Whatever is done with it is done in its host process."""
 
     host: HostProcess = field(repr=False)
     opening: Opening
@@ -192,7 +193,7 @@ class SandboxedForm(Form):
 
     def float64(self) -> Form | None:
         if self.precision == "float64" or self.opening.kind == "engine":
-            return None  # in float64 it is its own evaluation: there is no error of its own to derive a budget from
+            return None  # in float64 it would be compared with itself: it has no error to derive a budget from
         opening = replace(self.opening, float64=True, runtime=TORCH)
         return replace(self, precision="float64", opening=opening, choices=(), options=AS_IT_IS)
 
@@ -209,7 +210,7 @@ class SandboxedForm(Form):
 
 
 def contents_from(found: Any) -> Contents:
-    """As they arrive from the other side."""
+    """The contents of a file, as they arrive from the process."""
     points = tuple(Point(each["name"], each["operation"], tuple(each["inputs"]), each["layer"]) for each in found["points"])
     return Contents(_specs(found["inputs"]), _specs(found["outputs"]), tuple(found["floats"]), points)
 

@@ -1,6 +1,7 @@
-"""What passes between a host process and its owner: a JSON head and the bytes of arrays, nothing that is unpickled.
+"""What a host process and its owner send each other: a JSON head and the bytes of arrays.
 
-Takes file descriptors. Either side may be hostile to the other's patience, not to its memory: sizes are checked before they are read.
+Nothing is unpickled. Takes file descriptors. A hostile side can cost the other time, but not
+memory: sizes are checked before they are read.
 """
 
 import json
@@ -40,7 +41,7 @@ class Message:
 
 
 def send(descriptor: int, message: Message) -> None:
-    """Write a message, as long as somebody reads."""
+    """Write a message, as long as the other side reads."""
     arrays = {name: np.asarray(array, order="C") for name, array in message.arrays.items()}
     shapes = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
     head = json.dumps({"head": dict(message.head), "arrays": shapes}).encode()
@@ -53,7 +54,7 @@ def send(descriptor: int, message: Message) -> None:
 
 
 def receive(descriptor: int, seconds: float | None = None, most_bytes: int = 2**34) -> Message:
-    """Read a message; `seconds` is the time until its last byte."""
+    """Read a message. `seconds` is the time until its last byte."""
     until = None if seconds is None else time.monotonic() + seconds
     (size,) = _HEAD.unpack(_read(descriptor, _HEAD.size, until))
     if size > _LARGEST_HEAD:

@@ -1,4 +1,4 @@
-"""One pass over the samples: every form of a chain runs side by side on the same batches, and every link is judged.
+"""One pass over the samples: runs every form of a chain on the same batches, judges every link.
 
 Takes a chain and batches. Knows no particular runtime.
 """
@@ -21,13 +21,14 @@ from export.errors import NotHereError, SamegraphError
 from export.interruption import Interruption
 
 NUM_IN_FLOAT64 = 500
-"""So many samples are evaluated in float64 in any case."""
+"""How many samples are evaluated in float64 in any case."""
 
 
 def one_pass(chain: Chain, batches: Batches, record: Record, require: Collection[str] = ()) -> Verdict:
-    """Run every stage once per batch and judge every link. What is in `require` and not here raises NotHereError.
+    """Run every stage once per batch and judge every link.
 
-    Ctrl-C ends the pass: the verdict is on what was compared until then, says so, and is no pass.
+    NotHereError if a runtime in `require` is not available. Ctrl-C ends the pass. The verdict then
+    covers what was compared until then, says so, and is not a pass.
     """
     _refuse_unknown(require, chain)
     with ExitStack() as stack:
@@ -42,7 +43,7 @@ def one_pass(chain: Chain, batches: Batches, record: Record, require: Collection
 
 
 class _RunningStage:
-    """A stage under way: open, absent (not on this machine) or broken (it raised)."""
+    """A running stage: open, absent (not on this machine) or broken (it raised)."""
 
     def __init__(self, stage: Stage, stack: ExitStack, require: Collection[str]) -> None:
         self.stage = stage
@@ -65,17 +66,20 @@ class _RunningStage:
             self.broken = f"{stage.name} could not be opened: {one_line(error)}"
 
     def run(self, batch: Arrays) -> Arrays | None:
-        """The outputs; None from the moment on that the stage raised."""
+        """The outputs. None from the moment when the stage raised."""
         if self._runner is None or self.broken is not None:
             return None
         try:
             return self._runner.run(batch)
-        except Exception as error:  # whatever a runtime raises, it is a finding about its links
+        except Exception as error:  # whatever a runtime raises is a finding about its links
             self.broken = f"{self.stage.name} raised {one_line(error)}"
             return None
 
     def measure(self, batch: Arrays, outputs: Arrays, reference: Arrays | None) -> None:
-        """Measure against float64; the first batch also serves to check that samples do not depend on their batch."""
+        """Measure against float64.
+
+        The first batch also serves to check that samples do not depend on their batch.
+        """
         if reference is not None:
             self.errors.update(reference, outputs)
         if self.invariance is None and self._runner is not None and self.stage.invariance_required is not None:
@@ -86,7 +90,7 @@ class _RunningStage:
 
 
 class _RunningLink:
-    """A link under way."""
+    """A link during the pass."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -96,7 +100,11 @@ class _RunningLink:
         self.worst = WorstMeter()
 
     def update(self, outputs: Mapping[str, Arrays | None], scores: Arrays | None) -> None:
-        """`scores` say how far apart two classes are: those in float64, or the link's own first stage's; None where no first class changes."""
+        """Take in the outputs of one batch.
+
+        `scores` say how far apart two classes are: in float64, or else at the link's own first
+        stage. They are None if no first class changes.
+        """
         a, b = outputs[self.link.from_], outputs[self.link.to]
         if a is None or b is None:
             return
@@ -111,7 +119,7 @@ class _RunningLink:
 
 
 class _Course:
-    """One pass over the samples."""
+    """The state of one pass over the samples."""
 
     def __init__(self, chain: Chain, running: dict[str, _RunningStage]) -> None:
         self._chain = chain
@@ -133,7 +141,7 @@ class _Course:
             link.update(outputs, reference if self._reference else outputs[link.link.from_])
 
     def _needs_float64(self, outputs: Mapping[str, Arrays | None]) -> bool:
-        """The first samples do, and those whose errors these do not bound."""
+        """Whether a batch needs float64: the first do, and any whose errors they do not bound."""
         training = outputs[self._training.stage.name]
         known = self._training.errors.measured
         if training is None or self._samples.num_samples <= NUM_IN_FLOAT64 or not known.whole.valid:
@@ -164,7 +172,7 @@ class _Course:
     def _budgets(self, stage: Stage) -> Budgets | None:
         if self._reference is None or self._training.broken or self._reference.broken:
             return None
-        return budgets(self._training.errors.measured, self._training.stage.form.precision, stage.form.precision, doubtful=self._chain.doubtful)
+        return budgets(self._training.errors.measured, self._training.stage.form.precision, stage.form.precision, uncertain=self._chain.uncertain)
 
     def _stage_errors(self, running: _RunningStage) -> Iterator[StageErrors]:
         allowed = self._budgets(running.stage)
@@ -181,8 +189,8 @@ class _Course:
             reason = running.absent or running.broken or "there was no batch"
             return not_run(running.stage.name, running.stage.form.variants(), required, reason, running.stage.profile)
         allowed = self._budgets(running.stage)
-        astray = allowed is not None and not allowed.covers(running.errors.measured)
-        return running.invariance.verdicts(running.stage.name, required, allowed, astray=astray)
+        stage_outside = allowed is not None and not allowed.covers(running.errors.measured)
+        return running.invariance.verdicts(running.stage.name, required, allowed, stage_outside=stage_outside)
 
     def _link_verdict(self, running: _RunningLink) -> LinkVerdict:
         link, target = running.link, self._running[running.link.to]
@@ -238,7 +246,10 @@ class _Course:
         )
 
     def _excused(self, link: Link) -> dict[str, float]:
-        """For each output the larger error of the two, as far as budgets allow it: a stage outside its budget excuses no change."""
+        """For each output, the larger error of the two stages, as far as budgets allow it.
+
+        A stage outside its budget excuses no change.
+        """
         found: dict[str, float] = {}
         for name in (link.from_, link.to):
             allowed = self._budgets(self._running[name].stage)

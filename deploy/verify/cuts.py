@@ -1,6 +1,7 @@
-"""A link at one of its inner tensors: the same chain in small, on one batch. The one place where forms are cut.
+"""Cuts a link at an inner tensor: the same chain in small, on one batch.
 
-Takes a chain and a link of it. Knows no kind of form.
+This is the only place where forms are cut. Takes a chain and one of its links. Knows no kind of
+form.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ BEFORE, AFTER, SOURCE, FLOAT64 = "before", "after", "source of the budget", "flo
 
 
 def cut_link(chain: Chain, link: Link, batch: Arrays) -> "CutLink":
-    """How a link of a chain is cut, to be looked into on a batch."""
+    """Cut a link of a chain, so that it can be examined on a batch."""
     before, after = (chain.form(end) for end in (link.from_, link.to))
     before, after = before.named_like(after), after.named_like(before)
     budget = link.required == "budget"
@@ -42,7 +43,7 @@ def cut_link(chain: Chain, link: Link, batch: Arrays) -> "CutLink":
 
 @dataclass(frozen=True, kw_only=True)
 class CutLink(Places):
-    """Both forms of a link, and where it has a budget what that rests on."""
+    """Both forms of a link and, if it has a budget, what the budget rests on."""
 
     chain: Chain
     link: Link
@@ -50,11 +51,11 @@ class CutLink(Places):
     before: Form
     after: Form
     source: Form | None
-    """The form whose error sets the budget; None where that is `before`."""
+    """The form whose error sets the budget. None if that is `before`."""
     float64: Form | None
     found: Sequence[Pairing]
     names: Mapping[str, str]
-    """What the source of the budget and its float64 evaluation call the second form's tensors."""
+    """The names of the second form's tensors in the budget's source and its float64 evaluation."""
 
     def pairings(self) -> Sequence[Pairing]:
         return self.found
@@ -69,7 +70,7 @@ class CutLink(Places):
             links=(Link(BEFORE, AFTER, self.link.required, self.link.tolerance),),
             reference=self._stage(FLOAT64, self.float64, point, self.names[point]) if self.float64 is not None else None,
             training=SOURCE if self.source is not None else BEFORE,
-            doubtful=self.chain.doubtful,
+            uncertain=self.chain.uncertain,
             infinity_allowed=True,
         )
         try:
@@ -91,7 +92,7 @@ class CutForm(Form):
 
     whole: Form
     theirs: str
-    """What the form calls it."""
+    """The tensor's name in the form."""
     batch: Arrays = field(repr=False)
 
     def open(self) -> Runner:

@@ -1,6 +1,6 @@
 """Where a check ran: versions, machine, processor. Imports no runtime to find out.
 
-Takes nothing, returns what JSON can hold.
+Takes nothing; returns values that JSON can hold.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from deploy.runners.runtimes import RUNTIMES
 
 _PACKAGES = tuple(dict.fromkeys(["samegraph", "numpy", "onnx", *(name for row in RUNTIMES.values() for name in row.packages)]))
-"""What may change a result, the runtimes' own distributions included."""
+"""The packages that may change a result, including the runtimes' own distributions."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -31,7 +31,7 @@ def environment() -> dict[str, object]:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's own name for itself."""
+    """The name that the processor states."""
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -40,12 +40,12 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def nvidia_driver(version: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """The kernel's driver for NVIDIA GPUs, as it calls itself; None where there is none."""
+    """The kernel's driver for NVIDIA GPUs, by its own name. None if there is none."""
     return version.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip() if version.is_file() else None
 
 
 def nvidia_gpus(folder: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
-    """The models of the NVIDIA GPUs, as the kernel's driver calls them."""
+    """The models of the NVIDIA GPUs, by the names that the kernel's driver gives them."""
     told = [file.read_text(encoding="utf-8", errors="replace") for file in sorted(folder.glob("*/information"))]
     lines = [line for text in told for line in text.splitlines() if line.startswith("Model:")]
     return [line.partition(":")[2].strip() for line in lines]

@@ -1,6 +1,7 @@
-"""Whether a stage answers for a sample alone: whatever is run with it, beside it or before it, and however the runtime is set.
+"""Whether the result for a sample depends on the sample alone, whatever else runs or is set.
 
-Takes a runner, its variants (the same stage opened with other settings) and one batch that it has run. Knows no runtime.
+Takes a runner, its variants (the same stage opened with other settings) and one batch that it has
+run. Knows no runtime.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,21 +21,21 @@ Run = Callable[[Arrays], Arrays]
 
 RERUN, ALONE, BATCHES, PARTIAL, DUPLICATED, LAYOUT = "rerun", "alone", "batches", "partial", "duplicated", "layout"
 PROFILE = "profile"
-"""The check of a stage that was made for certain sizes of batches: it must give the same at all of them."""
+"""The check of a stage that was made for certain batch sizes: all must give the same."""
 OF_EVERY_STAGE = (RERUN, ALONE, BATCHES, PARTIAL, DUPLICATED, LAYOUT)
-"""The checks that need nothing but another input; a variant adds its own."""
+"""The checks that need nothing but another input. A variant adds its own check."""
 OF_BATCHES = (ALONE, BATCHES, PARTIAL, DUPLICATED)
-"""Those that need a batch whose size is free."""
+"""The checks that need a batch of free size."""
 NUM_ALONE = 8
 NUM_DUPLICATED = 2
 NUM_IN_BATCHES = 31
 BATCH_SIZES = (3, 7)
-"""Neither divides the number of samples that are cut into them, so each has a smaller last batch."""
+"""Neither divides the number of samples that are cut into them, so the last batch is smaller."""
 
 
 @dataclass
 class _Check:
-    """One of the checks while it is under way."""
+    """One of the checks while it is running."""
 
     comparator: Comparator = field(default_factory=Comparator)
     errors: ErrorMeter = field(default_factory=ErrorMeter)
@@ -43,12 +44,12 @@ class _Check:
     settings: list[str] = field(default_factory=list)
     samples: set[int] = field(default_factory=set)
     apart: str | None = None
-    """The first setting under which other bits came out."""
+    """The first setting that gave other bits."""
     raised: str | None = None
     absent: str | None = None
 
     def take_in(self, expected: Arrays, found: Arrays) -> None:
-        """Compare two sets of outputs that must be alike."""
+        """Compare two sets of outputs that must be the same."""
         self.comparator.update(expected, found)
         self.from_the_stage.update(expected, found)
         if self.beyond is not None:
@@ -65,19 +66,22 @@ class _Trial:
 
 
 class InvarianceMeter:
-    """Runs the variants of one batch. Each row of a variant is a row of the batch, so its outputs are known."""
+    """Runs the variants of one batch.
+
+    Each row of a variant is a row of the batch, so its outputs are known.
+    """
 
     def __init__(
         self, variants: Sequence[Variant] = (), tolerance: Tolerance | None = None, *, batched: bool = True, profile: Sequence[int] = ()
     ) -> None:
-        """`profile`: further sizes of batches to be tried, from copies of the samples where they are too few."""
+        """`profile`: further batch sizes to try. Samples are repeated if there are too few."""
         self._variants = tuple(variants)
         self._batched = batched
         self._profile = tuple(profile)
         self._checks = {name: _Check(beyond=ToleranceMeter(tolerance) if tolerance else None) for name in checks_of(variants, profile)}
 
     def update(self, runner: Runner, batch: Arrays, outputs: Arrays, reference: Arrays | None) -> None:
-        """Compare every variant's outputs with those in the batch, and measure them against float64."""
+        """Compare every variant's outputs with the batch's, and measure them against float64."""
         batch_seen = _RunBatch(batch, outputs, reference)
         for trial in self._trials(runner, batch_seen.size):
             self._compare(trial, runner.run, batch_seen)
@@ -87,12 +91,14 @@ class InvarianceMeter:
         for variant in self._variants:
             self._open(variant, _Trial(variant.check, variant.setting, everything), batch_seen)
 
-    def verdicts(self, stage: str, required: Requirement, budgets: Budgets | None, *, astray: bool = False) -> tuple[InvarianceVerdict, ...]:
-        """Passed where every bit is equal or, if a budget is all that is required, every variant lies within it.
+    def verdicts(self, stage: str, required: Requirement, budgets: Budgets | None, *, stage_outside: bool = False) -> tuple[InvarianceVerdict, ...]:
+        """The verdict on every check.
 
-        `astray`: the stage itself is outside its budget, and so are its variants; then they may be that far from the stage.
+        A check passes if every bit is equal. If only a budget is required, it also passes if every
+        variant is within it. `stage_outside` says that the stage itself is outside its budget, and
+        so are its variants. The budget is then applied to their distance from the stage.
         """
-        checks = {name: replace(check, errors=check.from_the_stage) if astray else check for name, check in self._checks.items()}
+        checks = {name: replace(check, errors=check.from_the_stage) if stage_outside else check for name, check in self._checks.items()}
         return tuple(_verdict(stage, name, check, required, budgets) for name, check in checks.items())
 
     def _trials(self, runner: Runner, size: int) -> Iterator[_Trial]:
@@ -127,10 +133,10 @@ class InvarianceMeter:
         check = self._checks[trial.check]
         try:
             found = run(seen.input(trial.rows))
-        except UsageError as error:  # it is not for such batches, and says so
+        except UsageError as error:  # the runner does not take such batches, and says so
             check.absent = str(error)
             return
-        except Exception as error:  # whatever a runtime raises, it is a finding
+        except Exception as error:  # whatever a runtime raises is a finding
             check.raised = check.raised or f"{trial.setting}: {one_line(error)}"
             return
         if trial.setting not in check.settings:
@@ -147,13 +153,13 @@ class InvarianceMeter:
 
 @dataclass(frozen=True)
 class _RunBatch:
-    """A batch that was run, and what came out."""
+    """A batch that was run, and its outputs."""
 
     batch: Arrays
     outputs: Arrays
     reference: Arrays | None
     as_it_is: bool = False
-    """Whether the batch is handed over as it lies in memory."""
+    """Whether the batch is passed on with the memory layout that it has."""
 
     @property
     def size(self) -> int:
@@ -196,18 +202,18 @@ def _smaller_batches(size: int) -> Iterator[_Trial]:
 
 
 def _strided(rows: np.ndarray) -> np.ndarray:
-    """The same values in another order in memory: neighbours lie along the first axis."""
+    """The same values in another order in memory: neighbours are along the first axis."""
     return np.asfortranarray(rows) if rows.ndim > 1 else np.repeat(rows, 2)[::2]
 
 
 def _rows(arrays: Arrays, rows: np.ndarray, size: int) -> Arrays:
-    """These rows of every array; an output that has no row per sample stays as it is."""
+    """These rows of every array. An output that does not have a row per sample stays as it is."""
     return {name: value[rows] if value.ndim and len(value) == size else value for name, value in arrays.items()}
 
 
 def _verdict(stage: str, name: str, check: _Check, required: Requirement, budgets: Budgets | None) -> InvarianceVerdict:
     if name == RERUN:
-        required = "bitwise"  # the same batch once more: whatever changes then was drawn, or read from memory that nobody set
+        required = "bitwise"  # what changes in the same batch was drawn, or read from uninitialised memory
     comparison = check.comparator.result
     if check.raised is not None:
         return _judged(stage, name, check, required, None, "failed", check.raised)

@@ -1,4 +1,4 @@
-"""What was measured on a link, and what it means: passed, failed or not run, with the reason in one line.
+"""What the measurements on a link mean: passed, failed or not run, with the reason in one line.
 
 Plain data and functions of it. Runs nothing.
 """
@@ -13,7 +13,7 @@ from deploy.verify.verdict import Observed, Requirement, Status, figures
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """A stage as far as a link is concerned with it."""
+    """A stage, as far as a link needs to know it."""
 
     name: str
     absent: str | None
@@ -29,13 +29,13 @@ class Evidence:
     required: Requirement
     sides: tuple[Side, Side]
     source: tuple[Side, Side] | None
-    """The stage whose errors set the budget, and the float64 evaluation; None where there is none."""
+    """The stage whose errors set the budget, and the float64 evaluation. None without a budget."""
     comparison: Comparison
     top_one: TopOne
     tolerance: Tolerance | None = None
     beyond: Excess | None = None
     infinity_allowed: bool = False
-    """Whether an infinity that all sides agree about is an answer like others."""
+    """Whether an infinity on which all sides agree is an answer like any other."""
 
     @property
     def target(self) -> Side:
@@ -116,7 +116,7 @@ def _outside(evidence: Evidence) -> str:
     if not allowed.covers(errors):
         return f"{_of(name, errors)}the error against float64 is {errors.outputs[name]}, the budget is {allowed.outputs[name]}"
     changes = evidence.top_one.num_changes
-    return f"{changes - evidence.top_one.num_ties} of {changes} changes of the first class are no ties"
+    return f"{changes - evidence.top_one.num_ties} of {changes} changes of the first class are not ties"
 
 
 def _without_budget(evidence: Evidence, name: str | None) -> str:
@@ -128,5 +128,5 @@ def _without_budget(evidence: Evidence, name: str | None) -> str:
 
 
 def _of(name: str | None, errors: OutputErrors) -> str:
-    """Which output it is, where there are several."""
+    """The prefix that names the output, if there are several."""
     return f"{name}: " if name is not None and len(errors.outputs) > 1 else ""

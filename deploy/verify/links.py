@@ -1,4 +1,4 @@
-"""Forms of a model, the links between them, and the chain that they make; which of them a user asked for.
+"""Forms of a model, the links between them, and the chain they make; which links a user selects.
 
 Plain data. Runs nothing.
 """
@@ -26,18 +26,18 @@ Batches = Callable[[], Iterable[Arrays]]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A form of the model under its name in the verdict, and what it must hold by itself."""
+    """A form of the model, its name in the verdict, and the checks that it must pass by itself."""
 
     name: str
     form: Form
     invariance_required: Requirement | None = "budget"
-    """What must hold when it runs again, in other batches, or as one of its variants; None where that is not checked."""
+    """What must hold when it runs again, in other batches, or as a variant. None: not checked."""
     invariance_tolerance: Tolerance | None = None
-    """Stated exactly where a tolerance is what must hold."""
+    """Given if and only if the requirement is a tolerance."""
     batched: bool = True
-    """Whether the first axis of everything counts samples, so that other batches must give the same."""
+    """Whether the first axis of everything counts samples, so that other batches must agree."""
     profile: tuple[int, ...] = ()
-    """Sizes of batches that it was made for and that are tried as well as those of every stage."""
+    """Further batch sizes to try: those that the form was made for."""
 
 
 Pairs = Callable[[Sequence[Point], Sequence[Point]], list[Pairing]]
@@ -51,9 +51,9 @@ class Link:
     to: str
     required: Requirement
     tolerance: Tolerance | None = None
-    """Stated exactly where a tolerance is required."""
+    """Given if and only if a tolerance is required."""
     pairs: Pairs | None = paired
-    """Which inner tensors of the two are the same, so that a failure's place can be found; None where it is not looked for."""
+    """Which inner tensors are the same, to find where a failure begins. None: no search."""
 
     def __post_init__(self) -> None:
         if (self.required == "tolerance") != (self.tolerance is not None):
@@ -62,20 +62,23 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """Stages, the links between them, and the two on which every budget rests."""
+    """Stages, the links between them, and the two stages on which every budget rests."""
 
     stages: tuple[Stage, ...]
     links: tuple[Link, ...]
     reference: Stage | None
-    """The float64 evaluation of the function; None where there is none, and then no link can be within a budget."""
+    """The float64 evaluation of the function. Without one, no link can be within a budget."""
     training: str
     """The stage whose error sets the budgets."""
     source: Form | None = None
-    """The same function by inner tensors, where the place of a failure is looked for; None where that stage itself shows them."""
-    doubtful: bool = False
-    """Whether the float64 evaluation is other code than that stage's; see `budget`."""
+    """The same function with inner tensors, for the search of a failure's place.
+
+    None if the stage itself shows them.
+    """
+    uncertain: bool = False
+    """Whether the float64 evaluation is not the code of that stage; see `budget`."""
     infinity_allowed: bool = False
-    """Whether an infinity that all agree about is an answer; of scores of classes it is none."""
+    """Whether an infinity on which all agree is an answer. For the scores of classes it is not."""
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.everything]
@@ -90,11 +93,11 @@ class Chain:
 
     @property
     def everything(self) -> tuple[Stage, ...]:
-        """The stages, and the float64 evaluation where there is one."""
+        """The stages, and the float64 evaluation if there is one."""
         return (*self.stages, *([self.reference] if self.reference else []))
 
     def form(self, name: str) -> Form:
-        """Of the stage of that name."""
+        """The form of the stage with that name."""
         return next(stage.form for stage in self.stages if stage.name == name)
 
 
@@ -103,7 +106,7 @@ class Record:
     """What the caller knows and the verdict repeats."""
 
     files: Mapping[str, str] = field(default_factory=dict)
-    """Name of every file that was run, with its SHA-256."""
+    """The SHA-256 of every file that was run, by name."""
     samples_made: tuple[str, ...] = ()
     training_only: tuple[TrainingOnlyPart, ...] = ()
     not_foldable: tuple[NotFoldablePart, ...] = ()
@@ -111,22 +114,26 @@ class Record:
 
 
 def selected(chains: Sequence[Chain], request: VerifyRequest) -> list[Chain]:
-    """What is left of chains when the user has said what they want.
+    """The chains that remain after the user's selection.
 
-    Bits are required of the last chain: where there is an exact one, it is that, and nobody can have them of the others.
+    Bits are required of the last chain. If there is an exact chain, it is the last one. The others
+    cannot give the same bits everywhere.
     """
     left = [*chains] if request.only is None else [only(chains, request.only)]
     return [*left[:-1], bitwise(left[-1])] if request.bitwise else left
 
 
 def required_runtimes(chain: Chain, request: VerifyRequest, always: Collection[str] = ()) -> set[str]:
-    """The runtimes that must be here, `always` included; where one link is looked at, those of others are nobody's business."""
+    """The runtimes that must be available, including `always`.
+
+    If only one link is checked, the runtimes of other links are not needed.
+    """
     present = {stage.form.runtime for stage in chain.stages}
     return {name for name in (*request.require, *always) if request.only is None or name in present}
 
 
 def only(chains: Sequence[Chain], asked: str) -> Chain:
-    """A chain of the one link of that name, with the stages that it needs."""
+    """A chain with only the link of that name, and the stages that the link needs."""
     names = {f"{link.from_} -> {link.to}": (chain, link) for chain in chains for link in chain.links}
     fitting = [name for name in names if asked == name] or [name for name in names if asked.lower() in name.lower()]
     if len(fitting) != 1:
@@ -146,7 +153,7 @@ def only(chains: Sequence[Chain], asked: str) -> Chain:
 
 
 def bitwise(chain: Chain) -> Chain:
-    """Every link and every check of a stage must give the same bits."""
+    """The chain with the same bits required of every link and of every check of a stage."""
     links = tuple(replace(link, required="bitwise", tolerance=None) for link in chain.links)
     stages = tuple(replace(stage, invariance_required=stage.invariance_required and "bitwise", invariance_tolerance=None) for stage in chain.stages)
     return replace(chain, links=links, stages=stages)

@@ -1,6 +1,7 @@
 """Whether any two forms of a model are the same function: `--reference A --candidate B`.
 
-Takes what the user asked for. Decides what the link must hold; how forms are opened and compared is decided elsewhere.
+Takes the user's request, and decides what the link must hold. How forms are opened and compared
+is decided elsewhere.
 """
 
 import tempfile
@@ -28,12 +29,12 @@ from export.errors import NotHereError, UsageError
 _STATE = "state what may differ with --max-ulp, or with --atol and --rtol"
 REFERENCE, CANDIDATE, FLOAT64 = "reference", "candidate", "float64 evaluation"
 Shown = Callable[[Iterator[Arrays], int], Iterator[Arrays]]
-"""Passes batches on, and shows how many of so many have gone by."""
+"""Passes batches on, and shows how many of the total have passed."""
 
 
 @dataclass(frozen=True)
 class PairResult:
-    """A verdict, and the inputs of the samples that it calls the worst."""
+    """A verdict, and the inputs of the samples that it lists as the worst."""
 
     verdict: Verdict
     rows: Mapping[int, Arrays]
@@ -49,7 +50,7 @@ def compare_pair(pair: PairRequest, shown: Shown | None = None) -> PairResult:
     if pair.bitwise and pair.tolerance:
         raise UsageError("--require bitwise and a tolerance exclude each other; drop one of them")
     if pair.precision and (pair.bitwise or pair.tolerance):
-        raise UsageError("--precision is what the derived budget is scaled by, and something else was asked for than that budget; drop one of them")
+        raise UsageError("--precision scales the derived budget, but a requirement other than that budget was given; drop one of them")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sides = [begin_side(pair.reference, True, folder, pair.limits, stack), begin_side(pair.candidate, False, folder, _limits(pair), stack)]
@@ -72,7 +73,7 @@ def compare_pair(pair: PairRequest, shown: Shown | None = None) -> PairResult:
 
 
 def _budget_source(pair: PairRequest, reference: PairSide, given: SampleSource) -> Stage | None:
-    """The float64 evaluation, tried on one batch; without one the user must say what is allowed."""
+    """The float64 evaluation, tried on a batch. Without it the user must state what is allowed."""
     if pair.tolerance or pair.bitwise:
         return None
     (form,) = reference.forms(("onnxruntime-cpu",), ()).values()
@@ -89,7 +90,7 @@ def _budget_source(pair: PairRequest, reference: PairSide, given: SampleSource) 
 
 
 class _MatchedForms:
-    """Two forms whose inputs and outputs were brought together."""
+    """Two forms whose inputs and outputs have been matched."""
 
     def __init__(self, pair: PairRequest, reference: PairSide, candidate: PairSide) -> None:
         self._pair, self._reference, self._candidate = pair, reference, candidate
@@ -98,7 +99,7 @@ class _MatchedForms:
         self._require_outputs_by_name()
 
     def samples(self) -> SampleSource:
-        """What both are run on."""
+        """The samples that both forms run on."""
         if isinstance(self._reference, RecordingSide) and isinstance(self._candidate, RecordingSide):
             return _numbers_of_rows(self._reference, self._candidate, self._pair.batch_size)
         if self._pair.samples is None:
@@ -117,11 +118,11 @@ class _MatchedForms:
         names = {name: CANDIDATE if len(candidates) == 1 else f"{CANDIDATE}, {name}" for name in candidates}
         others = [self._stage(names[name], self._candidate, self._of_candidate(form)) for name, form in candidates.items()]
         links = tuple(Link(REFERENCE, stage.name, self._required, self._pair.tolerance) for stage in others)
-        return Chain(stages=(first, *others), links=links, reference=float64, training=REFERENCE, doubtful=True, infinity_allowed=True)
+        return Chain(stages=(first, *others), links=links, reference=float64, training=REFERENCE, uncertain=True, infinity_allowed=True)
 
     @property
     def _batch_size(self) -> int:
-        """As large as both sides take."""
+        """The largest batch that both sides take, up to the requested size."""
         limits = [form.largest_batch for form in (self._reference, self._candidate)]
         return min(self._pair.batch_size, *(limit for limit in limits if limit is not None), self._pair.batch_size)
 
@@ -140,7 +141,10 @@ class _MatchedForms:
         )
 
     def _of_candidate(self, form: Form) -> Form:
-        """Under the reference's names, and with the precision that was asked of it: a file that computes in less must not widen its own budget."""
+        """The candidate under the reference's names, with the precision that was requested of it.
+
+        A file that computes in a lower precision must not widen its own budget.
+        """
         form = replace(form, precision=self._pair.precision or self._reference.precision)
         return RenamedForm.of(form, self._pair.names, self._candidate.inputs or ()) if self._pair.names else form
 
@@ -152,7 +156,7 @@ class _MatchedForms:
                     raise UsageError(f"--map {ours}={theirs}: {form.name} has no {name!r}, only {', '.join(known)}; write REFERENCE=CANDIDATE")
 
     def _common_inputs(self) -> tuple[TensorSpec, ...]:
-        """What both take; a size that one of them fixes is fixed."""
+        """The inputs that both take. A size that one of them fixes is fixed."""
         ours, theirs = self._reference.inputs, self._renamed(self._candidate.inputs)
         if ours == () or theirs == ():
             raise UsageError(f"{self._reference.name if ours == () else self._candidate.name} takes no input, so no sample reaches it")
@@ -164,7 +168,10 @@ class _MatchedForms:
         return tuple(_common(spec, by_name[spec.name], self._reference.name, self._candidate.name) for spec in ours)
 
     def _require_outputs_by_name(self) -> None:
-        """An output that only one side has is a finding; where both have such ones, nobody says which belong together."""
+        """Raise if each side has outputs that the other lacks: nothing says which ones match.
+
+        An output that only one side has is a finding.
+        """
         if all(_of_one_side(self._reference.outputs, self._renamed(self._candidate.outputs) or ())):
             raise self._other_names()
 
@@ -173,7 +180,7 @@ class _MatchedForms:
         return None if specs is None else tuple(replace(spec, name=ours.get(spec.name, spec.name)) for spec in specs)
 
     def _other_names(self) -> UsageError:
-        """About inputs and outputs in one, so that nobody needs two tries."""
+        """The error about inputs and outputs together, so that one correction is enough."""
         told, maps = [], []
         for what, ours, theirs in (
             ("inputs", self._reference.inputs, self._renamed(self._candidate.inputs)),
@@ -187,13 +194,13 @@ class _MatchedForms:
 
 
 def _of_one_side(ours: Sequence[TensorSpec], theirs: Sequence[TensorSpec]) -> tuple[list[str], list[str]]:
-    """Names that only one of two sides has."""
+    """The names that only one of the two sides has."""
     one, other = ([spec.name for spec in specs] for specs in (ours, theirs))
     return [name for name in one if name not in other], [name for name in other if name not in one]
 
 
 def _limits(pair: PairRequest) -> Limits:
-    """CUDA reserves more memory than any file may have."""
+    """No memory limit on a GPU: CUDA reserves more memory than a limit would allow."""
     on_gpu = any(RUNTIMES[name].device == "cuda" for name in pair.runtimes if name in RUNTIMES)
     return replace(pair.limits, gibibytes=0) if on_gpu else pair.limits
 
@@ -207,7 +214,7 @@ def _common(one: TensorSpec, other: TensorSpec, name: str, other_name: str) -> T
 
 
 def _numbers_of_rows(one: RecordingSide, other: RecordingSide, batch_size: int) -> SampleSource:
-    """Two recordings are compared row by row; their samples are not there."""
+    """Row numbers as samples: two recordings are compared row by row, without the samples."""
     if one.num_rows != other.num_rows:
         raise UsageError(f"{one.name} holds outputs of {one.num_rows} samples, {other.name} of {other.num_rows}; record both on the same samples")
 

@@ -1,7 +1,7 @@
-"""Where a link that failed begins to fail: the first tensor outside what is allowed whose inputs are all inside.
+"""Finds where a failed link begins to fail: the first tensor outside whose inputs are all inside.
 
-Takes a graph's inner tensors and a way to run both stages up to one of them. Each tensor is the end of a run of its own, so
-that a runtime optimises the graph in front of it as it optimises the whole.
+Takes a graph's inner tensors and a way to run both stages up to one of them. Each tensor is the
+end of a run of its own, so that a runtime optimises the graph in front of it as in the whole.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from deploy.verify.verdict import InnerError, LinkVerdict, Place, PlaceInput, St
 
 @dataclass(frozen=True)
 class CutResult:
-    """A link at one tensor, and how far its stages are from float64 there, where that was measured."""
+    """A link at one tensor, and its stages' distances from float64 there, if measured."""
 
     link: LinkVerdict
     before: StageErrors | None = None
@@ -24,28 +24,31 @@ class CutResult:
 
 @dataclass(frozen=True)
 class Pairing:
-    """One tensor that both stages compute."""
+    """A tensor that both stages compute."""
 
     point: Point
-    """As the second stage has it; its inputs are the nearest tensors that both have."""
+    """The tensor in the second stage. Its inputs are the nearest tensors that both stages have."""
     before: str
-    """What the first stage calls it."""
+    """The tensor's name in the first stage."""
 
 
 class Places(ABC):
-    """How the two stages of a link are cut."""
+    """A way to cut the two stages of a link."""
 
     @abstractmethod
     def pairings(self) -> Sequence[Pairing]:
-        """The tensors that both compute, in the order of the second stage."""
+        """The tensors that both stages compute, in the order of the second stage."""
 
     @abstractmethod
     def at(self, pairing: Pairing) -> CutResult | None:
-        """The link as it is at one of them, on a batch that fails; None where it cannot be run there."""
+        """The link at one tensor, on a batch that fails. None if it cannot be run there."""
 
 
 def find_place(places: Places, worst_sample: int, outputs: Collection[str] = ()) -> Place | None:
-    """The place, or None where no tensor could be compared. `outputs` are those that failed, as the first stage calls them."""
+    """The place, or None if no tensor could be compared.
+
+    `outputs` are the outputs that failed, by their names in the first stage.
+    """
     search = _Search(places, _leading_to(outputs, places.pairings()))
     guilty = search.guilty()
     if guilty is None:
@@ -54,7 +57,7 @@ def find_place(places: Places, worst_sample: int, outputs: Collection[str] = ())
 
 
 class _Search:
-    """One search, and what it has seen."""
+    """One search, and the results that it has seen."""
 
     def __init__(self, places: Places, pairings: Sequence[Pairing]) -> None:
         self._places = places
@@ -63,7 +66,11 @@ class _Search:
         self._seen: dict[str, CutResult | None] = {}
 
     def guilty(self) -> str | None:
-        """Halve the graph until a failing tensor stands right behind one that does not fail, then follow failing inputs."""
+        """The first failing tensor, found by bisection.
+
+        It halves the graph until a failing tensor is right behind one that does not fail, then
+        follows failing inputs.
+        """
         low, high = -1, self._last_comparable()
         if high < 0 or not self._fails(self._names[high]):
             return None
@@ -94,19 +101,23 @@ class _Search:
         )
 
     def behind_the_last(self, worst_sample: int) -> Place | None:
-        """Everything that could be compared is inside: what differs comes behind it."""
+        """The last tensor, if all that could be compared is inside: the failure is behind it."""
         inside = [name for name in self._names if self._seen.get(name) is not None]
         if not inside:
             return None
         described = self.described(inside[-1], worst_sample)
-        return replace(described, behind=True, reason="every tensor that both stages have is inside up to here: what differs comes behind it")
+        return replace(described, behind=True, reason="every tensor that both stages have is inside up to here: the difference arises behind it")
 
     def _last_comparable(self) -> int:
         places = range(len(self._names) - 1, -1, -1)
         return next((place for place in places if self._at(self._names[place]) is not None), -1)
 
     def _followed_back(self, name: str) -> str:
-        """Halving takes for granted that what fails goes on failing; an input that fails shows that it did not."""
+        """Follow failing inputs back.
+
+        Bisection assumes that everything behind a failing tensor fails. A failing input shows that
+        this did not hold.
+        """
         followed = {name}
         while failing := [each for each in self._pairings[name].point.inputs if each not in followed and self._fails(each)]:
             name = failing[0]
@@ -123,7 +134,10 @@ class _Search:
         return found
 
     def _at(self, name: str) -> CutResult | None:
-        """What was compared there; where shapes or dtypes differ, nothing was, and the two are not the same tensor."""
+        """The comparison at a tensor.
+
+        None if nothing was compared there: if shapes or dtypes differ, it is not the same tensor.
+        """
         if name not in self._seen:
             found = self._places.at(self._pairings[name])
             self._seen[name] = found if found is not None and found.link.outputs else None
@@ -137,7 +151,7 @@ class _Search:
 
 
 def growth(places: Places, most: int = 12) -> tuple[InnerError, ...]:
-    """Both stages' errors at tensors spread evenly over the graph, its last one among them."""
+    """Both stages' errors at tensors spread evenly over the graph, including the last."""
     pairings = [each for each in places.pairings() if each.point.inputs] or list(places.pairings())
     chosen = sorted({round(i * (len(pairings) - 1) / max(1, most - 1)) for i in range(most)}) if pairings else []
     return tuple(error for place in chosen if (error := _inner_error(places, pairings[place])) is not None)
@@ -159,7 +173,7 @@ def _inner_error(places: Places, pairing: Pairing) -> InnerError | None:
 
 
 def paired(ours: Sequence[Point], theirs: Sequence[Point]) -> list[Pairing]:
-    """Which inner tensors of two graphs are the same, as far as their names, layers and operations tell."""
+    """The inner tensors that are the same in two graphs, judged by names, layers and operations."""
     found = _by_name(ours, theirs)
     found |= {name: before for name, before in _by_layer(ours, theirs).items() if name not in found and before not in found.values()}
     if 2 * len(found) < len(theirs) and [each.operation for each in ours] == [each.operation for each in theirs]:
@@ -168,14 +182,17 @@ def paired(ours: Sequence[Point], theirs: Sequence[Point]) -> list[Pairing]:
 
 
 def pairings_of(theirs: Sequence[Point], found: Mapping[str, str]) -> list[Pairing]:
-    """The tensors that are in `found`, which says what the first stage calls them."""
+    """The tensors in `found`, which gives their names in the first stage."""
     nearest = _nearest(theirs, found)
     inputs = {point.name: tuple(dict.fromkeys(name for each in point.inputs for name in nearest.get(each, ()))) for point in theirs}
     return [Pairing(replace(point, inputs=inputs[point.name]), found[point.name]) for point in theirs if point.name in found]
 
 
 def _leading_to(outputs: Collection[str], pairings: Sequence[Pairing]) -> Sequence[Pairing]:
-    """What the first of these outputs is computed from, and itself; everything, where none of them is among the tensors."""
+    """The first of these outputs and what it is computed from.
+
+    If none of them is among the tensors, all tensors.
+    """
     end = next((each for each in pairings if each.before in outputs), None)
     if end is None:
         return pairings
@@ -193,13 +210,13 @@ def _by_name(ours: Sequence[Point], theirs: Sequence[Point]) -> dict[str, str]:
 
 
 def _by_layer(ours: Sequence[Point], theirs: Sequence[Point]) -> dict[str, str]:
-    """The last tensor of each module of the network that both graphs know."""
+    """The last tensor of each module that both graphs know."""
     last_ours, last_theirs = ({point.layer: point.name for point in points if point.layer} for points in (ours, theirs))
     return {name: last_ours[layer] for layer, name in last_theirs.items() if layer in last_ours}
 
 
 def _nearest(points: Sequence[Point], kept: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """For each tensor the kept ones that it is computed from, with nothing kept in between; a kept one is its own."""
+    """For each tensor, the nearest kept tensors that it is computed from. A kept one is its own."""
     nearest: dict[str, tuple[str, ...]] = {}
     for point in points:
         before = dict.fromkeys(name for each in point.inputs for name in nearest.get(each, ()))
@@ -208,7 +225,7 @@ def _nearest(points: Sequence[Point], kept: Collection[str]) -> dict[str, tuple[
 
 
 def _distance(link: LinkVerdict) -> float:
-    assert link.max_abs is not None  # what is known was compared
+    assert link.max_abs is not None  # a known result has been compared
     return link.max_abs
 
 

@@ -1,6 +1,7 @@
 """A pytest fixture that asserts that two forms of a model are the same function.
 
-Takes what `pipeline verify --reference A --candidate B` takes, PyTorch programs and modules besides. Imports nothing heavy until it is used.
+Takes what `pipeline verify --reference A --candidate B` takes, and PyTorch programs and modules.
+Imports nothing heavy until it is used.
 """
 
 import inspect
@@ -25,7 +26,7 @@ Samples: TypeAlias = "str | Path | int | Mapping[str, NDArray[Any] | torch.Tenso
 
 
 class SameFunction:
-    """What the fixture gives to a test."""
+    """The object that the fixture gives to a test."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -45,9 +46,10 @@ class SameFunction:
         sizes: Mapping[str, int] | None = None,
         batched: bool = True,
     ) -> "Verdict":
-        """Fail the test unless `b` is the function that `a` is; `names` maps a's names to b's.
+        """Fail the test unless `b` is the same function as `a`. `names` maps a's names to b's.
 
-        Without a bound the budget is derived from a's error against its evaluation in float64. A module is compared as it is in evaluation mode.
+        Without a bound, the budget is derived from a's error against its float64 evaluation. A
+        module is compared in evaluation mode.
         """
         from deploy.compare.tolerance import Tolerance
         from deploy.verify.request import PairRequest
@@ -73,14 +75,14 @@ class SameFunction:
     def _samples(self, samples: Samples) -> str:
         if isinstance(samples, str | Path | int):
             return str(samples)
-        from safetensors.torch import save_file  # it has bfloat16, which NumPy's files have not
+        from safetensors.torch import save_file  # it supports bfloat16, which NumPy's files do not
 
         path = self._new(".safetensors")
         save_file({name: tensor.contiguous().clone() for name, tensor in _tensors(samples).items()}, path)
         return str(path)
 
     def _file(self, form: Form, samples: Samples) -> Path:
-        """A path as it is; a program or module as a file of its own."""
+        """The path itself, or a new file with the program or module."""
         if isinstance(form, str | Path):
             return Path(form)
         import torch
@@ -102,7 +104,7 @@ def samegraph_verify(tmp_path_factory: pytest.TempPathFactory) -> SameFunction:
 
 
 def _verdict_on(request: "Callable[[], PairRequest]") -> "Verdict":
-    """What a user can mend is one line, as on the command line."""
+    """The verdict. An error that a user can fix is one line, as on the command line."""
     from deploy.verify.pair import verify_pair
 
     try:
@@ -122,7 +124,10 @@ def _tensors(samples: Samples) -> "dict[str, torch.Tensor]":
 
 
 def _exported(module: "torch.nn.Module", samples: Samples) -> "torch.export.ExportedProgram":
-    """A module in evaluation mode, its inputs being the samples by name, with a free batch. The module stays as it is."""
+    """A module in evaluation mode as a program with a free batch. The module stays as it is.
+
+    Its inputs are the samples, by name.
+    """
     import torch
 
     if isinstance(samples, str | Path | int):

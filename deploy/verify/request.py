@@ -1,6 +1,7 @@
 """What a user requests of a verification: which forms, on which samples, and what must hold.
 
-Plain frozen data; needs no torch. What is requested of a bundle and of a pair differs only in what is compared.
+Plain frozen data; needs no torch. Requests for a bundle and for a pair differ only in what is
+compared.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,23 +13,26 @@ from deploy.runners.runner import Precision
 from deploy.sandbox.process import Limits
 
 BITWISE = "bitwise"
-"""The word that stands among required runtimes on the command line and requires every bit instead."""
+"""The word that, among required runtimes on the command line, requires every bit instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyRequest:
-    """What every verification can be told."""
+    """The options of every verification."""
 
     samples: str | None = None
-    """A file, a folder of files, or a number of random samples; see `deploy.compare.inputs`. None: what the forms bring along."""
+    """A file, a folder of files, or a number of random samples; see `deploy.compare.inputs`.
+
+    None means the samples that come with the forms.
+    """
     require: tuple[str, ...] = ()
     """Runtimes without which there is no verdict."""
     bitwise: bool = False
     """Whether every bit must be equal, whatever a budget would allow."""
     only: str | None = None
-    """The one link that is checked."""
+    """The one link to check."""
     inside: bool = False
-    """Whether the errors at inner tensors are measured too."""
+    """Whether to measure the errors at inner tensors too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class BundleRequest(VerifyRequest):
 
     folder: Path
     network: str | None = None
-    """Code of the user's own that may build the network; a bundle alone names no code to import."""
+    """The user's own code that may build the network. A bundle alone names no code to import."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +51,15 @@ class PairRequest(VerifyRequest):
     reference: Path
     candidate: Path
     names: Mapping[str, str] = field(default_factory=dict)
-    """The reference's names of inputs and outputs, and the candidate's, where they differ."""
+    """From the reference's names of inputs and outputs to the candidate's, where they differ."""
     runtimes: tuple[str, ...] = ("onnxruntime-cpu",)
-    """What an ONNX candidate is run in."""
+    """The runtimes that an ONNX candidate runs in."""
     tolerance: Tolerance | None = None
     precision: Precision | None = None
-    """What was asked of the candidate; as of the reference where that is None, whatever types the file holds."""
+    """The precision that is requested of the candidate, whatever types its file holds.
+
+    None means that of the reference.
+    """
     batch_size: int = 64
     sizes: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
@@ -61,5 +68,5 @@ class PairRequest(VerifyRequest):
 
 
 def runtimes_among(required: Iterable[str]) -> tuple[str, ...]:
-    """What was required, without the word that stands for bits."""
+    """The required runtimes, without the word that stands for bits."""
     return tuple(name for name in required if name != BITWISE)

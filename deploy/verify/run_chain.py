@@ -1,4 +1,4 @@
-"""Runs a chain, and looks into what failed: the verdict, with the place where each failed link begins to fail.
+"""Runs a chain and examines what failed: the verdict, and the place where each failure begins.
 
 Takes a chain and batches. Knows no particular runtime.
 """
@@ -21,14 +21,17 @@ NUM_SAMPLES_INSIDE = 8
 def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collection[str] = (), inside: bool = False) -> Verdict:
     """The verdict on a chain; see `one_pass`.
 
-    `inside`: also measure the errors at inner tensors, of the last link that has a budget.
+    `inside`: also measure the errors at inner tensors, for the last link that has a budget.
     """
     verdict = one_pass(chain, batches, record, require)
     return verdict if verdict.interrupted else _looked_into(verdict, chain, batches, inside=inside)
 
 
 def _looked_into(verdict: Verdict, chain: Chain, batches: Batches, *, inside: bool) -> Verdict:
-    """With the place of each failure and what was asked for of the inside, as far as nobody interrupts."""
+    """The verdict with the place of each failure and the requested inner errors.
+
+    Ctrl-C ends this early.
+    """
     try:
         verdict = _placed(verdict, chain, batches)
         return _with_growth(verdict, chain, batches) if inside else verdict
@@ -64,13 +67,19 @@ def _takes_fewer(verdict: Verdict, link: LinkVerdict) -> bool:
 
 
 def _few_of(batch: Arrays, row: int) -> Arrays:
-    """A few samples with the worst among them, as every tensor on the way takes a run. Where they show nothing all are taken."""
+    """A few samples including the worst, because every tensor on the way takes a run.
+
+    If they show nothing, all samples are taken.
+    """
     start = max(0, min(row, num_samples(batch) - NUM_SAMPLES_INSIDE))
     return {name: rows[start : start + NUM_SAMPLES_INSIDE] for name, rows in batch.items()}
 
 
 def _with_growth(verdict: Verdict, chain: Chain, batches: Batches) -> Verdict:
-    """On a few samples: float64 takes its time, and errors are of one kind on all of them."""
+    """The verdict with inner errors, measured on a few samples.
+
+    A few are enough: float64 is slow, and the errors of all samples are of one kind.
+    """
     links = list(verdict.links)
     able = [
         place
@@ -90,7 +99,7 @@ def _shows_tensors(chain: Chain, link: Link) -> bool:
 
 
 def batch_with(batches: Iterable[Arrays], sample: int) -> tuple[Arrays, int]:
-    """The batch that holds a sample, counted over all of them, and its place there."""
+    """The batch that holds a sample, counted over all batches, and the sample's place in it."""
     for batch in batches:
         number = num_samples(batch)
         if sample < number:

@@ -1,6 +1,6 @@
-"""The JSON Schema of verification.json, read off the types that the file is written from.
+"""The JSON Schema of verification.json, derived from the types that the file is written from.
 
-`python -m deploy.verify.schema` prints it; the published copy is docs/verification.schema.json.
+`python -m deploy.verify.schema` prints it. The published copy is docs/verification.schema.json.
 """
 
 import json
@@ -14,7 +14,7 @@ from deploy.verify.verdict import FORMAT_VERSION, Verdict
 Schema = dict[str, Any]
 
 _NUMBER = {"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]}
-"""What JSON has no number for is written as a word."""
+"""Values that JSON has no number for are written as words."""
 _PLAIN: dict[object, Schema] = {
     str: {"type": "string"},
     bool: {"type": "boolean"},
@@ -27,7 +27,7 @@ _HASHES = {"type": "object", "additionalProperties": {"type": "string", "pattern
 
 
 def verification_schema() -> Schema:
-    """The whole schema; dataclasses are its definitions."""
+    """The whole schema, with the dataclasses as its definitions."""
     definitions: dict[str, Schema] = {}
     whole = _of_dataclass(Verdict, definitions)
     whole["properties"]["files"] = _HASHES

@@ -1,6 +1,7 @@
-"""What `--reference` and `--candidate` may name: a model file, a bundle, or recorded outputs; and the forms that each has.
+"""What `--reference` and `--candidate` may name: a model file, a bundle, or recorded outputs.
 
-Takes paths. Models are copied first (the bytes that are hashed are the bytes that run) and then only touched in a host process.
+Takes paths; returns the forms of each. A model is copied first, so that the bytes that are hashed
+are the bytes that run. After that only a host process touches it.
 """
 
 import shutil
@@ -31,31 +32,31 @@ _EXPECTED = f"a model ({', '.join(SUFFIXES)}), a bundle, or recorded outputs ({'
 
 @dataclass(frozen=True, kw_only=True)
 class PairSide(ABC):
-    """One side of a pair: a file and what it says of itself."""
+    """One side of a pair: a file and what it states about itself."""
 
     path: Path
     sha256: str
     inputs: tuple[TensorSpec, ...] | None
-    """None where any will do."""
+    """None if any inputs will do."""
     outputs: tuple[TensorSpec, ...]
     precision: Precision
-    """The narrowest that it computes in."""
+    """The lowest precision that it computes in."""
     largest_batch: int | None = None
-    """None where any size will do."""
+    """None if any size will do."""
 
     @property
     def name(self) -> str:
-        """What it is called in the verdict."""
+        """Its name in the verdict."""
         return self.path.name
 
     @abstractmethod
     def forms(self, runtimes: Sequence[str], inputs: tuple[TensorSpec, ...]) -> dict[str, Form]:
-        """The file in each runtime that it is run in: those that are requested, where it leaves a choice."""
+        """The file in each runtime that it runs in: the requested ones, if it leaves a choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSide(PairSide):
-    """A model in a file, in a host process."""
+    """A model in a file, opened in a host process."""
 
     kind: Kind
     copy: Path
@@ -75,7 +76,7 @@ class ModelSide(PairSide):
             return (TORCH,)
         for name in requested:
             if name not in FILE_RUNTIMES:
-                raise NotHereError(f"runtime {name!r} was asked for, this version runs {', '.join(FILE_RUNTIMES)}; ask for one of these")
+                raise NotHereError(f"runtime {name!r} was requested, but this version runs {', '.join(FILE_RUNTIMES)}; choose one of these")
         return ("onnxruntime-cpu",) if self.is_reference else requested
 
     def _form(self, runtime: str) -> SandboxedForm:
@@ -94,13 +95,13 @@ class ModelSide(PairSide):
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingSide(PairSide):
-    """Outputs that were written down."""
+    """Recorded outputs."""
 
     kept: Mapping[str, StoredArray]
 
     @property
     def num_rows(self) -> int:
-        """How many samples the outputs are of."""
+        """The number of samples that the outputs are of."""
         return next(iter(self.kept.values())).shape[0]
 
     def forms(self, runtimes: Sequence[str], inputs: tuple[TensorSpec, ...]) -> dict[str, Form]:
@@ -112,7 +113,7 @@ class RecordingSide(PairSide):
 
 
 class _Reader:
-    """Reads the rows of several arrays side by side, as many as are wanted."""
+    """Reads the rows of several arrays side by side, as many as requested."""
 
     def __init__(self, kept: Mapping[str, StoredArray]) -> None:
         self._kept = kept
@@ -127,9 +128,10 @@ class _Reader:
 
 
 def begin_side(path: Path, is_reference: bool, folder: Path, limits: Limits, stack: ExitStack) -> Callable[[], PairSide]:
-    """Start the process for what a path names; the side is there when the result is called, so that two processes start beside each other.
+    """Start the process for what a path names. Calling the result returns the side.
 
-    `folder` is private, and exists until `stack` is closed.
+    This way two processes can start at the same time. `folder` is private, and exists until `stack`
+    is closed.
     """
     if path.is_dir():
         return _bundle(path, is_reference, folder, limits, stack)
@@ -149,14 +151,14 @@ def begin_side(path: Path, is_reference: bool, folder: Path, limits: Limits, sta
 
 
 def _engine(path: Path, copy: Path, limits: Limits, stack: ExitStack) -> Callable[[], ModelSide]:
-    beside = path.with_suffix(RECORD)
-    if not beside.is_file():
-        raise UsageError(f"{path} has no {beside.name} beside it, the record of what it was built from and for; give an engine of a bundle")
-    record = read_record(beside)
+    record_file = path.with_suffix(RECORD)
+    if not record_file.is_file():
+        raise UsageError(f"{path} has no {record_file.name} beside it, the record of what it was built from and for; give an engine of a bundle")
+    record = read_record(record_file)
     require_the_size(record, path.stat().st_size, str(path))  # before it is copied
     shutil.copyfile(path, copy)
-    shutil.copyfile(beside, copy.with_suffix(RECORD))
-    side = _model(path, copy, False, replace(limits, gibibytes=0), stack)  # CUDA reserves more than any file may have
+    shutil.copyfile(record_file, copy.with_suffix(RECORD))
+    side = _model(path, copy, False, replace(limits, gibibytes=0), stack)  # no limit: CUDA reserves more memory than a limit would allow
     return lambda: replace(side(), precision=PRECISIONS_OF_ENGINES[record.precision], largest_batch=record.batches[-1], engine=record)
 
 

@@ -1,4 +1,4 @@
-"""The verdict on a chain of links: what `verification.json` holds, and the sentence that names what failed.
+"""The verdict on a chain of links: the content of `verification.json`, and what failed in words.
 
 Plain frozen data. Knows neither how it was measured nor how it is shown.
 """
@@ -16,13 +16,13 @@ Requirement = Literal["bitwise", "budget", "tolerance"]
 Observed = Literal["bitwise", "budget", "tolerance", "outside"]
 Status = Literal["passed", "failed", "not run"]
 FORMAT_VERSION = 1
-"""Of verification.json; another number says that a reader of this one would misunderstand the file."""
+"""The format of verification.json. Code for this number would misunderstand another one."""
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceInput:
-    """A tensor that the one at a place is computed from."""
+    """A tensor that the tensor at a place is computed from."""
 
     tensor: str
     max_abs: float
@@ -33,26 +33,26 @@ class PlaceInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a link begins to fail: the first tensor outside what is allowed whose inputs are inside."""
+    """Where a link begins to fail: the first tensor outside its limit with all inputs inside."""
 
     tensor: str
-    """As the link's second stage calls it."""
+    """Its name in the link's second stage."""
     reference_tensor: str
-    """As its first stage calls it."""
+    """Its name in the link's first stage."""
     operation: str
     layer: str
-    """The module of the network, where that is known."""
+    """The module of the network, if known."""
     reason: str
     max_abs: float
     error: float | None
-    """The largest distance from float64, where the link has a budget."""
+    """The largest distance from float64, if the link has a budget."""
     allowed: float | None
     inputs: tuple[PlaceInput, ...]
     worst_sample: int
     runs: int
     """How many tensors were tried."""
     behind: bool = False
-    """Whether this tensor is inside itself, as the last that could be compared: what differs comes behind it."""
+    """Whether this is the last comparable tensor and it is inside: the failure is behind it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class InnerError:
     before: float
     after: float
     allowed: float | None
-    """For the second stage."""
+    """What is allowed for the second stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +75,21 @@ class WorstSample:
     sample: int
     output: str
     max_abs: float
-    """Infinite where only one side has a number."""
+    """Infinite if only one side has a number."""
     before: tuple[tuple[int, float], ...]
-    """The classes with the highest scores at the first stage, highest first; none where the output has no classes."""
+    """The classes with the highest scores at the first stage, highest first.
+
+    It is empty if the output has no classes.
+    """
     after: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkVerdict:
-    """Whether two neighbouring stages are the same function; `runtime` and `device` are those of the second."""
+    """Whether two neighbouring stages are the same function.
+
+    `runtime` and `device` are those of the second stage.
+    """
 
     from_: str
     to: str
@@ -91,40 +97,43 @@ class LinkVerdict:
     device: str
     required: Requirement
     observed: Observed | None
-    """None where nothing was compared."""
+    """None if nothing was compared."""
     status: Status
     reason: str
-    """Empty where it passed."""
+    """Empty if the link passed."""
     samples: int
     outputs: tuple[OutputComparison, ...]
     max_ulp: int | None
     max_abs: float | None
-    """None where nothing was compared: that is no distance of 0."""
+    """None if nothing was compared, which is not a distance of 0."""
     budget: Budget | None
-    """What the second stage's distance from float64 may be, at the output that uses most of it; for what it is see the verdict's `errors`."""
+    """How far the second stage may be from float64, at the output that uses most of its budget.
+
+    How far it is, is in the verdict's `errors`.
+    """
     tolerance: Tolerance | None
-    """What a human chose to allow, where no budget could be derived or where they wanted another."""
+    """What a human chose to allow, if no budget could be derived or another was wanted."""
     top1_changes: int
     ties: int
     changes: tuple[TopOneChange, ...]
-    """Some of the samples whose first class changed, those with the widest margins."""
+    """Some of the samples whose first class changed: those with the widest margins."""
     first_difference: FirstDifference | None
     worst: tuple[WorstSample, ...]
-    """Farthest apart first; none where all bits are equal."""
+    """Farthest apart first. Empty if all bits are equal."""
     place: Place | None
-    """Looked for where the link failed and both stages can be cut."""
+    """Searched for if the link failed and both stages can be cut."""
     growth: tuple[InnerError, ...]
-    """From the first layers to the last, where that was asked for."""
+    """From the first layers to the last, if requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageErrors:
-    """How far an output of a stage is from that in float64, over the samples for which that was evaluated."""
+    """How far an output of a stage is from float64, over the samples evaluated in float64."""
 
     stage: str
     output: str
     samples: int
-    """The first ones, and all whose distance from float64 those did not bound."""
+    """The first samples, and all others whose distance from float64 these did not bound."""
     max: float
     rms: float
     budget: Budget | None
@@ -132,7 +141,7 @@ class StageErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class InvarianceVerdict:
-    """Whether a stage gives a sample the same outputs whatever runs beside it, and however its runtime is set."""
+    """Whether a sample's outputs stay the same, whatever runs with it and however it is run."""
 
     stage: str
     check: str
@@ -145,12 +154,12 @@ class InvarianceVerdict:
     samples: int
     max_ulp: int | None
     max_abs: float | None
-    """None where nothing was compared."""
+    """None if nothing was compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What was run: its hash, how many, and how they were made."""
+    """The samples that were run: their hash, their number, and how they were made."""
 
     sha256: str
     count: int
@@ -158,23 +167,29 @@ class Samples:
 
 
 TrainingKind = Literal["noise", "dropout", "statistics", "mixup", "precision"]
-"""What it does. The last is no part of the graph: it says how the training steps computed."""
+"""What the part does. "precision" is not part of the graph: it is how training steps computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOnlyPart:
-    """A part that acts in training only, and was switched off for the comparison unless training itself had done that."""
+    """A part that acts in training only.
+
+    It was switched off for the comparison, unless training itself had switched it off.
+    """
 
     name: str
     kind: TrainingKind
     what: str
     off_since_step: int | None = None
-    """The step behind which training did without it; None where it acted to the end."""
+    """The step after which training did without it. None if it acted to the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenStatistics:
-    """From `since_step` on, to the last step, training did without batch statistics; test accuracies are shares."""
+    """Training without batch statistics, from `since_step` to the last step.
+
+    The accuracies are shares of the test set.
+    """
 
     since_step: int
     last_step: int
@@ -185,7 +200,7 @@ class FrozenStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class NotFoldablePart:
-    """A part that no plain layer can compute: it is deployed as it was trained."""
+    """A part that no plain layer can compute. It is deployed as it was trained."""
 
     name: str
     what: str
@@ -193,7 +208,7 @@ class NotFoldablePart:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Everything `verification.json` says."""
+    """The content of `verification.json`."""
 
     links: tuple[LinkVerdict, ...]
     errors: tuple[StageErrors, ...]
@@ -205,18 +220,21 @@ class Verdict:
     samples: Samples
     training_only: tuple[TrainingOnlyPart, ...]
     interrupted: bool = False
-    """Whether somebody stopped it: samples were left that nobody compared, or the search for the place of a failure was not finished."""
+    """Whether the user stopped it.
+
+    Samples were left out of the comparison, or the search for a failure's place was not finished.
+    """
     not_foldable: tuple[NotFoldablePart, ...] = ()
     frozen_statistics: FrozenStatistics | None = None
 
     @property
     def passed(self) -> bool:
-        """At least one link passed, nothing that was checked failed, and all samples were compared."""
+        """At least one link passed, no check failed, and all samples were compared."""
         return any(link.status == "passed" for link in self.links) and not self.failed and not self.interrupted
 
     @property
     def word(self) -> Literal["pass", "fail", "incomplete"]:
-        """The verdict in a word; what failed before the interruption has failed."""
+        """The verdict in one word. What failed before an interruption has failed."""
         return "fail" if self.failed else "incomplete" if self.interrupted else "pass" if self.passed else "fail"
 
     @property
@@ -225,14 +243,14 @@ class Verdict:
         return tuple(check for check in checks if check.status == "failed")
 
     def to_json(self) -> dict[str, Json]:
-        """The content of `verification.json`. What JSON lacks is written "NaN", "Infinity", "-Infinity"."""
+        """The content of `verification.json`. NaN and infinity, which JSON lacks, become words."""
         content = _json(self)
         assert isinstance(content, dict)
         return {"verdict": self.word, "format_version": FORMAT_VERSION, **content}
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:
-    """Verdicts on several chains of one model, which ran on the same samples, as one."""
+    """The verdicts on several chains of one model as one. All ran on the same samples."""
     first = verdicts[0]
     return replace(
         first,
@@ -245,28 +263,34 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 ENOUGH = 16
-"""An output must differ so many times as much between samples as it may be off; else there is little to tell a fault by."""
+"""How many times as much an output must vary between samples as it may be off.
+
+If it varies less, it shows hardly any fault.
+"""
 
 
 def weak_outputs(verdict: Verdict) -> dict[str, float]:
-    """Outputs that hardly depend on the samples, though there were several, with how far they vary: a fault in front of that would not show."""
+    """Outputs that hardly depend on the samples, and how far each varies.
+
+    A fault in front of such an output would not show. An output needs several samples to count.
+    """
     allowed = {(each.stage, each.output): each.budget.max for each in verdict.errors if each.budget}
     outputs = [(output, ENOUGH * allowed.get((link.to, output.name), 0.0)) for link in verdict.links for output in link.outputs]
     return {output.name: output.spread for output, least in outputs if output.num_samples > 1 and output.spread <= least}
 
 
 def weakness(name: str, spread: float) -> str:
-    """The sentence about one of them."""
+    """The sentence about such an output."""
     return f"{name} hardly depends on the samples (it varies by {spread:.3g}): a fault in front of what makes it constant would not show"
 
 
 def tightest(errors: Iterable[StageErrors], stage: str) -> StageErrors | None:
-    """Of a stage's outputs the one that uses most of its budget."""
+    """Of a stage's outputs, the one that uses most of its budget."""
     return max((each for each in errors if each.stage == stage), key=share, default=None)
 
 
 def share(errors: StageErrors) -> float:
-    """How much of its budget an output uses; infinite where it has none."""
+    """How much of its budget an output uses. Infinite if it has none."""
     if errors.budget is None:
         return math.inf
     pairs = ((errors.max, errors.budget.max), (errors.rms, errors.budget.rms))
@@ -274,13 +298,16 @@ def share(errors: StageErrors) -> float:
 
 
 def failed_outputs(verdict: Verdict, link: LinkVerdict) -> list[str]:
-    """Outputs of a failed link that are outside their budgets; those with other bits, where that is not what was measured."""
+    """The outputs of a failed link that are outside their budgets.
+
+    If no budget was required, or none is exceeded, the outputs with different bits.
+    """
     outside = [each.output for each in verdict.errors if each.stage == link.to and share(each) > 1] if link.required == "budget" else []
     return outside or [output.name for output in link.outputs if output.different_bits]
 
 
 def failure_sentence(verdict: Verdict) -> str:
-    """One line on the first thing that failed, with its figures; for NotTheSameError."""
+    """One line on the first failure, with its figures; for NotTheSameError."""
     if not verdict.failed:
         return "; ".join(["no link passed", *(f"{x.from_} -> {x.to} {x.status}: {x.reason}" for x in verdict.links)])
     first, others = verdict.failed[0], len(verdict.failed) - 1
@@ -290,20 +317,20 @@ def failure_sentence(verdict: Verdict) -> str:
 
 
 def place_words(place: Place) -> str:
-    """Where it is, in a few words."""
+    """The place in a few words."""
     layer = f" of {place.layer}" if place.layer else ""
     return f"{'behind ' if place.behind else ''}{place.operation}{layer} ({place.tensor})"
 
 
 def reason_with_place(failed: LinkVerdict | InvarianceVerdict) -> str:
-    """Why it failed, and where that begins."""
+    """Why it failed, and where the failure begins."""
     place = failed.place if isinstance(failed, LinkVerdict) else None
     return failed.reason + (f"; it begins {'' if place.behind else 'at '}{place_words(place)}" if place else "")
 
 
 def figures(comparison: Comparison) -> str:
-    """How far apart two sides were, in a few words."""
-    found = f"{comparison.different_bits} of {comparison.num_values} values have other bits"
+    """How far apart the two sides were, in a few words."""
+    found = f"{comparison.different_bits} of {comparison.num_values} values have different bits"
     size = f"max_ulp {comparison.max_ulp}, max_abs {comparison.max_abs:.3g}"
     first = comparison.first_difference
     if first is None:

@@ -1,4 +1,4 @@
-"""The samples on which two stages are farthest apart, with both of their rankings.
+"""The samples on which two stages are farthest apart, with the rankings of both.
 
 Takes pairs of outputs, batch by batch, and keeps a handful of samples.
 """
@@ -17,14 +17,14 @@ NUM_CLASSES = 5
 
 
 class WorstMeter:
-    """Finds them."""
+    """Finds the samples on which two stages are farthest apart."""
 
     def __init__(self) -> None:
         self._num_samples = 0
         self._kept: list[tuple[float, int, str, WorstSample]] = []
 
     def update(self, a: Arrays, b: Arrays) -> None:
-        """Take in one batch; outputs that cannot be paired are left to the comparison."""
+        """Take in one batch. Outputs that cannot be paired are left to the comparison."""
         for name, values in a.items():
             if name in b and b[name].shape == values.shape and b[name].dtype == values.dtype and is_comparable(values.dtype) and values.size:
                 self._look(name, values, b[name])
@@ -57,12 +57,15 @@ class WorstMeter:
 
 
 def worst_samples(verdict: Verdict) -> set[int]:
-    """Of all links."""
+    """The worst samples of all links."""
     return {worst.sample for link in verdict.links for worst in link.worst}
 
 
 def rows_of(batches: Iterable[Arrays], samples: Collection[int]) -> dict[int, dict[str, Array]]:
-    """The inputs of these samples, counted over all batches; none of a batch whose arrays do not all have a row a sample."""
+    """The inputs of these samples, counted over all batches.
+
+    A batch is left out if any of its arrays does not have a row per sample.
+    """
     found: dict[int, dict[str, Array]] = {}
     start, last = 0, max(samples, default=-1)
     for batch in batches:
@@ -77,7 +80,10 @@ def rows_of(batches: Iterable[Arrays], samples: Collection[int]) -> dict[int, di
 
 
 def distances(a: Array, b: Array) -> NDArray[np.float64]:
-    """For each sample the largest difference; infinite where one side is no number, the smallest there is where only bits differ."""
+    """For each sample, the largest difference.
+
+    It is infinite if one side is NaN, and the smallest positive number if only the bits differ.
+    """
     rows = len(a) if a.ndim else 1
     other_bits = a.view(f"u{a.dtype.itemsize}") != b.view(f"u{b.dtype.itemsize}")
     with np.errstate(invalid="ignore", over="ignore"):

@@ -1,1 +1,1 @@
-"""Exact arithmetic: the network on an integer grid on which no sum depends on its order, and the proof that it does not."""
+"""Exact arithmetic: networks on an integer grid, where no sum depends on the order of its terms."""

@@ -1,6 +1,7 @@
-"""Choosing the steps of a grid: by least squared error on images, by search, and coarser ones where a sum could grow too large.
+"""Chooses the steps of a grid, by least squared error on images and by search.
 
-Takes a grid graph and images. Leaves it so that its certificate holds.
+Takes a grid graph and images. Makes steps coarser where a sum could grow too large, so that the
+certificate of the graph holds.
 """
 
 import math
@@ -15,14 +16,21 @@ from export.errors import UsageError
 from export.exact.grid import GridGraph, GridLayer, Quantise, off_grid
 
 LARGEST_SUM = 2**24 - 1
-"""Every integer up to here is a float32; so are all sums of a subset of the terms, in whichever order they are added."""
+"""Every integer up to here is a float32. So is every partial sum, in any order of the terms."""
 WIDEST_STEP = 2**16
-"""A quantiser's step in units of the sums it rounds: OpenVINO adds its zero point first, and 8 bits of the result beside these are a float32's 24."""
+"""The largest step of a quantiser, in units of the sums it rounds.
+
+OpenVINO adds the zero point before it rounds: 8 bits of the result and these 16 fill the 24 bits
+of a float32.
+"""
 
 
 @torch.no_grad()
 def largest_sums(layer: GridLayer) -> torch.Tensor:
-    """Per filter, the largest absolute value of a sum over any subset of its terms, bias included; in float64, where it is exact."""
+    """Per filter, the largest absolute value of a sum over any subset of its terms, with the bias.
+
+    It is computed in float64, where it is exact.
+    """
     weights, bias = (each.double() for each in layer.weights.integers())
     weights = weights.flatten(1)
     positive, negative = weights.clamp_min(0).sum(1), -weights.clamp_max(0).sum(1)
@@ -32,13 +40,16 @@ def largest_sums(layer: GridLayer) -> torch.Tensor:
 
 Batches = Callable[[], Iterable[torch.Tensor]]
 _CANDIDATES = 4
-"""Steps that are tried below the one which clips nothing; the least error lies there for all but pathological values."""
-_SMALLEST_STEP = 2.0**-60
+"""How many steps are tried, from the one that clips nothing downwards.
+
+The least error lies among these for all but pathological values.
+"""
+_SMALLEST_STEP = 2.0**-60  # in place of 0, which has no logarithm
 
 
 @torch.no_grad()
 def calibrate(grid: GridGraph, batches: Batches) -> None:
-    """Choose every step of the graph from what its values are on these images."""
+    """Choose every step of the graph from the values that occur on these images."""
     with off_grid(grid.graph):
         largest = _largest_values(grid, batches)
         candidates = {group: _candidates(largest[group], members) for group, members in grid.groups.items()}
@@ -50,21 +61,24 @@ def calibrate(grid: GridGraph, batches: Batches) -> None:
     for layer in grid.layers:
         set_input_step(grid, layer)
         _choose_filter_steps(layer)
-    mend(grid)
+    coarsen_steps(grid)
 
 
 def set_input_step(grid: GridGraph, layer: GridLayer) -> None:
-    """Tell a layer the step of what it reads."""
+    """Give a layer the step of the values that it reads."""
     step = grid.groups[layer.source][0].step if layer.source in grid.groups else grid.pixels.step
     layer.weights.input_step.copy_(step * layer.source_factor)
 
 
-def mend(grid: GridGraph) -> tuple[str, ...]:
-    """Double the steps of filters whose sums could be too large, or whose rounding could be a tie or inexact; returns the layers it changed."""
-    return tuple(layer.name for layer in grid.layers if _mended(grid, layer))
+def coarsen_steps(grid: GridGraph) -> tuple[str, ...]:
+    """Double the steps of filters whose sums could be too large, or whose rounding could go wrong.
+
+    A rounding goes wrong where it could be a tie or inexact. Returns the names of changed layers.
+    """
+    return tuple(layer.name for layer in grid.layers if _coarsened(grid, layer))
 
 
-def _mended(grid: GridGraph, layer: GridLayer) -> bool:
+def _coarsened(grid: GridGraph, layer: GridLayer) -> bool:
     weights, before = layer.weights, layer.weights.step.clone()
     while bool((unfit := _unfit(grid, layer)).any()):
         weights.step.mul_(torch.where(unfit, 2.0, 1.0))
@@ -78,11 +92,12 @@ def _unfit(grid: GridGraph, layer: GridLayer) -> torch.Tensor:
     if layer.target is None:
         return too_large
     step = grid.groups[layer.target][0].step / layer.weights.unit
+    # Sums are odd: in steps of 2 every one of them would be a tie.
     return too_large | (step == 2) | (step > WIDEST_STEP)
 
 
 def _choose_filter_steps(layer: GridLayer) -> None:
-    """The step that clips no weight, or the one below it where that has the smaller error."""
+    """The step that clips no weight, or the one below it if that has the smaller error."""
     weights = layer.weights
     values = weights.inner()[0].flatten(1)
     limit = weights.limit
@@ -99,14 +114,14 @@ def _weight_errors(values: torch.Tensor, step: torch.Tensor, limit: torch.Tensor
 
 
 def _candidates(largest: float, members: tuple[Quantise, ...]) -> list[float]:
-    """Powers of two, from the one at which nothing is clipped downwards."""
+    """Powers of two, downwards from the one at which nothing is clipped."""
     exponent = math.ceil(math.log2(max(largest, _SMALLEST_STEP) / members[0].high))
     return [2.0 ** (exponent - lower) for lower in range(_CANDIDATES)]
 
 
 @dataclass
 class _InputWatcher:
-    """What a quantiser sees, handed to a function."""
+    """Hands what a quantiser sees to a function."""
 
     group: str
     see: Callable[[str, Quantise, torch.Tensor], None]
@@ -154,7 +169,10 @@ def _squared_errors(grid: GridGraph, candidates: dict[str, list[float]], batches
 
 @dataclass(frozen=True)
 class SearchResult:
-    """How far the outputs were from the float ones before and after, as the mean divergence of class probabilities, and what moved."""
+    """What a search achieved, and the groups whose steps it moved.
+
+    `before` and `after` are the mean divergence of the class probabilities from the float ones.
+    """
 
     before: float
     after: float
@@ -163,7 +181,10 @@ class SearchResult:
 
 @torch.no_grad()
 def search(grid: GridGraph, batches: Batches, rounds: int) -> SearchResult:
-    """Try each group's step at half and twice its size, in the order of computation, and keep what brings the outputs nearer."""
+    """Try half and twice the step of each group, and keep what brings the outputs nearer to float.
+
+    The groups are taken in the order of computation.
+    """
     with off_grid(grid.graph):
         wanted = [grid.graph(images).log_softmax(1) for images in batches()]
     best = before = _divergence(grid, batches, wanted)
@@ -196,7 +217,7 @@ def _scale(grid: GridGraph, group: str, factor: float) -> None:
     for layer in grid.layers:
         if layer.source == group:
             set_input_step(grid, layer)
-    mend(grid)
+    coarsen_steps(grid)
 
 
 def _state(grid: GridGraph) -> Mapping[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,7 @@
-"""A grid graph as ONNX, in two dialects with the same integers: one for kernels on unsigned bytes, one for TensorRT's parser.
+"""A grid graph as ONNX, in two dialects with the same integers.
 
-Takes a calibrated grid graph; returns the file's bytes.
+One dialect is for kernels on unsigned bytes, the other for TensorRT's parser. Takes a calibrated
+grid graph; returns the file's bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,12 +33,15 @@ _LARGEST_INT8 = 127
 
 
 def exact_onnx(grid: GridGraph, image_shape: tuple[int, int, int], num_classes: int, metadata: Mapping[str, str]) -> bytes:
-    """For ONNX Runtime and OpenVINO: bytes are unsigned, with zero point 0 behind a ReLU and 128 elsewhere; biases are int32."""
+    """For ONNX Runtime and OpenVINO.
+
+    Bytes are unsigned, with zero point 0 behind a ReLU and 128 elsewhere. Biases are int32.
+    """
     return _file(_UnsignedBytes(grid), image_shape, num_classes, metadata)
 
 
 def exact_tensorrt_onnx(grid: GridGraph, image_shape: tuple[int, int, int], num_classes: int, metadata: Mapping[str, str]) -> bytes:
-    """For TensorRT's parser: bytes are signed with zero point 0, biases are float32 on the same grid."""
+    """For TensorRT's parser. Bytes are signed with zero point 0, biases float32 on that grid."""
     return _file(_SignedBytes(grid), image_shape, num_classes, metadata)
 
 
@@ -57,7 +61,7 @@ def _file(writer: "Writer", image_shape: tuple[int, int, int], num_classes: int,
 
 
 class _UnsignedBytes(Writer):
-    """Values are bytes wherever they are not summed."""
+    """Values are bytes wherever they are not being summed."""
 
     def pixels(self, node: Node, pixels: Pixels) -> Value:
         return Bytes(INPUT, pixels.step.item(), int(pixels.offset.item()))
@@ -68,11 +72,12 @@ class _UnsignedBytes(Writer):
         step = quantiser.step.item()
         if quantiser.signed:
             return Bytes(self.emit("QuantizeLinear", [self.floats(x), self.step(step), point], node.name), step, zero_point)
-        if quantiser.high == 255 and not isinstance(x, Bytes):  # where a byte ends by itself
+        if quantiser.high == 255 and not isinstance(x, Bytes):  # the type itself clips at 255
             return Bytes(self.emit("QuantizeLinear", [self.floats(x), self.step(step), point], node.name), step, zero_point)
         whole = self.emit("QuantizeLinear", [self.floats(x), self.step(step), point], f"{node.name}_byte")
-        # The clip is on the bytes: in front of the quantiser it would keep the fused kernels away. Between two roundings it stands even where it
-        # clips nothing: ONNX Runtime makes one of them else, with a step of its own.
+        # The clip acts on the bytes: in front of the quantiser it would prevent the fused kernels.
+        # Between two roundings it stays even where it clips nothing: without it ONNX Runtime merges
+        # the two into one rounding with a step of its own.
         largest = self.constant(f"largest_{quantiser.high}", np.uint8(quantiser.high))
         return Bytes(self.emit("Clip", [whole, "", largest], node.name), step, zero_point)
 
@@ -102,7 +107,7 @@ class _UnsignedBytes(Writer):
         return isinstance(x, Bytes)
 
     def rewritten(self, node: Node, x: Value, convolution: Convolution) -> tuple[Value, Convolution]:
-        """Shapes that OpenVINO's kernels get wrong, or cannot run at all, as others. Which those are was found by trying."""
+        """Replace the shapes that OpenVINO's kernels get wrong or cannot run. Found by trying."""
         image, one_column = image_size_of(node.all_input_nodes[0]), image_size_of(node)[1] == 1
         if sees_only_padding(convolution, image):
             above, left, below, right = convolution.pads
@@ -141,16 +146,16 @@ class _SignedBytes(Writer):
         return self._through_bytes(name, quantiser.step.item())
 
     def _rounded(self, node: Node, quantiser: Quantise, name: str) -> Floats:
-        """What an int8 cannot hold is rounded in float32."""
+        """Round in float32 the values that an int8 cannot hold."""
         step, bounds = quantiser.step.item(), (quantiser.low, quantiser.high)
         scaled = self.emit("Mul", [name, self.step(1 / step)], f"{node.name}_scaled")
         limits = [self.constant(f"bound_{bound}", np.float32(bound)) for bound in bounds]
-        clipped = self.emit("Clip", [scaled, *limits], f"{node.name}_clip")  # first, so that what is rounded is small
+        clipped = self.emit("Clip", [scaled, *limits], f"{node.name}_clip")  # before rounding, so that only small numbers are rounded
         rounded = self.emit("Round", [clipped], f"{node.name}_rounded")
         return Floats(self.emit("Mul", [rounded, self.step(step)], node.name))
 
     def _through_bytes(self, name: str, step: float) -> Floats:
-        """int8 saturates at 127 by itself."""
+        """Quantise to int8 and back. An int8 saturates at 127 by itself."""
         point = self.constant("zero_point", np.int8(0))
         codes = self.emit("QuantizeLinear", [name, self.step(step), point], f"{name}_byte")
         return Floats(self.emit("DequantizeLinear", [codes, self.step(step), point], f"{name}_grid"), from_bytes=True)

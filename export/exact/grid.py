@@ -1,6 +1,7 @@
-"""Values, weights and layers on the exact grid, the graph they make, and its plain form with stored integers.
+"""Values, weights and layers on the exact grid, their graph, and its plain form with integers.
 
-Steps are powers of two; weights are even and biases odd, so no accumulator is a tie. Knows no file format.
+Steps are powers of two. Weights are even and biases odd, so that no accumulator is a tie.
+Knows no file format.
 """
 
 import math
@@ -18,20 +19,25 @@ from export.layers import Derivation, DerivedLayer, LayerKind, WeightAndBias
 
 SIGNED = (-128, 127)
 UNSIGNED = (0, 127)
-"""What every 8-bit type can hold, signed or not."""
+"""The values that every 8-bit type can hold, signed or not."""
 LARGEST_WEIGHT = 126
 LARGEST_WEIGHT_ON_SIGNED = 64
-"""Kernels without VNNI see a signed input as 0..255 and add pairs of products in 16 bits that saturate: 2 * 255 * 64 < 2^15."""
+"""The limit for weights that meet a signed input.
+
+Kernels without VNNI see such an input as 0..255. They add pairs of products in 16 bits, which
+saturate: 2 * 255 * 64 < 2^15.
+"""
 
 
 class _RoundToGrid(torch.autograd.Function):
-    """round(x / step) within [low, high], times step. The gradient passes where nothing was clipped."""
+    """round(x / step) within [low, high], times step. Where nothing is clipped, gradients pass."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, step: torch.Tensor, low: float, high: float) -> torch.Tensor:
         scaled = x / step
+        # Beyond low and high by half a step a value still rounds to them, so it is not clipped.
         ctx.save_for_backward((scaled >= low - 0.5) & (scaled <= high + 0.5))
-        return scaled.round_().clamp_(low, high).mul_(step).add_(0.0)  # adding 0 turns -0 into +0, which is what an integer gives
+        return scaled.round_().clamp_(low, high).mul_(step).add_(0.0)  # + 0 turns -0 into +0, as an integer has no -0
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
@@ -40,7 +46,7 @@ class _RoundToGrid(torch.autograd.Function):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Values in place of others, with the gradient of the others."""
+    """The rounded values, with the gradient of the values that they replace."""
 
     @staticmethod
     def forward(ctx: Any, _x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
@@ -52,16 +58,20 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def even(weight: torch.Tensor, step: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
-    """The nearest even multiples of each filter's step, none beyond the limit."""
+    """The nearest even multiples of each filter's step, within the limit."""
     step = step.view(-1, *[1] * (weight.dim() - 1))
     with torch.no_grad():
         halves = torch.round(weight / (2 * step))
+        # + 0.0 turns -0 into +0.
         rounded = torch.clamp(halves, -limit / 2, limit / 2) * (2 * step) + 0.0
     return _apply(_StraightThrough, weight, rounded)
 
 
 def odd(bias: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    """The nearest odd multiples of each filter's unit. With even weights every sum is odd, so no rounding of it is ever a tie."""
+    """The nearest odd multiples of each filter's unit.
+
+    With even weights every sum is odd, so rounding a sum is never a tie.
+    """
     with torch.no_grad():
         rounded = (2 * torch.round((bias / unit - 1) / 2) + 1) * unit
     return _apply(_StraightThrough, bias, rounded)
@@ -88,9 +98,10 @@ class Pixels(nn.Module):
 
 
 class Quantise(nn.Module):
-    """Brings values to the grid: to multiples of the step between `low` and `high` of them. With low 0 it is a ReLU too.
+    """Rounds values to multiples of the step, from `low` to `high` times the step.
 
-    `ceiling` is the largest value that the rectifier it stands for lets pass (6 for a ReLU6).
+    With a `low` of 0 it acts as a ReLU too. `ceiling` is the largest value that the rectifier it
+    replaces lets pass (6 for a ReLU6).
     """
 
     step: torch.Tensor
@@ -117,7 +128,7 @@ class Quantise(nn.Module):
 
 
 class BorrowedWeights(Derivation):
-    """Weight and bias that belong to somebody else, as they are."""
+    """A weight and bias that belong to another module, as they are."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -128,7 +139,7 @@ class BorrowedWeights(Derivation):
 
 
 class MeanWeights(Derivation):
-    """A mean over so many pixels as the weights of a depthwise convolution, because a mean itself would round with ties."""
+    """A mean as the weights of a depthwise convolution, because a mean itself would round ties."""
 
     weight: torch.Tensor
 
@@ -141,7 +152,11 @@ class MeanWeights(Derivation):
 
 
 class ScaledDerivation(Derivation):
-    """Another derivation times a constant, for what a neighbouring layer leaves out (the count of a sum that was a mean)."""
+    """Another derivation times a constant.
+
+    The constant makes up for what a neighbouring layer leaves out, such as the count where a sum
+    stands for a mean.
+    """
 
     def __init__(self, inner: Derivation, factor: float, *, on_bias: bool) -> None:
         super().__init__()
@@ -153,7 +168,7 @@ class ScaledDerivation(Derivation):
 
 
 class PixelwiseLinear(Derivation):
-    """The weights of a linear layer as those of a convolution with one pixel."""
+    """The weights of a linear layer as those of a convolution over one pixel."""
 
     def __init__(self, inner: Derivation) -> None:
         super().__init__()
@@ -165,9 +180,10 @@ class PixelwiseLinear(Derivation):
 
 
 class PixelWeights(Derivation):
-    """The weights for pixels as `Pixels` gives them instead of as the network's own normalisation did.
+    """The weights for pixels as `Pixels` gives them, instead of the network's own normalisation.
 
-    Inside the image this is the same function; where zeros are padded, they now stand for the one offset instead of each channel's mean.
+    Inside the image this is the same function. Where zeros are padded, they now stand for the one
+    offset instead of each channel's mean.
     """
 
     gain: torch.Tensor
@@ -186,7 +202,10 @@ class PixelWeights(Derivation):
 
 
 class GridWeights(Derivation):
-    """Another derivation's weight and bias, on the grid: even and odd multiples of the step, per output filter."""
+    """Another derivation's weight and bias on the grid, with a step for each output filter.
+
+    The weights are even multiples, the biases odd ones.
+    """
 
     step: torch.Tensor
     input_step: torch.Tensor
@@ -214,19 +233,19 @@ class GridWeights(Derivation):
 
     @property
     def unit(self) -> torch.Tensor:
-        """What the integers of a sum are multiples of, per filter."""
+        """What one integer of a sum stands for, per filter."""
         return self.step * self.input_step
 
     @torch.no_grad()
     def integers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias as the integers they are multiples by, exactly."""
+        """Weight and bias as exact integers: as multiples of the step and of the unit."""
         weight, bias = self()
         assert bias is not None
         return weight / self.step.view(-1, *[1] * (weight.dim() - 1)), bias / self.unit
 
 
 class PooledSum(nn.Module):
-    """The sum over an image times a power of two: what a mean over a count that is none becomes."""
+    """The sum over an image times a power of two, in place of a mean over any other count."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -238,7 +257,7 @@ class PooledSum(nn.Module):
 
 @contextmanager
 def off_grid(graph: nn.Module) -> Iterator[None]:
-    """The same graph without any rounding, for as long as it lasts: what calibration looks at."""
+    """Switch off all rounding for as long as this lasts: calibration looks at these values."""
     parts = [part for part in graph.modules() if isinstance(part, (Quantise, GridWeights))]
     for part in parts:
         part.active = False
@@ -250,7 +269,7 @@ def off_grid(graph: nn.Module) -> Iterator[None]:
 
 
 def is_power_of_two(count: int) -> bool:
-    """Whether a mean over so many values is a shift."""
+    """Whether a mean over this many values is a shift."""
     return count & (count - 1) == 0
 
 
@@ -259,7 +278,10 @@ Kind = LayerKind | Literal["mean"]
 
 @dataclass(frozen=True, kw_only=True)
 class GridBits:
-    """How many bits the weights of each kind of layer have, 8 being what an int8 holds, and the values behind a rectifier."""
+    """How many bits there are for the weights of each kind of layer and for rectified values.
+
+    8 bits are what an int8 holds.
+    """
 
     weights: int = 8
     first: int = 7
@@ -267,7 +289,7 @@ class GridBits:
     depthwise: int | None = None
     pointwise: int | None = None
     linear: int | None = None
-    """None: as `weights`."""
+    """None means the same as `weights`."""
     activations: int = 7
 
     def of(self, kind: "Kind") -> int:
@@ -289,20 +311,24 @@ class GridBits:
 
 @dataclass(frozen=True)
 class GridLayer:
-    """A layer on the grid. `source` and `target` are groups of values of one step; a target of None is the logits, which have none."""
+    """A layer on the grid.
+
+    `source` and `target` are groups of values that share a step. The target is None for the logits,
+    which have no step.
+    """
 
     name: str
     kind: Kind
     source: str
     source_factor: float
-    """The step of the layer's input as a share of its group's: 1, or 1/count behind a mean that is a shift."""
+    """The input's step as a share of its group's: 1, or 1/count behind a mean that is a shift."""
     signed_input: bool
     largest_input: int
-    """In steps of the input."""
+    """Counted in steps of the input."""
     target: str | None
     layer: DerivedLayer
     positions: int = 1
-    """How many of its sums are added up behind it: more than one where a classifier stands in front of its pool."""
+    """How many of its sums are added up behind it: more than 1 for a classifier before its pool."""
 
     @property
     def weights(self) -> GridWeights:
@@ -313,7 +339,10 @@ class GridLayer:
 
 @dataclass(frozen=True)
 class GridGraph:
-    """A graph on the grid, its layers in the order of computation, and the quantisers of each group of values that share a step."""
+    """A graph on the grid, with its layers in the order of computation.
+
+    It also lists the quantisers of each group of values that share a step.
+    """
 
     graph: GraphModule
     layers: tuple[GridLayer, ...]
@@ -325,7 +354,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def integers_of(grid: GridGraph) -> dict[str, torch.Tensor]:
-    """Per layer: weight as int8, bias as int32, the step of each filter's weights and the unit of its sums."""
+    """Per layer: weight as int8, bias as int32, step of each filter's weights, unit of its sums."""
     tensors: dict[str, torch.Tensor] = {}
     for layer in grid.layers:
         weight, bias = layer.weights.integers()

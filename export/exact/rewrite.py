@@ -1,4 +1,4 @@
-"""From a trained graph to the same graph on the grid: quantisers where values are rounded, layers whose weights are integers.
+"""Rewrites a trained graph onto the grid: quantisers where values are rounded, integer weights.
 
 Takes a plain or derived graph. What has no place on the grid is refused by the node's name.
 """
@@ -37,11 +37,14 @@ from export.layers import Derivation, DerivedConv2d, DerivedLayer, DerivedLinear
 from export.operations import Role, step_at
 
 LARGEST_IN_TF32 = 2**11
-"""TF32 keeps 11 bits of what it multiplies."""
+"""TF32 keeps 11 bits of each number that it multiplies."""
 
 
 def classify_each_pixel(graph: GraphModule, largest: int) -> frozenset[Node]:
-    """Put classifiers in front of pools whose sums, of values up to the largest, TF32 would round; the pools. Both are linear: the function stays."""
+    """Put classifiers in front of the pools whose sums TF32 would round; return these pools.
+
+    The sums are of values up to `largest`. Pool and classifier are linear: the function stays.
+    """
     pools = [node for node in graph.graph.nodes if role_of(graph, node) == "global average"]
     return frozenset(node for node in pools if _has_wide_sums(node, largest) and _classified_in_front(graph, node))
 
@@ -51,7 +54,7 @@ def _has_wide_sums(pool: Node, largest: int) -> bool:
 
 
 def _classified_in_front(graph: GraphModule, pool: Node) -> bool:
-    """Whether a linear classifier was behind it, and now is in front."""
+    """Whether a linear classifier stood behind the pool. If so, it now stands in front of it."""
     reader = only_reader_through_moves(graph, pool)
     between = [] if reader is None else _moves_between(pool, reader)
     if (
@@ -64,14 +67,14 @@ def _classified_in_front(graph: GraphModule, pool: Node) -> bool:
     linear = _derived(graph.get_submodule(str(reader.target)))
     if not isinstance(linear, DerivedLinear):
         return False
-    bypass(graph, reader)  # first: the new node takes its name
+    bypass(graph, reader)  # removed first, because the new node takes its name
     insert_in_front(graph, pool, str(reader.target), _on_each_pixel(linear.derivation))
     graph.recompile()
     return True
 
 
 def _derived(layer: nn.Module) -> DerivedLayer:
-    """The layer on a derivation; plain ones lend their weights."""
+    """The layer with a derivation. A plain layer lends its own weights."""
     if isinstance(layer, (DerivedConv2d, DerivedLinear)):
         return layer
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
@@ -94,7 +97,7 @@ _PIXELS = "pixels"
 
 
 def grid_graph(graph: GraphModule, image_shape: tuple[int, int, int], bits: GridBits) -> GridGraph:
-    """Rewrite a training graph in place; refuse by name what has no exact form."""
+    """Rewrite a training graph in place. What has no exact form is refused by name."""
     leave_training(graph, lambda layer: layer.evaluated())
     note_shapes(graph, image_shape)
     if pools_behind := classify_each_pixel(graph, bits.rectified[1]):
@@ -108,7 +111,7 @@ def grid_graph(graph: GraphModule, image_shape: tuple[int, int, int], bits: Grid
 
 @dataclass(frozen=True)
 class _Value:
-    """What stands at a node: a sum that is not rounded yet, a value on the grid, the wide sum of a global pool, or the logits."""
+    """What a node yields: an unrounded sum, a value on the grid, a global pool's sum, or logits."""
 
     kind: Literal["sum", "grid", "wide", "logits"]
     group: str | None = None
@@ -123,7 +126,7 @@ class _Value:
 
 @dataclass
 class _Draft:
-    """A layer whose derivation is still being put together."""
+    """A layer whose derivation is still being assembled."""
 
     node: Node
     kind: Kind
@@ -185,7 +188,10 @@ class _GridWalk:
         )
 
     def _limit(self, draft: _Draft) -> int:
-        """Even, and small enough for kernels that add pairs of products in 16 bits where the input reaches beyond 0..127."""
+        """An even limit, small enough for kernels that add pairs of products in 16 bits.
+
+        These kernels matter where the input reaches beyond 0..127.
+        """
         limit = 2 ** (self.bits.of(draft.kind) - 1) - 2
         beyond = draft.source.signed or draft.source.high > UNSIGNED[1]
         return min(limit, LARGEST_WEIGHT_ON_SIGNED) if beyond and draft.source.kind == "grid" else limit
@@ -194,7 +200,7 @@ class _GridWalk:
         normalise = self.graph.get_submodule(str(node.target))
         assert isinstance(normalise, Normalise)
         offset = min(255, max(0, round(normalise.mean.mean().item())))
-        step = 2.0 ** -round(math.log2(normalise.deviation.mean().item()))
+        step = 2.0 ** -round(math.log2(normalise.deviation.mean().item()))  # a power of two near 1 / deviation
         self.normalise, self.pixels = normalise, Pixels(offset, step).to(normalise.mean.device)
         replace_layer(self.graph, node, self.pixels)
         self.groups.add(_PIXELS)
@@ -247,7 +253,10 @@ class _GridWalk:
         self._take_over(node, quantiser)
 
     def _average(self, node: Node) -> None:
-        """As a depthwise convolution: its sums are odd like all others, so that rounding the mean is never a tie."""
+        """Write the average as a depthwise convolution.
+
+        The sums of such a layer are odd like all others, so rounding the mean is never a tie.
+        """
         (before,) = node.all_input_nodes
         source, window, channels = self._settled(before), window_of(self.graph, node), shape_of(node)[1]
         if window.is_one_pixel:
@@ -275,6 +284,7 @@ class _GridWalk:
         wide = _Value("wide", source.group, source.low * count, source.high * count, 1 / count)
         if not is_power_of_two(count):
             at_output = role_of(self.graph, reader) == "output"
+            # The power of two goes into the pool. What is left goes into the layer in front of it.
             factor = 2.0 ** -math.ceil(math.log2(count)) if at_output else 1.0
             if at_output:
                 self._give_back(node, 1 / (factor * count))
@@ -283,13 +293,16 @@ class _GridWalk:
         self.values[node] = wide
 
     def _takes_sums(self, reader: Node, *, signed: bool, count: int) -> bool:
-        """Whether it can read a pool's wide sums. Behind those of signed bytes OpenVINO gets whatever is rounded with a zero point wrong."""
+        """Whether the reader can take a pool's wide sums.
+
+        Behind wide sums of signed bytes OpenVINO gets the zero point of whatever is rounded wrong.
+        """
         if role_of(self.graph, reader) != "layer":
             return role_of(self.graph, reader) == "output"
         return not signed or is_power_of_two(count) or reaches_output(self.graph, reader)
 
     def _average_of_logits(self, node: Node, classifier: _Draft) -> None:
-        """Nothing is rounded between a classifier and the pool behind it."""
+        """Average each pixel's logits. Nothing is rounded between a classifier and this pool."""
         count = math.prod(image_size_of(classifier.node))
         if not is_power_of_two(count):
             factor = 2.0 ** -math.ceil(math.log2(count))
@@ -298,16 +311,19 @@ class _GridWalk:
         self.values[node] = self.values[classifier.node]
 
     def _average_over_all(self, node: Node) -> None:
-        """A pool whose result goes on into the network is a convolution over the whole image."""
+        """Write a pool that the network goes on from as a convolution over the whole image."""
         replace_layer(self.graph, node, nn.AvgPool2d(image_size_of(node.all_input_nodes[0])))
         self._average(node)
 
     def _give_back(self, node: Node, factor: float) -> None:
-        """Let the layer in front of a sum have the factor that makes it a mean; a rectifier in between lets a factor through."""
+        """Give the layer in front of a sum the factor that makes the sum a mean.
+
+        A rectifier in between lets a factor through.
+        """
         (before,) = node.all_input_nodes
         while before not in self.drafts:
             if len(before.all_input_nodes) != 1 or not (before.name in self.quantisers or role_of(self.graph, before) == "move"):
-                raise off_the_grid(node, "the mean that is the network's output does not stand behind its classifier")
+                raise off_the_grid(node, "the mean that is the network's output does not follow its classifier")
             (before,) = before.all_input_nodes
         draft = self.drafts[before]
         draft.derivation = ScaledDerivation(draft.derivation, factor, on_bias=True)
@@ -326,7 +342,7 @@ class _GridWalk:
         self.values[node] = _Value("grid", group, low, high if low >= 0 else min(high, SIGNED[1]))
 
     def _clip_to_one_byte(self, node: Node, group: str) -> None:
-        """What is rectified with 8 bits lies beyond what a signed byte beside it can hold."""
+        """Clip values of 8 unsigned bits where they join signed bytes, which cannot hold them."""
         for before in node.all_input_nodes:
             if self.values[before].high > SIGNED[1]:
                 self._insert(before, [node], Quantise(UNSIGNED), group)
@@ -345,7 +361,7 @@ class _GridWalk:
         return groups[0]
 
     def _summed(self, node: Node, limits: tuple[int, int], group: str | None, unrounded: _Value | None = None) -> _Value:
-        """A sum is rounded by the rectifier that alone reads it, else by a quantiser of its own."""
+        """Have a sum rounded: by the rectifier if nothing else reads it, or by a quantiser."""
         readers = list(node.users)
         if len(readers) == 1 and role_of(self.graph, readers[0]) == "rectify":
             return unrounded or _Value("sum", group)
@@ -355,7 +371,10 @@ class _GridWalk:
         return unrounded or _Value("sum", group)
 
     def _insert(self, node: Node, readers: Iterable[Node], quantiser: Quantise, group: str | None) -> Node:
-        """A quantiser between a node and readers of it; its value is on the grid of the group, or of one of its own."""
+        """Insert a quantiser between a node and readers of it.
+
+        Its value is on the grid of the given group, or of a group of its own.
+        """
         inserted = insert_between(self.graph, node, readers, f"grid_{node.name}", quantiser.to(next(self.graph.buffers()).device))
         self.quantisers[inserted.name] = quantiser
         self.groups.add(inserted.name)
@@ -365,7 +384,7 @@ class _GridWalk:
         return inserted
 
     def _take_over(self, node: Node, quantiser: Node) -> None:
-        """The quantiser rectifies too: the rectifier goes."""
+        """Remove the rectifier in front of a quantiser, because the quantiser rectifies too."""
         (before,) = node.all_input_nodes
         node.replace_all_uses_with(quantiser, delete_user_cb=lambda user: user is not quantiser)
         quantiser.replace_input_with(node, before)
@@ -379,14 +398,17 @@ class _GridWalk:
         return value
 
     def _rounded(self, node: Node) -> _Value:
-        """The value of a node that is read: where a sum got a quantiser of its own, readers were turned to that."""
+        """The value of a node that is read.
+
+        Where a sum got a quantiser of its own, its readers read the quantiser instead.
+        """
         value = self.values[node]
         if value.kind == "sum":
             raise off_the_grid(node, "its sum is read before it is rounded")
         return value
 
     def _count(self, node: Node) -> int:
-        """Over how many pixels the pool in front of a layer was taken."""
+        """How many pixels the pool in front of a layer averages."""
         (before,) = node.all_input_nodes
         while not isinstance(step_at(self.graph, before).layer, (GlobalAveragePool, PooledSum)):
             (before,) = before.all_input_nodes
@@ -394,7 +416,7 @@ class _GridWalk:
 
 
 class _Groups:
-    """Which values share a step: a union of names, each known by the first name of its union."""
+    """Which values share a step: unions of names, each known by the first name in it."""
 
     def __init__(self) -> None:
         self._above: dict[str, str] = {}

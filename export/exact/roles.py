@@ -1,6 +1,7 @@
-"""What the nodes of a plain graph do to values on the grid, as the table of operations says, and who reads those values.
+"""What the nodes of a plain graph do to values on the grid, and which nodes read those values.
 
-Takes a node of a graph without training parts; knows neither steps nor files.
+Reads the table of operations. Takes a node of a graph without training parts; knows neither steps
+nor files.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from export.operations import NoRole, Role, step_at
 
 
 def role_of(graph: GraphModule, node: Node) -> Role:
-    """What the node does; whatever has no role cannot go onto the grid, and is named."""
+    """What the node does. A node without a role cannot go onto the grid, and the error names it."""
     step = step_at(graph, node)
     role = NoRole("") if step.operation is None else step.operation.grid
     if isinstance(role, NoRole):
@@ -24,7 +25,7 @@ def role_of(graph: GraphModule, node: Node) -> Role:
 
 
 def off_the_grid(node: Node, why: str) -> UsageError:
-    """Why a network has no exact form."""
+    """The error that says why a network has no exact form."""
     return UsageError(f"node {node.name!r} cannot go onto the exact grid: {why}; set exact.enabled: false, or change the network there")
 
 
@@ -48,7 +49,7 @@ class Window:
 
 
 def window_of(graph: GraphModule, node: Node) -> Window:
-    """The window of an average pool; refused where its count changes at the border."""
+    """The window of an average pool. A pool whose count changes at the border is refused."""
     pool = step_at(graph, node).as_layer()
     if isinstance(pool, nn.AdaptiveAvgPool2d):
         before, after = image_size_of(node.all_input_nodes[0]), image_size_of(node)
@@ -57,12 +58,12 @@ def window_of(graph: GraphModule, node: Node) -> Window:
     assert isinstance(pool, nn.AvgPool2d)
     window = Window(pair(pool.kernel_size), pair(pool.stride), pair(pool.padding))
     if pool.ceil_mode or pool.divisor_override is not None or (window.padding != (0, 0) and not pool.count_include_pad):
-        raise off_the_grid(node, "its average is over another number of pixels at the border than inside")
+        raise off_the_grid(node, "its average covers a different number of pixels at the border than inside")
     return window
 
 
 def only_reader_through_moves(graph: GraphModule, node: Node) -> Node | None:
-    """Who alone reads a value, whatever moves it on the way; None where several do."""
+    """The only node that reads a value, past nodes that only move it; None if there are several."""
     while len(node.users) == 1:
         (node,) = node.users
         if role_of(graph, node) != "move":

@@ -1,4 +1,4 @@
-"""Writes the nodes of an exact ONNX file, with convolutions in shapes that every runtime gets right.
+"""Writes the nodes of an exact ONNX file. Every runtime gets its shapes of convolutions right.
 
 Takes nodes of the plain graph on the grid; the two dialects say how bytes are stored.
 """
@@ -28,7 +28,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Convolution:
-    """Weights as filters x channels of a group x height x width, and how they move over an image."""
+    """Weights (filters x channels of a group x height x width) and how they move over an image."""
 
     weights: Array
     groups: int
@@ -39,7 +39,7 @@ class Convolution:
 
     @property
     def channels(self) -> int:
-        """Of a group."""
+        """The channels of one group."""
         return int(self.weights.shape[1])
 
     @property
@@ -56,7 +56,7 @@ class Convolution:
 
 
 def sees_only_padding(convolution: Convolution, image: Pair) -> bool:
-    """Whether some row or column of windows has no pixel of the image in it."""
+    """Whether some row or column of windows contains no pixel of the image."""
     return any(_is_blind(convolution, axis, image[axis]) for axis in (0, 1))
 
 
@@ -69,24 +69,24 @@ def _is_blind(convolution: Convolution, axis: int, size: int) -> bool:
 
 
 def without_padding(convolution: Convolution) -> Convolution:
-    """For an image that was padded before."""
+    """The convolution for an image that has already been padded."""
     return replace(convolution, pads=(0, 0, 0, 0))
 
 
 def with_second_channel(convolution: Convolution) -> Convolution:
-    """For an image of one channel that was given another: it counts for nothing."""
+    """The convolution for a one-channel image with a second channel, which counts for nothing."""
     return replace(convolution, weights=np.concatenate([convolution.weights, np.zeros_like(convolution.weights)], axis=1))
 
 
 def with_groups_of_four(convolution: Convolution) -> Convolution:
-    """So many groups in one that channels and filters of each come in fours, or that there is one."""
+    """Merge groups until the channels and filters of each come in fours, or one group is left."""
     while convolution.groups > 1 and (convolution.channels % 4 or len(convolution.weights) // convolution.groups % 4):
         convolution = _with_merged_groups(convolution)
     return convolution
 
 
 def _with_merged_groups(convolution: Convolution) -> Convolution:
-    """As few groups in one as can be, with weights of 0 for what was another group's."""
+    """Merge as few groups as possible, with weights of 0 for the inputs of another group."""
     weights, channels, groups = convolution.weights, convolution.channels, convolution.groups
     number = next(each for each in range(2, groups + 1) if groups % each == 0)
     place = np.arange(len(weights)) // (len(weights) // groups) % number
@@ -97,7 +97,7 @@ def _with_merged_groups(convolution: Convolution) -> Convolution:
 
 
 def with_wider_kernel(convolution: Convolution) -> Convolution:
-    """One column more, of weights of 0, over padding of its own."""
+    """Add one column of zero weights, with padding of its own."""
     above, left, below, right = convolution.pads
     weights = np.concatenate([convolution.weights, np.zeros_like(convolution.weights[..., :1])], axis=3)
     return replace(convolution, weights=weights, pads=(above, left, below, right + convolution.dilations[1]))
@@ -114,7 +114,10 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Floats:
-    """A tensor of float32 that hold multiples of a step; `from_bytes` where a DequantizeLinear made them."""
+    """A tensor of float32 values that are multiples of a step.
+
+    `from_bytes` is true where a DequantizeLinear made them.
+    """
 
     name: str
     from_bytes: bool = False
@@ -124,7 +127,7 @@ Value = Bytes | Floats
 
 
 class Writer(ABC):
-    """Walks a grid graph and collects ONNX nodes, which keep the names of the graph's."""
+    """Walks a grid graph and collects ONNX nodes, which keep the names of the graph's nodes."""
 
     def __init__(self, grid: GridGraph) -> None:
         self.grid = grid
@@ -154,29 +157,31 @@ class Writer(ABC):
 
     @abstractmethod
     def alike(self, node: Node, values: Sequence[Value]) -> Sequence[Value]:
-        """The values that a concatenation joins, in one form."""
+        """The values that a concatenation joins, all in one form."""
 
     @abstractmethod
     def reads_bytes(self, x: Value) -> bool:
-        """Whether a value comes out of a DequantizeLinear. Behind one, and in front of a quantiser, weights must be int8: ONNX Runtime
-        would round float ones anew.
+        """Whether a value comes out of a DequantizeLinear.
+
+        Between a DequantizeLinear and a quantiser the weights must be int8, because ONNX Runtime
+        would round float weights again.
         """
 
     @abstractmethod
     def rewritten(self, node: Node, x: Value, convolution: Convolution) -> tuple[Value, Convolution]:
-        """A convolution, and what it reads, in a form that gives the same sums."""
+        """A convolution and its input, in a form that gives the same sums."""
 
     def write(self) -> None:
         for node in self.graph.graph.nodes:
             self._write(node)
 
     def emit(self, operation: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """One node with one output, which has the node's name."""
+        """Add one node with one output, which has the node's name."""
         self.nodes.append(helper.make_node(operation, list(inputs), [name], name=name, **attributes))
         return name
 
     def constant(self, name: str, value: Array | np.generic) -> str:
-        """An initialiser; constants of one name are one."""
+        """Add an initialiser. Constants of the same name are stored once."""
         if name not in self._constants:
             self._constants.add(name)
             self.initialisers.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
@@ -186,10 +191,11 @@ class Writer(ABC):
         return self.constant(f"step_{value!r}", np.float32(value))
 
     def padded(self, x: Value, pairs: Sequence[tuple[int, int]], name: str) -> Value:
-        """The value with so many zeros in front of and behind each axis."""
+        """The value with this many zeros in front of and behind each axis."""
         pads = [before for before, _ in pairs] + [after for _, after in pairs]
         sizes = self.constant(f"{name}_pads", np.array(pads, np.int64))
-        # Axes are named because ONNX Runtime else moves the padding into a MaxPool behind it, which pads with the lowest value.
+        # The axes are named because otherwise ONNX Runtime moves the padding into a MaxPool behind
+        # it, which pads with the lowest value.
         axes = self.constant(f"all_{len(pairs)}_axes", np.arange(len(pairs), dtype=np.int64))
         return _renamed(x, self.emit("Pad", [x.name, sizes, self.padding_value(x), axes], name))
 
@@ -250,7 +256,7 @@ class Writer(ABC):
         return Floats(self.emit("Conv", self._operands(node, layer, x, convolution.weights, biases), node.name, **convolution.attributes))
 
     def _operands(self, node: Node, layer: GridLayer, x: Value, weights: Array, biases: Array) -> list[str]:
-        """What a layer reads: values, weights, biases."""
+        """The inputs of a layer: values, weights, biases."""
         steps, unit = layer.weights.step.cpu().numpy(), layer.weights.unit.cpu().numpy()
         if layer.target is not None and self.reads_bytes(x):
             weight = self._integer_weight(node, layer.name, weights, steps)
@@ -262,7 +268,7 @@ class Writer(ABC):
         return [self.floats(x), weight, bias]
 
     def _integer_weight(self, node: Node, layer: str, integers: Array, steps: Array) -> str:
-        """The zero points say nothing, but without them ONNX Runtime does not fuse a Gemm."""
+        """Weights as int8. The zero points are 0, but ONNX Runtime fuses no Gemm without them."""
         codes, zeros = integers.astype(np.int8), np.zeros(len(steps), np.int8)
         named = {"weight": codes, "step": steps, "zero_point": zeros}
         inputs = [self.constant(f"{layer}.{name}", value) for name, value in named.items()]
@@ -303,7 +309,7 @@ class Writer(ABC):
         node, layer = step.node, step.layer
         sizes = layer.padding if isinstance(layer, nn.ZeroPad2d) else _argument(node, 1, "pad")
         if layer is None and (_argument(node, 2, "mode", "constant") != "constant" or _argument(node, 3, "value", None) not in (None, 0)):
-            raise off_the_grid(node, "it pads with something else than zeros")
+            raise off_the_grid(node, "it pads with something other than zeros")
         pairs = [(0, 0)] * (len(shape_of(node)) - len(sizes) // 2) + list(zip(sizes[0::2], sizes[1::2], strict=True))[::-1]
         self.values[node] = self.padded(self._only_input(node), pairs, node.name)
 
@@ -357,5 +363,5 @@ def _convolution(layer: DerivedConv2d, weights: Array) -> Convolution:
 
 
 def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
-    """An argument of a call, by place or name."""
+    """An argument of a call, by position or name."""
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)

@@ -1,1 +1,1 @@
-"""Engines from ONNX files, in either TensorRT."""
+"""Builds engines from ONNX files, in either TensorRT."""

@@ -1,6 +1,7 @@
-"""TensorRT's Python classes as far as this project uses them, in types. Holds for `tensorrt` and for `tensorrt_rtx`.
+"""The part of TensorRT's Python classes that this project uses, as types.
 
-mypy keeps the code to these names; a test finds each of them on the classes of both modules.
+It holds for `tensorrt` and for `tensorrt_rtx`. mypy keeps the code to these names; a test finds
+each of them on the classes of both modules.
 """
 
 from collections.abc import Callable, Sequence

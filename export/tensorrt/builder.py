@@ -1,6 +1,6 @@
-"""Builds an engine from an ONNX file, records what it was built from, on and for, and shows how far it is.
+"""Builds an engine from an ONNX file, with a record of the build, and shows its progress.
 
-Takes bytes; returns bytes and a record.
+Takes bytes; returns bytes and a record of what the engine was built from, on and for.
 """
 
 import json
@@ -21,24 +21,24 @@ from export.tensorrt.runtime import Flavour, Gpu, Messages, gpu_here, listening,
 
 
 class Watcher(Protocol):
-    """Whoever watches a build."""
+    """Is told about the progress of a build."""
 
     def advance(self, steps: int = 1) -> None: ...
 
 
 PARTS = 100
-"""How many steps a build has for whoever watches."""
+"""How many steps of progress a build has."""
 
 
 class Course:
-    """A build's way from 0 to PARTS. Phases nest; the steps of the outermost one count."""
+    """A build's way from 0 to PARTS. Phases nest; only the steps of the outermost one count."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
         self._outermost: str | None = None
         self._steps, self._done = 1, 0
         self.interrupted = False
-        """Whether the user did, while TensorRT was on top of the stack; it must not meet the exception."""
+        """Whether Ctrl-C came inside a callback of TensorRT, which must not see the exception."""
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         if parent is None and self._outermost is None:
@@ -60,7 +60,7 @@ class Course:
 
 
 def monitor_of(module: ModuleType, course: Course) -> Any:
-    """TensorRT's side of it, to be given to a builder's config."""
+    """TensorRT's side of a course, for a builder's config."""
     base: Any = module.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]  # the class is known once the module is loaded
@@ -85,12 +85,15 @@ def monitor_of(module: ModuleType, course: Course) -> Any:
 
 _LEVELS: Mapping[Gpus, str] = {"same": "NONE", "capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 _DIRECT = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
-"""Where kernels may come from besides TensorRT's own: what adds up the products as they are. Libraries with Winograd or FFT are not among them."""
+"""The sources of kernels that are allowed besides TensorRT's own.
+
+They add up the products as they are. Libraries with Winograd or FFT are not among them.
+"""
 
 
 @dataclass(frozen=True)
 class Batches:
-    """How many samples an engine takes at once, and the number it is fastest at."""
+    """How many samples an engine takes at once, and the number it is fastest with."""
 
     least: int = 1
     best: int = 64
@@ -103,16 +106,19 @@ class Batches:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRequest:
-    """What kind of engine."""
+    """What kind of engine is wanted."""
 
     precision: EnginePrecision
-    """Precision comes with the ONNX file; the builder is only told whether float32 products may be TF32, which is what `tf32` says."""
+    """It comes with the ONNX file.
+
+    The builder is only told whether products of float32 may be TF32, which is what `tf32` says.
+    """
     batches: Batches = Batches()
     gpus: Gpus = "same"
     version_compatible: bool = False
     error_on_cache_miss: bool = False
     workspace: int | None = None
-    """The most scratch memory that a layer may use, in bytes. None: all there is."""
+    """The most scratch memory that a layer may use, in bytes. None means all there is."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +128,13 @@ class Engine:
     plan: bytes
     record: EngineRecord
     cache: bytes | None
-    """The timings after the build, for the next one."""
+    """The timings after the build, for the next build."""
 
 
 def engine_from_onnx(flavour: Flavour, onnx: bytes, name: str, wanted: EngineRequest, watcher: Watcher, cache: bytes | None = None) -> Engine:
     """Build an engine. `cache` holds the timings of earlier builds."""
     module = flavour.load()
-    refuse_what_it_cannot(flavour, wanted)
+    refuse_unsupported_options(flavour, wanted)
     gpu = _gpu_for(flavour)
     with listening(module) as said:
         build = _Build(flavour, module, said)
@@ -165,14 +171,14 @@ def engine_from_onnx(flavour: Flavour, onnx: bytes, name: str, wanted: EngineReq
 
 
 class _Build:
-    """One build: its builder, and what TensorRT said."""
+    """One build: its builder, and the messages of TensorRT."""
 
     def __init__(self, flavour: Flavour, module: ModuleType, said: Messages) -> None:
         self.flavour, self.module, self.said = flavour, module, said
         self.trt = cast("api.TensorRt", module)
         self.builder = self.trt.Builder(logger_of(module))
         self.used: list[object] = []
-        """What TensorRT reads until the build is over, kept for so long."""
+        """Objects that TensorRT reads until the build is over. They must live as long."""
 
     def parsed(self, onnx: bytes, name: str) -> api.Network:
         network = self.builder.create_network()
@@ -216,13 +222,16 @@ class _Build:
             raise NotHereError(f"{self.flavour.runtime} does not let {flag.name} be {on}: {self.said}; {self.flavour.remedy}")
 
     def _allow_direct_tactics(self, config: api.BuilderConfig) -> None:
-        """Whatever else a TensorRT may take kernels from by itself is excluded."""
+        """Exclude every other source that a TensorRT takes kernels from by default."""
         wanted = sum(1 << int(self.trt.TacticSource.__members__[name]) for name in _DIRECT)
         if not config.set_tactic_sources(wanted) or config.get_tactic_sources() != wanted:
             raise NotHereError(f"{self.flavour.runtime} does not let its tactics be chosen: {self.said}; {self.flavour.remedy}")
 
     def give_timings(self, config: api.BuilderConfig, cache: bytes | None, *, demanded: bool) -> bytes | None:
-        """Hand over earlier timings; returns them where they are of use. Those of another version or GPU are not, and the build begins anew."""
+        """Hand over the timings of earlier builds; return them if they are of use.
+
+        Those of another version or GPU are not. Then the build starts from scratch.
+        """
         if not self.flavour.times_tactics:
             return None
         for content in (cache, None):
@@ -250,10 +259,10 @@ class _Build:
         return None if cache is None else bytes(cache.serialize())
 
     def layers(self, plan: bytes) -> JsonValue:
-        """What the engine consists of, where this machine can load it."""
+        """What the engine consists of, if this machine can load it."""
         with listening(self.module) as said:
             runtime = self.trt.Runtime(logger_of(self.module))
-            runtime.engine_host_code_allowed = True  # it was built a moment ago, by this process
+            runtime.engine_host_code_allowed = True  # this process built it a moment ago
             engine = runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 return f"not read: {said}"
@@ -262,8 +271,8 @@ class _Build:
         return layers
 
 
-def refuse_what_it_cannot(flavour: Flavour, wanted: EngineRequest) -> None:
-    """Say in a line what this TensorRT has no use for; it is known before anything is built."""
+def refuse_unsupported_options(flavour: Flavour, wanted: EngineRequest) -> None:
+    """Refuse in one line what this TensorRT has no use for, before anything is built."""
     if flavour.times_tactics:
         return
     name = flavour.runtime
@@ -272,11 +281,11 @@ def refuse_what_it_cannot(flavour: Flavour, wanted: EngineRequest) -> None:
     if wanted.version_compatible:
         raise UsageError(f"{name} builds no version-compatible engines; leave --version-compatible out, and build again with each version")
     if wanted.gpus != "same":
-        raise UsageError(f"an engine of {name} runs on every GPU that it knows anyway; leave out --gpus")
+        raise UsageError(f"an engine of {name} runs on every GPU that it supports anyway; leave out --gpus")
 
 
 def _gpu_for(flavour: Flavour) -> Gpu | None:
-    """The GPU that is built on; none is needed by a flavour that does not time."""
+    """The GPU to build on. A flavour that does not time kernels needs none."""
     try:
         return gpu_here()
     except NotHereError as error:
@@ -331,7 +340,7 @@ def _parser_error(error: api.ParserError) -> str:
 
 
 def _meant(what: str) -> str:
-    """The parser's word for an operation that it does not have is the condition that failed: false."""
+    """What the parser means. For an operation that it lacks it quotes a failed condition, false."""
     return "not supported" if what == "false" else what
 
 
@@ -341,7 +350,7 @@ def _remedy(said: Messages) -> str:
         return "build once without --error-on-cache-miss, which fills the cache"
     if "memory" in text or "workspace" in text:
         return "give it more memory, or a smaller export.batch.max"
-    return "take another flavour or precision"
+    return "choose another flavour or precision"
 
 
 def _hash(content: bytes | None) -> str | None:

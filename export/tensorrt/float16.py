@@ -1,6 +1,7 @@
-"""A float16 form of a folded network's ONNX file, for runtimes that take each number's type from the file.
+"""Makes a float16 form of a folded network's ONNX file, for runtimes that follow its types.
 
-Normalisation, means, and the layer whose sums are the logits stay float32; all else is float16. The same file gives the same bytes.
+Normalisation, means, and the layer whose sums are the logits stay float32; all else is float16.
+The same file gives the same bytes.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,17 +18,17 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def float16_onnx(content: bytes) -> bytes:
-    """The same network with casts in it."""
+    """The same network with casts to and from float16."""
     model = ir.from_proto(onnx.load_model_from_string(content))
     _CastInserter(model.graph, _in_float16(model.graph)).cast()
-    model.graph.sort()
+    model.graph.sort()  # the casts were appended at the end
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     return proto.SerializeToString(deterministic=True)
 
 
 def _in_float16(graph: ir.Graph) -> frozenset[ir.Node]:
-    """What lies between the normalisation and the head."""
+    """The nodes between the normalisation and the head."""
     weighted = [node for node in graph if node.op_type in _WEIGHTED]
     if len(weighted) < 2:
         raise UsageError(f"the network has {len(weighted)} layers with weights and keeps the last one in float32; build float32")
@@ -38,7 +39,7 @@ def _in_float16(graph: ir.Graph) -> frozenset[ir.Node]:
 
 
 def _reached(nodes: list[ir.Node], neighbours: Callable[[ir.Node], Iterable[ir.Node]]) -> frozenset[ir.Node]:
-    """These nodes, and all that they lead to."""
+    """These nodes, and all that can be reached from them."""
     found, todo = set(nodes), list(nodes)
     while todo:
         new = {node for node in neighbours(todo.pop()) if node not in found}

@@ -1,6 +1,7 @@
-"""What stands beside an engine: which file it is, built from what, by what, for what. Read and checked before TensorRT sees the engine.
+"""The record beside an engine: which file it is, built from what, by what, for what.
 
-An engine is machine code for one version of TensorRT and one type of GPU; this is what says so in words.
+It is read and checked before TensorRT sees the engine. An engine is machine code for one version
+of TensorRT and one type of GPU; the record says so in words.
 """
 
 from pathlib import Path, PurePosixPath
@@ -18,7 +19,10 @@ FORMAT_VERSION: Literal[1] = 1
 _LARGEST_RECORD = 64 * 2**20
 EnginePrecision = Literal["float32", "tf32", "float16", "exact"]
 Gpus = Literal["same", "capability", "ampere+"]
-"""Which GPUs besides its own an engine of the full TensorRT must run on: none, those of its compute capability, Ampere and newer."""
+"""Which other GPUs an engine of the full TensorRT must run on.
+
+In this order: none, those of its compute capability, Ampere and newer.
+"""
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Version = Annotated[str, Field(pattern=r"^\d{1,9}(\.\d{1,9}){1,5}$")]
@@ -36,7 +40,7 @@ class Source(_Entry):
 
 
 class Machine(_Entry):
-    """Where an engine was built. A GPU is named where there was one."""
+    """Where an engine was built. A GPU is named if there was one."""
 
     gpu: str | None
     capability: Annotated[str, Field(pattern=r"^\d{1,3}\.\d{1,2}$")] | None
@@ -46,7 +50,7 @@ class Machine(_Entry):
 
 
 class Shapes(_Entry):
-    """The sizes of an input that an engine takes, and the one it is fastest at."""
+    """The sizes of an input that an engine takes, and the one it is fastest with."""
 
     least: list[Size]
     best: list[Size]
@@ -62,14 +66,14 @@ class Tensor(_Entry):
 
 
 class TimingCache(_Entry):
-    """The timings that the build could use and did leave behind."""
+    """The timings that the build could use, and those that it left behind."""
 
     before: Hash | None
     after: Hash
 
 
 class SecondBuild(_Entry):
-    """Another engine from the same file, built right after with timings of its own, and how many of its bytes are others."""
+    """Another engine from the same file, built right after the first with timings of its own."""
 
     plan: Hash
     plan_size: Size
@@ -99,17 +103,21 @@ class EngineRecord(_Entry):
     """By input."""
     build_seconds: Annotated[float, Field(ge=0)]
     timing_cache: TimingCache | None
-    """None where the flavour does not time."""
+    """None if the flavour does not time kernels."""
     second_build: SecondBuild | None = None
-    """None where there was none. What it gives for the same images is among the checks of verification.json."""
+    """None if there was none. What it gives is among the checks of verification.json."""
     messages: list[str]
-    """What the builder warned of."""
+    """The warnings of the builder."""
     layers: JsonValue
-    """What the engine consists of, or in words why that could not be read."""
+    """What the engine consists of, or why that could not be read."""
 
     @model_validator(mode="after")
     def _of_one_story(self) -> Self:
-        """One input, the batch is the first size of everything and the only free one, and the profile is of that input."""
+        """Check the record against itself.
+
+        There is one input. The batch is the first size of every tensor and the only free one. The
+        profile is of that input.
+        """
         tensors = [*self.inputs, *self.outputs]
         if len(self.inputs) != 1 or not self.outputs or len({tensor.name for tensor in tensors}) != len(tensors):
             raise ValueError("expected one input and outputs, each of a name of its own")
@@ -133,7 +141,7 @@ class EngineRecord(_Entry):
 
     @property
     def built_for(self) -> str:
-        """In words."""
+        """What the engine was built for, in words."""
         runtime = FLAVOURS[self.flavour].runtime
         if FLAVOURS[self.flavour].compiles_where_it_runs:
             return f"{runtime} {self.version}"
@@ -141,7 +149,7 @@ class EngineRecord(_Entry):
 
     @property
     def rebuild(self) -> str:
-        """The command that makes one for this machine."""
+        """The command that builds one for this machine."""
         return f"pipeline export BUNDLE --tensorrt --flavour {self.flavour} --precision {self.precision}"
 
     def to_bytes(self) -> bytes:
@@ -149,12 +157,12 @@ class EngineRecord(_Entry):
 
 
 def plan_name(engine: str) -> str:
-    """Where a bundle keeps the engine of that name."""
+    """Where a bundle keeps the engine of this name."""
     return f"{FOLDER}/{engine}.plan"
 
 
 def record_name(engine: str) -> str:
-    """Where a bundle keeps what is known of it."""
+    """Where a bundle keeps the record of the engine of this name."""
     return f"{FOLDER}/{engine}.json"
 
 
@@ -165,30 +173,30 @@ def engines_among(names: list[str]) -> list[str]:
 
 
 def parsed_record(content: bytes, place: str) -> EngineRecord:
-    """The record, or DamagedError."""
+    """The record. DamagedError if the content is none."""
     try:
         return EngineRecord.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the top"
-        raise DamagedError(f"{place} is no record of an engine: at {where}: {first['msg']}; build the engine again") from error
+        raise DamagedError(f"{place} is not the record of an engine: at {where}: {first['msg']}; build the engine again") from error
 
 
 def read_record(path: Path) -> EngineRecord:
-    """The record in this file, or DamagedError; one of a size that no record has is not read."""
+    """The record in this file, or DamagedError. A file larger than any record is not read."""
     if (size := path.stat().st_size) > _LARGEST_RECORD:
-        raise DamagedError(f"{path} is no record of an engine: it has {size} bytes, at most {_LARGEST_RECORD} were expected; {_AGAIN}")
+        raise DamagedError(f"{path} is not the record of an engine: it has {size} bytes, at most {_LARGEST_RECORD} were expected; {_AGAIN}")
     return parsed_record(path.read_bytes(), str(path))
 
 
 def require_the_size(record: EngineRecord, size: int, place: str) -> None:
-    """Raise DamagedError unless a plan of this size may be the one of the record: known without reading it."""
+    """Raise DamagedError unless a plan of this size can be the recorded one. Reads no plan."""
     if size != record.plan_size:
         raise DamagedError(f"{place} has {size} bytes, its record says {record.plan_size}; {_AGAIN}")
 
 
 def require_the_engine_of(record: EngineRecord, plan: bytes, place: str) -> None:
-    """Raise DamagedError unless these bytes are the engine that the record is about."""
+    """Raise DamagedError unless these bytes are the engine that the record describes."""
     if (found := sha256_of(plan)) != record.plan or len(plan) != record.plan_size:
         raise DamagedError(
             f"{place} has {len(plan)} bytes and sha256 {found[:16]}..., its record says {record.plan_size} and {record.plan[:16]}...; {_AGAIN}"
@@ -197,7 +205,7 @@ def require_the_engine_of(record: EngineRecord, plan: bytes, place: str) -> None
         if plan.startswith(flavour.magic) and flavour.name != record.flavour:
             raise DamagedError(f"{place} is an engine of {flavour.runtime}, its record says {FLAVOURS[record.flavour].runtime}; {_AGAIN}")
     if not plan.startswith(FLAVOURS[record.flavour].magic):
-        raise DamagedError(f"{place} is no engine of {FLAVOURS[record.flavour].runtime}: it begins with {plan[:4]!r}; {_AGAIN}")
+        raise DamagedError(f"{place} is not an engine of {FLAVOURS[record.flavour].runtime}: it begins with {plan[:4]!r}; {_AGAIN}")
 
 
 def require_built_from(record: EngineRecord, sha256: str, place: str) -> None:

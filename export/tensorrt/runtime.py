@@ -1,6 +1,6 @@
-"""The TensorRT that is here: its flavours, the GPU, and what its logger says.
+"""The TensorRT on this machine: its flavours, the GPU, and the messages of its logger.
 
-Imported lazily and without torch. Absence is a NotHereError with the remedy.
+It is imported lazily and without torch. If it is missing, a NotHereError names the remedy.
 """
 
 import functools
@@ -18,9 +18,9 @@ from export.errors import NotHereError, UsageError
 _KEPT = 1000
 _LONGEST = 400
 _NOISE = re.compile(r"catchCudaError|^ModelImporter\.cpp:\d+: (While parsing|---)")
-"""Said beside every other error where there is no GPU, or a part of a longer message."""
+"""Said along with every other error where there is no GPU, or part of a longer message."""
 _PLACE = re.compile(r"\s*In \w[^()]* at /_src/\S+:\d+\)?")
-"""Where in NVIDIA's sources it happened."""
+"""The place in NVIDIA's sources where it happened."""
 
 
 class Messages:
@@ -43,7 +43,7 @@ class Messages:
         return [text for text in found if not _NOISE.search(text)] or found
 
     def __str__(self) -> str:
-        """All errors on one line; a failure that says nothing has only its warnings."""
+        """All errors on one line, or all warnings of a failure without errors."""
         line = "; ".join(self.errors or self.warnings) or "no reason given"
         return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
@@ -65,7 +65,7 @@ def listening(module: ModuleType) -> Iterator[Messages]:
 
 @functools.cache
 def logger_of(module: ModuleType) -> Any:
-    """The logger to be given to whatever of this module wants one."""
+    """The one logger of this module, for everything in it that wants one."""
     base: Any = module.ILogger
 
     class Logger(base):  # type: ignore[misc]  # the class is known once the module is loaded
@@ -84,29 +84,33 @@ def logger_of(module: ModuleType) -> Any:
 REMEDY = "use a machine with an NVIDIA GPU and its driver"
 MORE_MEMORY = "free memory of the GPU, or build with a smaller export.batch.max"
 _OUT_OF_MEMORY, _NO_GPU = 2, frozenset({35, 100})
-"""cudaErrorMemoryAllocation; cudaErrorInsufficientDriver, which also stands for no driver, and cudaErrorNoDevice."""
+"""Numbers of CUDA errors.
+
+2 is cudaErrorMemoryAllocation. 35 is cudaErrorInsufficientDriver, which also stands for no driver.
+100 is cudaErrorNoDevice.
+"""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU and the driver it runs under."""
+    """A GPU and its driver."""
 
     name: str
     capability: str
-    """Such as 9.0."""
+    """For example 9.0."""
     memory: int
     """In bytes."""
     driver: str
     cuda: str
-    """The newest CUDA that the driver takes."""
+    """The newest version of CUDA that the driver supports."""
 
 
 def gpu_here(index: int = 0) -> Gpu:
-    """The GPU of that number; NotHereError where there is none, or no driver for it."""
+    """The GPU with this number. NotHereError if it or its driver is missing."""
     cuda = cuda_runtime()
     number: int = checked(cuda, "cudaGetDeviceCount")
     if index >= number:
-        raise NotHereError(f"GPU {index} was asked for, {number} are here, counted from 0; {REMEDY}")
+        raise NotHereError(f"GPU {index} was requested, but {number} are available, counted from 0; {REMEDY}")
     found = checked(cuda, "cudaGetDeviceProperties", index)
     return Gpu(
         name=_text(found.name),
@@ -126,19 +130,19 @@ def cuda_runtime() -> Any:
 
 
 def checked(cuda: Any, function: str, *arguments: object) -> Any:
-    """Call a function of the CUDA runtime; NotHereError, with CUDA's own words, where it fails."""
+    """Call a function of the CUDA runtime. If it fails, NotHereError quotes CUDA's own words."""
     status, *results = getattr(cuda, function)(*arguments)
     if int(status) != 0:
         _, words = cuda.cudaGetErrorString(status)
         if int(status) in _NO_GPU:
-            raise NotHereError(f"no NVIDIA GPU is here (CUDA: {_text(words)}); {REMEDY}")
+            raise NotHereError(f"no NVIDIA GPU is available (CUDA: {_text(words)}); {REMEDY}")
         remedy = MORE_MEMORY if int(status) == _OUT_OF_MEMORY else REMEDY
         raise NotHereError(f"{function} of CUDA fails: {_text(words)}; {remedy}")
     return results[0] if len(results) == 1 else tuple(results)
 
 
 def _driver() -> str:
-    """A note for the record; not knowing it is no reason to fail, whatever the reason was."""
+    """The driver's version, as a note for the record. Not knowing it is never a reason to fail."""
     try:
         nvml: Any = importlib.import_module("cuda.bindings.nvml")
         nvml.init_v2()
@@ -160,33 +164,39 @@ FlavourName = Literal["tensorrt", "rtx"]
 
 @dataclass(frozen=True)
 class Flavour:
-    """One of the two, and what it can do."""
+    """One of the two TensorRTs, and what it can do."""
 
     name: FlavourName
     module: str
     runtime: str
-    """What a verdict calls it, and `--require` takes."""
+    """The name in a verdict and for `--require`."""
     least_version: tuple[int, int]
     magic: bytes
-    """How its plans begin. That of the full one is known from its own error messages, not from a plan that was seen."""
+    """How its plans begin. For the full TensorRT this is known only from its error messages."""
     times_tactics: bool
-    """Whether it builds by timing kernels on a GPU: then it needs one, and a timing cache makes builds repeatable."""
+    """Whether it builds by timing kernels on a GPU.
+
+    Then it needs a GPU, and a timing cache makes its builds repeatable.
+    """
     capabilities: frozenset[str] | None
-    """The GPUs it runs on; None: all that its release notes name, which are more than can be listed here."""
+    """The GPUs it runs on. None: all that its release notes name, which are too many to list."""
     compiles_where_it_runs: bool
-    """Whether kernels are compiled on the machine that runs: then an engine serves every GPU in `capabilities`, not only the type it was built on."""
+    """Whether kernels are compiled on the machine that runs them.
+
+    Then an engine serves every GPU in `capabilities`, not only the type it was built on.
+    """
     remedy: str
 
     def load(self) -> ModuleType:
         """Its Python module; NotHereError where it cannot be imported or is too old."""
         try:
             module = importlib.import_module(self.module)
-        except (ImportError, OSError) as error:  # OSError: its libraries are not there
+        except (ImportError, OSError) as error:  # OSError: its libraries are missing
             raise NotHereError(f"{self.runtime} cannot be imported ({_line(error)}); {self.remedy}") from error
         version = str(module.__version__)
         if tuple(int(part) for part in version.split(".")[:2]) < self.least_version:
             least = ".".join(map(str, self.least_version))
-            raise NotHereError(f"{self.runtime} {version} is here, at least {least} is needed; {self.remedy}")
+            raise NotHereError(f"{self.runtime} {version} is installed, at least {least} is needed; {self.remedy}")
         return module
 
 
@@ -221,7 +231,7 @@ def flavour_of_runtime(runtime: str) -> Flavour:
     for flavour in FLAVOURS.values():
         if flavour.runtime == runtime:
             return flavour
-    raise UsageError(f"{runtime!r} is no TensorRT; choose one of {', '.join(each.runtime for each in FLAVOURS.values())}")
+    raise UsageError(f"{runtime!r} is not a TensorRT; choose one of {', '.join(each.runtime for each in FLAVOURS.values())}")
 
 
 def _line(error: Exception) -> str:

@@ -87,8 +87,8 @@ class Graphs:
     stored fold that differs from these weights cannot move it."""
     budget_from: str
     """The form whose error sets the budgets."""
-    doubtful: bool = False
-    """Whether the float64 evaluation is different code from that form's."""
+    uncertain: bool = False
+    """Whether the float64 evaluation is other code than that form's."""
     folded_here: bool = True
     """Whether the stored fold was made on a device of this kind; on another kind, e^g has other
     bits."""
@@ -102,7 +102,7 @@ def missing_graphs(model: Path | None) -> Graphs:
     """
     missing = MissingForm(runtime=TORCH, reason=NO_TORCH)
     reference = None if model is None else OnnxFloat64Form(runtime="onnx.reference", precision="float64", path=model)
-    return Graphs(training=missing, evaluation=missing, folded=missing, reference=reference, budget_from=FILE, doubtful=True)
+    return Graphs(training=missing, evaluation=missing, folded=missing, reference=reference, budget_from=FILE, uncertain=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +227,7 @@ def chain_of(forms: BundleForms) -> Chain:
         reference=None if graphs.reference is None else Stage(name=forms.named(REFERENCE), form=graphs.reference),
         training=forms.named(graphs.budget_from),
         source=graphs.source,
-        doubtful=graphs.doubtful,
+        uncertain=graphs.uncertain,
     )
 
 

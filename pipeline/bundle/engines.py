@@ -13,7 +13,7 @@ from deploy.runners.tensorrt import EngineFile, require_tensorrt
 from export.bundle import EXACT_TENSORRT_MODEL, FLOAT16_MODEL, MODEL, Bundle
 from export.errors import DamagedError, NotHereError, UsageError
 from export.files import write_file
-from export.tensorrt.builder import PARTS, Batches, Engine, EngineRequest, engine_from_onnx, refuse_what_it_cannot
+from export.tensorrt.builder import PARTS, Batches, Engine, EngineRequest, engine_from_onnx, refuse_unsupported_options
 from export.tensorrt.float16 import float16_onnx
 from export.tensorrt.record import FOLDER, EnginePrecision, EngineRecord, Gpus, SecondBuild, engines_among, parsed_record, plan_name, record_name
 from export.tensorrt.runtime import FLAVOURS, Flavour, FlavourName, gpu_here
@@ -96,8 +96,8 @@ def require_buildable(bundle: Bundle, flavour: Flavour, options: EngineOptions, 
     """Refuse, before a build, precisions without a file in the bundle or without support in this
     TensorRT."""
     for precision in options.precisions:
-        refuse_what_it_cannot(flavour, _engine_request(precision, options, batch))
-        if precision != "float16" and not bundle.has(ONNX_FILES[precision]):  # the float16 file is made for the engine
+        refuse_unsupported_options(flavour, _engine_request(precision, options, batch))
+        if precision != "float16" and not bundle.has(ONNX_FILES[precision]):  # that file is made for the engine
             raise _without_a_file(precision)
 
 

@@ -38,7 +38,7 @@ def run(path: Path, *arguments: str) -> tuple[int, Json]:
 def test_without_a_gpu_it_runs_what_it_can_and_names_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, result = run(tmp_path / "result.json")
     assert (code, result["complete"], result["failed"]) == (0, False, [])
-    assert result["gpu"].startswith("not here: no NVIDIA GPU is here")
+    assert result["gpu"].startswith("not here: no NVIDIA GPU is available")
     bundle, training, speed = result["bundle"], result["training"], result["speed"]
     assert "replayed training" in training["not_run"]
     assert training["same_bits_of_replayed"] == training["measured"] == {}

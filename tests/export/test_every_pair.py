@@ -1,14 +1,20 @@
-"""Every method on every network: converted, trained for a step, folded, exported and run. Bits in PyTorch, the derived budget in ONNX Runtime.
+"""Every method on every network: converted, trained for a step, folded, exported and run.
 
-Bits are compared for every pair: each may refuse, overflow or fold wrongly by itself. A file is run for every pair too, but for what is the same file
-or the same blocks again; the exporter takes seconds, and this is how it is spared them:
+Results must have the same bits in PyTorch and be within the derived budget in ONNX Runtime.
 
-- Pairs whose folded graphs differ in weights alone share a file, each with its own weights in it (`tests/support/exported_files.py`);
-  `test_a_shared_file_has_the_bits_of_the_pairs_own` shows for every method that it computes what the pair's own does.
-- Networks of the same blocks as another (`LIKE`) are run with one method each, in turn, as far as TensorRT's parser gets the same file; of those that
-  differ in depth alone the deepest, and none where other files show all that is in it (`BETWEEN`).
-- Files that no other pair can share (`OF_ITS_OWN`: other layers have weights, or norms stay, twenty nodes each) are those of a network without the
-  repeated blocks. Each kind of block and each size of a norm is still in it, and the bits are those of the whole network.
+Bits are compared for every pair, because each pair may refuse, overflow or fold wrongly by itself.
+A file is run for every pair too, except where it would be the same file or the same blocks again.
+The exporter takes seconds, and is spared them like this:
+
+- Pairs whose folded graphs differ only in weights share a file, each with its own weights in it
+  (`tests/support/exported_files.py`). `test_a_shared_file_has_the_bits_of_the_pairs_own` shows for
+  every method that the shared file computes what the pair's own file does.
+- Networks with the same blocks as another (`LIKE`) are run with one method each, in turn, as far
+  as TensorRT's parser gets the same file. Of those that differ only in depth, the deepest is run,
+  and none where other files show all that is in it (`BETWEEN`).
+- Files that no other pair can share (`OF_ITS_OWN`: other layers have weights, or norms stay,
+  twenty nodes each) are made from a network without its repeated blocks. It still has each kind
+  of block and each size of a norm, and the bits are those of the whole network.
 """
 
 import copy
@@ -47,8 +53,11 @@ TORCHVISION = {
     "shufflenet_v2_x1_0": 32,
     "mobilenet_v2": 32,
 }
-"""With the size of the images. `tests/pipeline/graph/test_parts.py` traces its deeper ResNets, and its VGGs, which take images of 224 and have
-130 million parameters; ours of the same layers stand for them here."""
+"""The networks, with the size of their images.
+
+`tests/pipeline/graph/test_parts.py` traces torchvision's deeper ResNets, and its VGGs, which take
+images of 224 and have 130 million parameters. Our networks of the same layers stand for them here.
+"""
 OF_A_FAMILY = {"wrn-DEPTH-WIDTH": "wrn-10-2"}
 OF_A_USER = tuple(f"own_networks:{name}" for name in own_networks.__all__)
 """With kinds of layers that no network of ours has."""
@@ -65,13 +74,20 @@ LIKE = {
     "torchvision:squeezenet1_0": "torchvision:squeezenet1_1",
     "torchvision:mobilenet_v2": "mobilenetv2",
 }
-"""Deeper, wider, or with another stem: networks, and those of whose blocks they are made."""
+"""Networks that are deeper, wider, or have another stem, and the networks with the same blocks."""
 BETWEEN = frozenset({"resnet32", "resnet44", "resnet56", "preactresnet101", "torchvision:resnet50", "torchvision:shufflenet_v2_x1_0"})
-"""Nothing about their files is new: of the same widths as a shallower and a deeper one, or the stem of one network on the blocks of another."""
+"""Networks whose files show nothing new.
+
+They have the widths of a shallower and a deeper network, or the stem of one network and the blocks
+of another.
+"""
 OF_ITS_OWN = frozenset({"fixup", "groupnorm"})
-"""The methods whose folded graphs have layers with weights besides convolutions and linear ones."""
+"""The methods whose folded graphs have weights in more than convolutions and linear layers."""
 FEW, SOME = 2, 8
-"""Images for a step and for bits, and for errors: of few outputs, those of training can all be small by chance, and the budget with them."""
+"""Images for a step and for bits, and images for errors.
+
+With few outputs, the errors of training can all be small by chance, and so can the budget.
+"""
 
 
 def _shapes() -> dict[str, Shape]:
@@ -101,16 +117,16 @@ class Network:
         return rewrite(copy.deepcopy(self.graph), DEFAULTS[method])
 
     def trained(self, method: str) -> RewrittenGraph:
-        """With the method, and a step behind it."""
+        """The network with a method, after a training step."""
         training = self.with_method(method)
         step(training, images(FEW, self.shape), rate=1e-3)
         training.graph.zero_grad()
         if method in STARTS_AT_ZERO:
-            scatter(training)  # a step moves nothing of it but the classifier
+            scatter(training)  # a step moves nothing but its classifier
         return training
 
 
-@lru_cache(maxsize=1)  # one after the other: the largest take a gigabyte
+@lru_cache(maxsize=1)  # only one at a time: the largest take a gigabyte
 def network_of(name: str) -> Network:
     return Network(SHAPES[name], traced(name, SHAPES[name]))
 
@@ -121,7 +137,11 @@ def without_repetition(name: str) -> Network:
 
 
 def drop_repeated_blocks(network: nn.Module, shape: Shape) -> None:
-    """Of the blocks that change no size, one of each kind stays, whatever its width, and the last of a sequence; the others are left out."""
+    """Leave out blocks that are repeated.
+
+    Of the blocks that change no size, one of each kind stays, whatever its width, and so does the
+    last block of a sequence.
+    """
     kinds: set[str] = set()
     for sequence in [part for part in network.modules() if isinstance(part, nn.Sequential) and all([*block.children()] for block in part)]:
         for name, block in [*sequence.named_children()]:
@@ -142,7 +162,7 @@ def keeps_size(network: nn.Module, block: nn.Module, shape: Shape) -> bool:
 
 
 class InTraining(nn.Module):
-    """A graph that runs in training mode, with what only training has switched off."""
+    """A graph that runs in training mode, with everything switched off that only training has."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__()
@@ -156,7 +176,7 @@ class InTraining(nn.Module):
 
 
 def link_to_file(training: RewrittenGraph, folded: GraphModule, file: Path, shape: Shape) -> Chain:
-    """The folded graph and the file, within the budget that the training graph's own error gives."""
+    """The link from folded graph to file, within the budget from the training graph's own error."""
     specs = (TensorSpec("image", "uint8", (None, *shape)),), (TensorSpec("logits", "float32", (None, NUM_CLASSES)),)
 
     def stage(name: str, module: nn.Module, *, gradients: bool = False, precision: TorchPrecision = "float32") -> Stage:
@@ -178,12 +198,15 @@ def link_to_file(training: RewrittenGraph, folded: GraphModule, file: Path, shap
 
 
 def runs_the_file(method: str, network: str) -> bool:
-    """With every method, or with the one whose turn it is at this network."""
+    """Whether the file is run: with every method, or with the method in turn at this network."""
     return network not in LIKE or (network not in BETWEEN and method == method_in_turn(network))
 
 
 def method_in_turn(network: str) -> str:
-    """One whose file is of the form that `tensorrt/test_every_network.py` exports as well: in pre-activation networks norms stay there as layers."""
+    """A method whose file has a form that `tensorrt/test_every_network.py` exports as well.
+
+    In pre-activation networks norms stay in that file as layers.
+    """
     methods = [each for each in METHODS if each not in OF_ITS_OWN and network not in REFUSED.get(each, ())]
     return "batchnorm" if network.startswith("preact") else methods[list(LIKE).index(network) % len(methods)]
 
@@ -213,12 +236,12 @@ def test_a_pair_is_converted_trained_folded_exported_and_run(method: str, networ
     file, batch = tmp_path / "model.onnx", {"image": images(SOME, SHAPES[network], seed=1).numpy()}
     file.write_bytes(exported_files.file_of(folded, SHAPES[network]))
     (link,) = run_chain(link_to_file(training, folded, file, SHAPES[network]), lambda: [batch], Record()).links
-    file.unlink()  # pytest keeps its folders, and the largest file has 230 MB
+    file.unlink()  # pytest keeps its folders, and the largest file takes 230 MB
     assert (link.status, link.reason) == ("passed", "")
 
 
 def sizes_of_norms(graph: GraphModule) -> set[tuple[str, tuple[int, ...]]]:
-    """What decides on the nodes that a norm becomes: its channels and groups, and the sizes of what it gets."""
+    """What decides which nodes a norm becomes: its channels and groups, and its input's sizes."""
     norms = not_foldable_parts(graph)
     return {(repr(norms[str(node.target)]), tuple(node.meta["tensor_meta"].shape[1:])) for node in graph.graph.nodes if str(node.target) in norms}
 
@@ -242,7 +265,10 @@ def test_every_method_and_network_is_here() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_shared_file_has_the_bits_of_the_pairs_own(method: str, exported_files: ExportedFiles, tmp_path: Path) -> None:
-    """The pair's own weights are in it, and no others: what ONNX Runtime computes is what it computes on the exporter's file of this very pair."""
+    """The file holds the pair's own weights and no others.
+
+    ONNX Runtime computes from it what it computes from the exporter's file of this very pair.
+    """
     network = Network(SHAPES["small"], traced("small", SHAPES["small"]))
     training = network.with_method(method)
     step(training, images(FEW, network.shape))

@@ -1,6 +1,6 @@
-"""Before and after training, the training graph with its noise off, the evaluation graph and the folded graph have the same bits.
+"""The training graph with its noise off, the evaluation graph and the folded graph agree in bits.
 
-`test_every_pair.py` walks all pairs of method and network.
+They do so before and after training. `test_every_pair.py` tests all pairs of method and network.
 """
 
 import copy

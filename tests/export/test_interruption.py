@@ -1,4 +1,4 @@
-"""Ctrl-C is noted, or raised, or both; the handlers of whoever listened before are put back."""
+"""Ctrl-C is noted, or raised, or both. Handlers that were set before are put back."""
 
 import os
 import signal

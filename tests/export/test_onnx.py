@@ -87,5 +87,5 @@ def test_the_weights_in_the_file_are_the_folded_ones_and_every_batch_runs() -> N
         batch = images(size, SMALL)
         (logits,) = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"image": batch.numpy()})
         assert logits.shape == (size, 10)
-        # A loose sanity bound against gross faults; the derived budget is the business of deploy/verify.
+        # A loose bound against gross faults. deploy/verify checks the derived budget.
         assert np.abs(logits - folded(batch).numpy()).max() < 1e-4

@@ -1,5 +1,7 @@
-"""The table of operations: each way of writing one leads to its row, a graph's file has no operators but those of its rows, and a new row is
-all that a new kind of layer takes.
+"""The table of operations.
+
+Each way of writing an operation leads to its row. A graph's file has no operators but those of its
+rows. A new row is all that a new kind of layer takes.
 """
 
 from collections.abc import Callable
@@ -29,7 +31,7 @@ Middle = Callable[[torch.Tensor], torch.Tensor]
 
 
 class WithMiddle(nn.Module):
-    """A network whose middle is given; it keeps 8 channels."""
+    """A network with a given middle, which keeps 8 channels."""
 
     def __init__(self, middle: Middle) -> None:
         super().__init__()
@@ -121,7 +123,7 @@ def test_a_function_is_the_layer_that_it_is_told_as(function: Middle) -> None:
 
 
 class Residual(nn.Module):
-    """One residual unit of layers, norms and a kind of layer that is given."""
+    """One residual unit of layers, norms and a given kind of layer."""
 
     def __init__(self, kind: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -151,7 +153,7 @@ NEW: dict[str, tuple[Callable[[], nn.Module], Operation]] = {
 
 
 EXPORTED = ("czmig", "fixup", "groupnorm")
-"""Exporting takes seconds: plain layers, those with scalars of their own, and those that do not fold."""
+"""Exporting takes seconds: plain layers, layers with their own scalars, layers that do not fold."""
 
 
 def _traced(kind: Callable[[], nn.Module]) -> GraphModule:
@@ -161,7 +163,10 @@ def _traced(kind: Callable[[], nn.Module]) -> GraphModule:
 
 @pytest.mark.parametrize("name", NEW)
 def test_one_row_is_all_that_a_new_kind_of_layer_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused by name without the row. With it: every method, the fold and the exporter, and on the grid the row's own reason."""
+    """Without the row, the layer is refused by name.
+
+    With the row, every method, the fold and the exporter take it. The grid gives the row's reason.
+    """
     kind, row = NEW[name]
     with pytest.raises(UsageError, match=f"{name} at network.branch.2.* is not a plain layer"):
         _traced(kind)
@@ -179,7 +184,8 @@ def test_one_row_is_all_that_a_new_kind_of_layer_takes(name: str, monkeypatch: p
         if method in EXPORTED:
             session = onnxruntime.InferenceSession(onnx_from_graph(folded, SHAPE, {}), providers=["CPUExecutionProvider"])
             (logits,) = session.run(None, {"image": batch.numpy()})
-            # A loose bound against gross faults, as in test_onnx.py; test_every_pair.py holds what is in the table to the derived one.
+            # A loose bound against gross faults, as in test_onnx.py. test_every_pair.py checks the
+            # operations of the table against the derived bound.
             assert np.abs(logits - in_training.numpy()).max() < 1e-4, method
     assert isinstance(row.grid, NoRole)
     with pytest.raises(UsageError, match=f"{name} has no form there: {row.grid.why}; set exact.enabled: false"):

@@ -163,7 +163,7 @@ def test_a_network_of_the_user_leaves_no_bytecode(tmp_path: Path, capfd: Capture
         (("train", QUICKSTART, "--set", "training.accumulate=99"), 2, "training.accumulate 99 is more than the 22 batches"),
         (("train", QUICKSTART, "--set", "training.device=cuda:7"), 4, "cuda:7 is not on this machine"),
         (("train", QUICKSTART, "--set", "method.name=groupnorm", "--set", "exact.enabled=true"), 2, "cannot go onto the exact grid"),
-        (("train-export", QUICKSTART, "--require", "tensorrt"), 4, "tensorrt was asked for"),
+        (("train-export", QUICKSTART, "--require", "tensorrt"), 4, "tensorrt was requested"),
         (("train-export", QUICKSTART, "--set", "export.tensorrt=true"), 4, "export.tensorrt: true requires engines"),
         (("train", QUICKSTART, "--set", "data={name: cifar10, download: true}"), 2, "cifar10 is not in data yet, and a dry run does not fetch it"),
         (("train", QUICKSTART, "--set", "data={name: svhn, download: true}"), 2, "svhn is not in data yet, and a dry run does not fetch it"),

@@ -323,5 +323,5 @@ def test_divergence_stops_with_the_place_and_one_line(tmp_path: Path, capfd: Cap
 def test_a_runtime_that_is_not_here_is_said_before_training(tmp_path: Path, capfd: Capture, asked: list[str]) -> None:
     done = pipeline(capfd, "train-export", QUICKSTART, "--out", tmp_path / "run", *SHORT, *asked)
     assert done.code == 4
-    assert "was asked for" in done.error
+    assert "was requested" in done.error
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,8 @@
-"""The code blocks of docs/adding.md: where each goes, a copy of the project that holds them, and what the copy does.
+"""The code blocks of docs/adding.md: where each goes, a copy of the project that holds them, and
+what the copy does.
 
-Run as a script in such a copy, it tries every addition in one process and prints what it found as JSON.
+Run as a script in such a copy, it tries every addition in one process and prints what it found as
+JSON.
 """
 
 import json
@@ -71,7 +73,8 @@ def tried(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """In the copy: doctor, schema, a run, a verification of its bundle and of a pair, and the tests that were added."""
+    """In the copy: doctor, schema, a run, a verification of its bundle and of a pair, and the tests
+    that were added."""
     bundle, model = "run/bundle", "run/bundle/model.onnx"
     options = [part for each in (*SHORT, *NEW) for part in ("--set", each)]
     report = {
@@ -122,7 +125,8 @@ def _schema() -> str:
 
 
 def _layer(network: str, methods: Iterable[str]) -> dict[str, Any]:
-    """Whether a network with the new kind of layer keeps its bits through each method and the fold, and the operators of its file."""
+    """Whether a network with the new kind of layer keeps its bits through each method and the fold,
+    and the operators of its file."""
     import onnx
     import torch
     from graphs import DEFAULTS, images, rewritten

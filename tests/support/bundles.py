@@ -1,4 +1,4 @@
-"""Bundles that somebody has changed, and made to look right again."""
+"""Bundles that somebody has changed and made to look right again."""
 
 import json
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ from export.files import sha256_of
 
 
 def relist(bundle: Path) -> None:
-    """A manifest of the files as they are now."""
+    """Write a manifest of the files as they are now."""
     manifest = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
     write_manifest(bundle, Facts.model_validate(manifest.model_dump(exclude={"files", "format_version"})))
 
 
 def rehash(bundle: Path) -> None:
-    """What somebody does who changes a file and wants it to look right: the verdict's hashes too, and the report's."""
+    """Make a changed file look right as an attacker would: fix the hashes in verdict and report."""
     verdict = json.loads((bundle / "verification.json").read_bytes())
     files: dict[str, JsonValue] = {name: sha256_of((bundle / name).read_bytes()) for name in verdict["files"] if (bundle / name).exists()}
     rewrite_verdict(bundle, {**verdict, "files": files})
 
 
 def rewrite_verdict(bundle: Path, content: Mapping[str, JsonValue]) -> None:
-    """Another verdict, with a report that goes with it."""
+    """Write another verdict, with a report that belongs to it."""
     path, report = bundle / "verification.json", bundle / "report.html"
     before = sha256_of(path.read_bytes())
     path.write_bytes(json_bytes(content))

@@ -1,4 +1,7 @@
-"""Runs `pipeline` commands in this process: the same shell as the installed command, without the seconds that importing torch takes."""
+"""Runs `pipeline` commands in this process, without the seconds that importing torch takes.
+
+The shell is the same as that of the installed command.
+"""
 
 import os
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ class Done:
 
     @property
     def error(self) -> str:
-        """The one line that says why it failed; a traceback or a second line is itself a failure."""
+        """The one line that says why it failed. A traceback or second line is itself a failure."""
         lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1, self.err
         assert "Traceback" not in self.err
@@ -31,7 +34,7 @@ def pipeline(capfd: pytest.CaptureFixture[str], *arguments: object) -> Done:
     """Run a command and catch what it writes."""
     capfd.readouterr()
     typed = [str(each) for each in arguments]
-    standard_output = os.dup(1)  # a command with --json leaves it turned to standard error
+    standard_output = os.dup(1)  # a command with --json leaves it redirected to standard error
 
     def run() -> None:
         with group.make_context("pipeline", typed, obj=console) as context:

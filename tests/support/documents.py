@@ -1,4 +1,5 @@
-"""The project's documents: where they are, and their text as it reads, whatever the lengths of their lines."""
+"""The project's documents: where they are, and their text as it reads, whatever the lengths of
+their lines."""
 
 from pathlib import Path
 

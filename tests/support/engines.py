@@ -1,4 +1,4 @@
-"""Engines for tests, built by the real builder of TensorRT-RTX from small files, and watchers of builds."""
+"""Small engines for tests, built by TensorRT-RTX's real builder, and watchers of builds."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ WANTED = EngineRequest(precision="float32", batches=BATCHES)
 
 
 class Counts:
-    """A watcher that adds up."""
+    """A watcher that adds up the steps."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []

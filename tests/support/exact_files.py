@@ -1,4 +1,4 @@
-"""Exact ONNX files for tests: those that `export.exact` writes, and small ones put together by hand, node by node."""
+"""Exact ONNX files for tests: those that `export.exact` writes, and small ones made by hand."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def calibrated(network: str, image_shape: tuple[int, int, int], method: str = "b
 
 
 def changed(content: bytes, change: Callable[[onnx.GraphProto], None]) -> bytes:
-    """A file with one thing changed in its graph."""
+    """A file with one change in its graph."""
     model = onnx.load_model_from_string(content)
     change(model.graph)
     return model.SerializeToString()
@@ -48,7 +48,7 @@ def set_constant(graph: onnx.GraphProto, name: str, value: Array) -> None:
 
 
 class Sketch:
-    """A graph that is put together node by node; each call returns the name of its result."""
+    """A graph that is assembled node by node. Each call returns the name of its result."""
 
     def __init__(self, channels: int = 1, size: int = 4) -> None:
         self.shape = channels, size, size
@@ -66,14 +66,14 @@ class Sketch:
         return name
 
     def pixels(self, step: float = PIXEL_STEP) -> str:
-        """The image as multiples of a step, -128 to 127 of them."""
+        """The image as multiples of a step, from -128 to 127."""
         return self.dequantised("image", step, 128)
 
     def dequantised(self, name: str, step: float, zero_point: int) -> str:
         return self.node("DequantizeLinear", [name, self._step(step), self._byte(zero_point)], f"{name}_float")
 
     def quantised(self, x: str, step: float, zero_point: int, largest: int | None = None) -> str:
-        """Through bytes and back to float32; `largest` clips the bytes."""
+        """Through bytes and back to float32. `largest` clips the bytes."""
         name = self.node("QuantizeLinear", [x, self._step(step), self._byte(zero_point)], f"{x}_byte")
         if largest is not None:
             name = self.node("Clip", [name, "", self._byte(largest)], f"{x}_clip")
@@ -96,7 +96,7 @@ class Sketch:
         return self.node("Reshape", [x, self.constant(f"{x}_shape", np.array([-1, features], np.int64))], f"{x}_flat")
 
     def content(self, logits: str) -> bytes:
-        """The file, whose output is this value."""
+        """The file with this value as its output."""
         nodes = [*self.nodes, helper.make_node("Identity", [logits], ["logits"], name="logits")]
         graph = helper.make_graph(
             nodes,
@@ -106,7 +106,7 @@ class Sketch:
             [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-        return onnx.shape_inference.infer_shapes(model).SerializeToString()  # says the output's shape
+        return onnx.shape_inference.infer_shapes(model).SerializeToString()  # states the output's shape
 
     def _step(self, value: float) -> str:
         return self.constant(f"step_{value!r}", np.float32(value))
@@ -120,7 +120,10 @@ BOTH_WAYS = np.array([[126, -126], [-126, 126]], np.int8).reshape(2, 2, 1, 1)
 
 
 def joined(clipped_at_0: bool, other: str) -> bytes:
-    """A branch straight from a layer, joined with what it reads ("identity") or with another layer's branch ("projection")."""
+    """A branch straight from a layer, joined with another value.
+
+    `other` is what the branch reads ("identity") or another layer's branch ("projection").
+    """
     step, sketch = 2.0**-5, Sketch(2)
     stem = sketch.layer(sketch.pixels(), "stem", np.array([[64, 0], [0, 64]], np.int8).reshape(2, 2, 1, 1), [1, 1], PIXEL_STEP, step)
     x = sketch.quantised(stem, step, 0, 127)

@@ -1,7 +1,8 @@
-"""ONNX files of folded graphs, for tests that are not of the exporter: it takes seconds, so it is run once for each form of a graph.
+"""ONNX files of folded graphs, for tests that do not test the exporter.
 
-Graphs that differ in nothing but weights, and in which layers have biases, share a file, each with its own weights in it; that nothing is lost by
-it shows `tests/export/test_every_pair.py`.
+The exporter takes seconds, so it runs once for each form of a graph. Graphs that differ only in
+weights, and in which layers have biases, share a file, each with its own weights in it.
+`tests/export/test_every_pair.py` shows that nothing is lost by this.
 """
 
 import copy
@@ -24,13 +25,17 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 
 class ExportedFiles:
-    """The files of the forms that were asked for, without weights."""
+    """The files of the forms requested so far, without weights."""
 
     def __init__(self, made_once: MadeOnce) -> None:
         self._made_once = made_once
 
     def file_of(self, folded: GraphModule, shape: Shape) -> bytes:
-        """The folded graph as an ONNX file; from the exporter itself where layers of another kind have weights: those lose their names."""
+        """The folded graph as an ONNX file.
+
+        If layers of another kind have weights, the file comes from the exporter itself, because the
+        names of such weights are lost.
+        """
         if any(not isinstance(layer, LAYERS) for layer in folded.modules() if [*layer.parameters(recurse=False)]):
             return onnx_from_graph(folded, shape, {})
 
@@ -42,7 +47,10 @@ class ExportedFiles:
 
 
 def form_of(folded: GraphModule) -> object:
-    """What of a folded graph decides on the nodes of its file: layers in order, what they read, sizes and constants; not weights and biases."""
+    """What decides the nodes of a folded graph's file.
+
+    This is the layers in order, what they read, sizes and constants; not weights and biases.
+    """
     position = {node: number for number, node in enumerate(folded.graph.nodes)}
     return tuple(
         (_kind(folded, node), tuple(position[each] for each in node.all_input_nodes), _constants(folded, node)) for node in folded.graph.nodes
@@ -65,12 +73,15 @@ def _without_bias(layer: nn.Module) -> str:
 
 
 def _constants(folded: GraphModule, node: Node) -> str:
-    """None for a rectifier: whether it writes over its input is nothing that a file knows."""
+    """The constants of a node. A rectifier has none: a file does not know if it works in place."""
     return "" if step_at(folded, node).kind == "rectifier" else str(map_arg((node.args, node.kwargs), lambda _: None))
 
 
 def as_template(folded: GraphModule) -> GraphModule:
-    """A copy in which every layer has a bias, and no two tensors are alike or zero, so that the exporter leaves nothing out and merges nothing."""
+    """A copy in which every layer has a bias, and no two tensors are equal or zero.
+
+    So the exporter leaves nothing out and merges nothing.
+    """
     template, generator = copy.deepcopy(folded), torch.Generator().manual_seed(0)
     for layer in template.modules():
         if isinstance(layer, LAYERS):
@@ -81,7 +92,10 @@ def as_template(folded: GraphModule) -> GraphModule:
 
 
 def without_weights(file: bytes, folded: GraphModule) -> bytes:
-    """The file with nothing in the places of weights, biases and the normalisation: the largest would fill hundreds of megabytes."""
+    """The file without the values of weights, biases and normalisation.
+
+    With them, the largest files would fill hundreds of megabytes.
+    """
     model = onnx.load_model_from_string(file)
     for tensor in model.graph.initializer:
         if tensor.name in folded.state_dict() or _is_bias(tensor.name, folded):
@@ -90,7 +104,7 @@ def without_weights(file: bytes, folded: GraphModule) -> bytes:
 
 
 def with_weights(file: bytes, folded: GraphModule) -> bytes:
-    """The file with the weights of this folded graph, and zeros for the biases that it has not."""
+    """The file with the weights of this folded graph, and zeros for the biases that it lacks."""
     model, weights = onnx.load_model_from_string(file), folded.state_dict()
     missing = set(weights) - {tensor.name for tensor in model.graph.initializer}
     assert not missing, f"the file has no place for {missing}"

@@ -1,4 +1,7 @@
-"""Training graphs for tests: a network by name, rewritten by a method with its default options unless others are given."""
+"""Training graphs for tests: a network by name, rewritten by a method.
+
+The method has its default options unless others are given.
+"""
 
 from collections.abc import Callable
 
@@ -16,7 +19,7 @@ Shape = tuple[int, int, int]
 
 
 class PreActivation(nn.Module):
-    """One pre-activation unit: its norm reads the sum, not a convolution."""
+    """One pre-activation unit. Its norm reads the sum, not a convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +47,7 @@ REFUSED: dict[str, frozenset[str]] = {
 }
 """The networks that a method refuses with its default options, because the pair makes no sense."""
 STARTS_AT_ZERO = frozenset({"fixup"})
-"""The methods whose classifier starts at zero, and with it every logit."""
+"""The methods whose classifier starts at zero, and so does every logit."""
 NOT_FOLDABLE = frozenset({"groupnorm"})
 """The methods whose norms stay in the deployed graph."""
 NUM_CLASSES = 10
@@ -82,7 +85,7 @@ def scatter(training: RewrittenGraph, share: float = 0.05, seed: int = 2) -> Non
 
 
 def step(training: RewrittenGraph, batch: torch.Tensor, rate: float = 0.05) -> None:
-    """One step of plain gradient descent, as the training loop does it, so that weights are no longer the initial ones."""
+    """Take one step of plain gradient descent, as the training loop does, to change the weights."""
     training.graph.train()
     labels = torch.arange(len(batch)) % NUM_CLASSES
     training.graph.zero_grad()
@@ -92,6 +95,7 @@ def step(training: RewrittenGraph, batch: torch.Tensor, rate: float = 0.05) -> N
     with torch.no_grad():
         for parameter in training.graph.parameters():
             if parameter.grad is not None:
-                # Clipped, because the gradients of a deep network without norms would leave nothing finite to compare.
+                # Clipped, because the gradients of a deep network without norms would otherwise
+                # leave nothing finite to compare.
                 parameter.sub_(rate * parameter.grad / parameter.grad.norm().clamp_min(1.0))
     training.rules.project()

@@ -1,4 +1,7 @@
-"""A host process that is none: the same requests, answered in this process. For tests of what is asked, not of how it is kept apart."""
+"""A stand-in for a host process, which answers the same requests in this process.
+
+It is for tests of what is requested, not of how a host process is isolated.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +16,7 @@ from export.errors import SamegraphError
 
 
 class HereHost:
-    """What `HostProcess` offers."""
+    """Offers what `HostProcess` offers."""
 
     def __init__(self, limits: Limits, known_as: Mapping[str, str] | None = None) -> None:
         self.limits, self.known_as = limits, known_as

@@ -1,10 +1,13 @@
-"""Evaluates an exact ONNX file in 64-bit integers, in any mode of rounding, and without quantisers that a runtime might leave out.
+"""Evaluates an exact ONNX file in 64-bit integers, in any rounding mode, without some quantisers.
 
-A value is integers times powers of two; no floating-point arithmetic takes place before the last line. For a file whose
-certificate holds the modes of rounding cannot differ. Leaving out the signed quantiser of a branch in front of a join adds before rounding
-and clipping; it cannot differ either where the other side of the join is within 0..127 and the result is clipped to 0..127 (a join behind a
-rectified one): what was clipped above stays at 127, what was clipped below stays at 0. It can differ where the result is signed
-(pre-activation networks) or the other side is (a projection on the shortcut), if a sum does exceed 8 bits.
+A value is integers times powers of two. There is no floating-point arithmetic before the last line.
+If the certificate of a file holds, the modes of rounding cannot differ.
+
+A runtime may leave out the signed quantiser of a branch in front of a join. Then it adds before it
+rounds and clips. The result cannot differ if the other side of the join is within 0..127 and the
+result is clipped to 0..127, as for a join behind a rectified one: what was clipped above stays at
+127, what was clipped below stays at 0. It can differ if the result is signed (pre-activation
+networks) or the other side is (a projection on the shortcut), and a sum does exceed 8 bits.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -23,13 +26,16 @@ ROUNDINGS: tuple[Rounding, ...] = ("half to even", "half away from zero", "half 
 
 @dataclass(frozen=True)
 class Scaled:
-    """Integers, and the exponents of the powers of two they are multiplied by, in a shape that broadcasts to theirs."""
+    """Integers, and the exponents of the powers of two that they are multiplied by.
+
+    The shape of the exponents broadcasts to that of the integers.
+    """
 
     integers: Integers
     exponents: Integers
 
     def over(self, exponents: Integers) -> Integers:
-        """The integers that go with smaller exponents."""
+        """The integers that belong to smaller exponents."""
         shift = self.exponents - exponents
         assert (shift >= 0).all()
         assert (np.abs(self.integers) < 2 ** (62 - np.minimum(shift, 62))).all(), "more than 62 bits"
@@ -37,7 +43,7 @@ class Scaled:
 
 
 Branch = tuple[str, int]
-"""An addition and which of its inputs."""
+"""An addition, and which of its inputs."""
 
 
 def evaluate(content: bytes, image: NDArray[np.uint8], rounding: Rounding = "half to even", without: Collection[Branch] = ()) -> NDArray[np.float32]:
@@ -57,7 +63,10 @@ def evaluate(content: bytes, image: NDArray[np.uint8], rounding: Rounding = "hal
 
 
 def branches_of_joins(content: bytes) -> list[Branch]:
-    """The inputs of additions that come from a convolution through a signed quantiser and nothing else: what a runtime may fuse."""
+    """The branches of joins that a runtime may fuse.
+
+    They are inputs of additions that come from a convolution through only a signed quantiser.
+    """
     graph = onnx.load_model_from_string(content).graph
     makers = {name: node for node in graph.node for name in node.output}
     places = [(node, place) for node in graph.node if node.op_type == "Add" for place in (0, 1)]
@@ -66,7 +75,7 @@ def branches_of_joins(content: bytes) -> list[Branch]:
 
 
 def _in_front_of_quantiser(makers: dict[str, NodeProto], name: str) -> str:
-    """What a dequantised value was before it was quantised; nothing where it was something else as well."""
+    """What a dequantised value was before quantisation. Empty if something comes in between."""
     quantiser = makers.get(makers[name].input[0])
     return str(quantiser.input[0]) if quantiser is not None and quantiser.op_type == "QuantizeLinear" else ""
 
@@ -100,7 +109,7 @@ def _sum(one: Scaled, other: Scaled) -> Scaled:
 
 
 def rounded(value: Scaled, exponent: Integers, rounding: Rounding) -> Integers:
-    """The multiples of 2^exponent that are nearest."""
+    """The nearest multiples of 2^exponent."""
     shift = np.broadcast_to(np.clip(exponent - value.exponents, 0, 60), value.integers.shape)
     whole = value.integers >> shift
     rest, half = value.integers - (whole << shift), np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 1)
@@ -187,7 +196,10 @@ class _Window:
         return windows[:, :, :: self.strides[0], :: self.strides[1], :: self.dilations[0], :: self.dilations[1]]
 
     def _more(self, axis: int, size: int, left: int) -> int:
-        """How far the last window reaches beyond the padding when sizes are rounded up; it must begin within image or left padding."""
+        """How far the last window reaches beyond the padding if sizes are rounded up.
+
+        The window must begin within the image or its left padding.
+        """
         stride = self.strides[axis]
         more = -left % stride if self.ceil else 0
         return 0 if left + more >= size + self.pads[axis] else more

@@ -1,4 +1,7 @@
-"""What many tests need is made once for all of them, also where they run in several processes. Whoever changes it takes a copy."""
+"""Files that many tests need are made once for all, even in several processes.
+
+A test that changes such a file works on a copy.
+"""
 
 import fcntl
 import os
@@ -10,7 +13,7 @@ import pytest
 
 
 class MadeOnce:
-    """Files and folders that live as long as the run of the tests."""
+    """Files and folders that live as long as the test run."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -18,17 +21,17 @@ class MadeOnce:
 
     @classmethod
     def of_this_run(cls, factory: pytest.TempPathFactory) -> "MadeOnce":
-        """In the folder that the processes of pytest-xdist have in common."""
+        """In the folder that the processes of pytest-xdist share."""
         own = factory.getbasetemp()
         return cls((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made_once")
 
     def path(self, name: str, make: Callable[[Path], object]) -> Path:
-        """The file or folder of this name. The first who asks makes it; whoever asks meanwhile waits."""
+        """The file or folder of this name. The first to ask makes it; others wait meanwhile."""
         place, whole = self._folder / name, self._folder / f"{name}.whole"
         with (self._folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not whole.exists():
-                shutil.rmtree(place, ignore_errors=True)  # what one left whose making failed
+                shutil.rmtree(place, ignore_errors=True)  # left over from a failed attempt
                 make(place)
                 whole.touch()
         return place

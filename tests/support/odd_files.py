@@ -1,4 +1,7 @@
-"""Small ONNX files with ends of every kind: several outputs, whole numbers, texts, single values, nothing at all."""
+"""Small ONNX files with inputs and outputs of every kind.
+
+Several outputs, whole numbers, texts, single values, nothing at all.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +23,7 @@ def node(operation: str, inputs: list[str], output: str, **attributes: Any) -> o
 
 
 def write(path: Path, nodes: list[onnx.NodeProto], outputs: Ends, inputs: Ends = (X,), constants: Mapping[str, Any] = NOTHING) -> Path:
-    """A model of these nodes; constants are arrays or NumPy's single values."""
+    """A model of these nodes. Constants are arrays or NumPy scalars."""
     given, made = ([helper.make_tensor_value_info(*each) for each in some] for some in (inputs, outputs))
     kept = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "odd", given, made, kept)
@@ -29,7 +32,10 @@ def write(path: Path, nodes: list[onnx.NodeProto], outputs: Ends, inputs: Ends =
 
 
 def scores_and_class(path: Path, *, largest: bool = True, moved: float = 0.0) -> Path:
-    """Scores, the class with the largest (or smallest) of them, large numbers that say nothing, and which scores are above zero."""
+    """Four outputs: scores, a class, large numbers that say nothing, and which scores are above 0.
+
+    The class is that of the largest score, or of the smallest.
+    """
     nodes = [
         node("MatMul", ["x", "weight"], "product"),
         node("ArgMax" if largest else "ArgMin", ["product"], "class", axis=1, keepdims=0),

@@ -1,4 +1,7 @@
-"""Tiny ONNX files with the contract of the graph: `image` uint8 N x C x H x W in, `logits` float32 N x classes out."""
+"""Tiny ONNX files with the contract of the graph.
+
+`image` is uint8, N x C x H x W. `logits` is float32, N x classes.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A form that is opened by a function: for tests of what is done with forms, not of any of them."""
+"""A form that a function opens, for tests of what is done with forms in general."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from deploy.runners.runner import Runner
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedBy(Form):
-    """Whatever `opener` gives."""
+    """Opens as whatever `opener` returns."""
 
     opener: Callable[[], Runner]
     others: tuple[Variant, ...] = ()

@@ -1,4 +1,4 @@
-"""Networks of a user's own, for what no network of the project has."""
+"""A user's own networks, for layers that no network of the project has."""
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ class _LeakyUnit(nn.Module):
 
 
 class Leaky(nn.Module):
-    """Residual units with a LeakyReLU of each slope and in each way of writing it."""
+    """Residual units with a LeakyReLU of each slope, written in each way."""
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()

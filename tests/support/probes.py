@@ -5,7 +5,7 @@ from torch.fx import GraphModule
 
 
 class KeepsNodes(torch.fx.Interpreter):
-    """Runs a graph and keeps the values of the nodes whose names begin with a prefix, in the order of the graph."""
+    """Runs a graph and keeps the values of nodes whose names begin with a prefix, in order."""
 
     def __init__(self, graph: GraphModule, prefix: str) -> None:
         super().__init__(graph)

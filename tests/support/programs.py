@@ -11,7 +11,7 @@ BATCH = torch.export.Dim("batch", min=1)
 
 
 class TwoEnds(nn.Module):
-    """Two inputs of two dtypes, free sizes, three outputs of three dtypes; nothing about it is an image."""
+    """Two inputs of two dtypes, free sizes, three outputs of three dtypes. Nothing is an image."""
 
     scale: torch.Tensor
 
@@ -45,7 +45,7 @@ class SmallNet(nn.Module):
 
 
 def small_net(change: Callable[[SmallNet], object] = lambda net: None) -> SmallNet:
-    """The same weights each time, but for the change."""
+    """A network with the same weights each time, except for the change."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = SmallNet()

@@ -1,4 +1,4 @@
-"""The quickstart, shortened, as tests run it. `finished_run` in conftest.py is a run folder of exactly these options."""
+"""The shortened quickstart for tests. `finished_run` in conftest.py is a run of these options."""
 
 from pathlib import Path
 
@@ -7,5 +7,5 @@ SHORT = ("training.epochs=3", "training.schedule={name: constant}", "verify.samp
 
 
 def typed(*overrides: str) -> list[str]:
-    """As they are typed on a command line."""
+    """The options as typed on a command line."""
     return [part for override in overrides for part in ("--set", override)]

@@ -1,4 +1,7 @@
-"""Random networks of every kind of layer that the exact grid knows, and random integers for them up to the edge of what is exact."""
+"""Random networks of every kind of layer that the exact grid knows, with random integers.
+
+The integers go up to the edge of what is exact.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +46,7 @@ class Network(nn.Module):
 
 
 class Residual(nn.Module):
-    """A branch beside the value itself or another branch, rectified behind the join or not."""
+    """A branch next to the value itself or another branch, rectified behind the join or not."""
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module, rectified: bool) -> None:
         super().__init__()
@@ -138,7 +141,10 @@ def _blocks(place: _Place) -> list[Callable[[_Place], st.SearchStrategy[Drawn]]]
 
 @st.composite
 def _convolution(draw: st.DrawFn, place: _Place, keep: bool = False) -> Drawn:
-    """Of any stride, dilation and number of groups; with `keep`, one that changes no size."""
+    """A convolution of any stride, dilation and number of groups.
+
+    With `keep`, it changes no size.
+    """
     kernel = draw(st.sampled_from([1, 3])) if keep else draw(st.integers(1, min(3, place.size)))
     dilation = draw(st.integers(1, 2)) if place.size >= 5 else 1
     reach = dilation * (kernel - 1)
@@ -155,7 +161,10 @@ def _convolution(draw: st.DrawFn, place: _Place, keep: bool = False) -> Drawn:
 
 @st.composite
 def single_convolutions(draw: st.DrawFn) -> Form:
-    """One convolution of any shape behind pointwise ones or on the image: where kernels of runtimes differ is in the odd shapes."""
+    """One convolution of any shape, behind pointwise ones or on the image.
+
+    The kernels of runtimes differ in the odd shapes.
+    """
     groups, of_group, filters = (draw(st.sampled_from(each)) for each in ([1, 2, 2, 3, 4, 8], [1, 1, 2, 3, 4], [1, 2, 3, 4, 8, 16]))
     sides = [draw(_side()) for _ in range(2)]
     kernel, image, stride, padding, dilation = ((one, other) for one, other in zip(*sides, strict=True))
@@ -234,7 +243,11 @@ def on_grid(form: Form, seed: int) -> GridGraph:
 
 
 def draw_integers(grid: GridGraph, rng: np.random.Generator) -> None:
-    """Steps so far from those of the sums that a good part of the values is neither 0 nor clipped; some biases put sums on the very edge."""
+    """Draw the steps and integers of a grid.
+
+    The steps are so far from those of the sums that many values are neither 0 nor clipped. Some
+    biases put sums right on the edge.
+    """
     for members in grid.groups.values():
         step = 2.0 ** -rng.integers(0, 7)
         for quantiser in members:
@@ -259,7 +272,7 @@ def _draw_layer(grid: GridGraph, layer: GridLayer, rng: np.random.Generator) -> 
 
 
 def _weights(shape: torch.Size, limit: int, largest_input: int, largest_sum: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Even, none beyond the limit; smaller where so many would not fit."""
+    """Even weights within the limit. They are smaller where there are too many for large ones."""
     room = largest_sum // max(1, largest_input * int(np.prod(shape[1:])))
     half = max(1, min(limit, room) // 2)
     drawn = rng.integers(-half, half + 1, tuple(shape))
@@ -274,9 +287,9 @@ def _largest_terms(weights: NDArray[np.int64], layer: GridLayer) -> NDArray[np.i
 
 
 def _units(grid: GridGraph, layer: GridLayer, terms: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Units of the sums; a quantiser's step is any power of two times them but 2, which would be a tie."""
+    """Units of the sums. A quantiser's step is a power of two times them, but not 2: a tie."""
     if layer.target is None:
         return np.asarray(2.0 ** rng.integers(-12, 0, len(terms)))
     wanted = np.ceil(np.log2(np.maximum(terms, 1) / 127)) - rng.integers(0, 4, len(terms))
-    exponents = np.clip(np.where(wanted == 1, 2, wanted), -6, 16)  # below, sums reach 2^31 steps; above, no zero point has room
+    exponents = np.clip(np.where(wanted == 1, 2, wanted), -6, 16)  # below, sums reach 2^31 steps; above, a zero point has no room
     return np.asarray(grid.groups[layer.target][0].step.item() / 2.0**exponents)

@@ -1,10 +1,13 @@
-"""Writes recorded_api.json: what the classes that this project uses are in NVIDIA's published Python bindings of the full TensorRT.
+"""Writes recorded_api.json: the classes that this project uses in the full TensorRT's bindings.
 
-    pip download --no-deps tensorrt-cu13-bindings==11.4.0.106 && unzip tensorrt_cu13_bindings-*.whl -d bindings
+They are NVIDIA's published Python bindings:
+
+    pip download --no-deps tensorrt-cu13-bindings==11.4.0.106
+    unzip tensorrt_cu13_bindings-*.whl -d bindings
     python recorded_api.py bindings > recorded_api.json
 
-Only the bindings are needed, and Linux with a C compiler: empty libraries stand in for those that they are linked to, so that the module can
-be imported and looked at. Nothing of it can be called that way.
+It needs only the bindings, and Linux with a C compiler. Empty libraries replace those that the
+bindings are linked to. So the module can be imported and inspected, but not called.
 """
 
 import enum
@@ -49,13 +52,13 @@ def stand_in_libraries(folder: Path) -> None:
 
 
 def described(module: Any) -> dict[str, object]:
-    """The classes with their public members, and with the documented signatures of those that have one."""
+    """The classes with their public members, and the signatures of those that document any."""
     classes = {name: signatures(getattr(module, name)) for name in CLASSES}
     return {"version": module.__version__, "functions": [name for name in ("nptype",) if callable(getattr(module, name))], "classes": classes}
 
 
 def signatures(cls: type) -> dict[str, list[str]]:
-    """Its public members, each with its documented signatures where there are some, without the name of the module."""
+    """A class's public members with their documented signatures, without the module's name."""
     return {name: _signatures(cls, name) for name in sorted(dir(cls)) if not name.startswith("_")}
 
 

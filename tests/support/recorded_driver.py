@@ -1,6 +1,7 @@
-"""A recorded fake at the boundary to the driver: memory, copies and enqueueing, with everything written down. It computes no network.
+"""A recording fake of the driver: memory, copies and enqueueing, with every call noted.
 
-It shows that a runner allocates, sets shapes, copies and cleans up as it should, and nothing of what a GPU would compute.
+It shows that a runner allocates, sets shapes, copies and cleans up as it should. It computes no
+network, and shows nothing of what a GPU would compute.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ GPU = Gpu("NVIDIA Recorded", "8.9", 2**30, "999.1", "13.0")
 
 
 class RecordedDriver(Driver):
-    """Device memory is a dictionary of arrays; work runs at once, or is kept while a graph is captured."""
+    """Device memory is a dictionary of arrays. Work runs at once, or is kept while captured."""
 
     def __init__(self, gpu: Gpu = GPU) -> None:
         self.the_gpu = gpu
@@ -111,7 +112,10 @@ class RecordedDriver(Driver):
 
 
 class RecordedContext:
-    """Stands for an execution context. Its "network" writes, for each sample, the first pixel of that sample into all its outputs."""
+    """Stands for an execution context.
+
+    Its "network" writes the first pixel of each sample into all outputs of that sample.
+    """
 
     def __init__(self, engine: "RecordedEngine") -> None:
         self.engine, self.shapes, self.addresses = engine, dict[str, tuple[int, ...]](), dict[str, int]()
@@ -155,7 +159,7 @@ class RecordedContext:
 
 
 class RecordedEngine:
-    """Stands for a deserialised engine; says of itself what its record says."""
+    """Stands for a deserialised engine. It states about itself what its record states."""
 
     def __init__(self, record: EngineRecord, driver: RecordedDriver) -> None:
         self.record, self.driver = record, driver
@@ -202,7 +206,7 @@ class RecordedConfig:
 
 
 def recorded_tensorrt(name: str, version: str, engine: RecordedEngine | None) -> ModuleType:
-    """A module in TensorRT's place whose runtime hands out this engine, or refuses with a message."""
+    """A module in TensorRT's place, whose runtime returns this engine or refuses with a message."""
     module: Any = ModuleType(name)
 
     class Runtime:

@@ -1,4 +1,4 @@
-"""What verification.json may hold, and the page that is made of it, read back."""
+"""Examples of verification.json, and the page made from them, read back."""
 
 import re
 from html.parser import HTMLParser
@@ -124,7 +124,7 @@ def layer(name: str = "conv", kind: str = "spatial") -> dict[str, Any]:
 
 
 def row(html: str, name: str) -> str:
-    """The text of the part of a table that begins with this name; a dash is written as a hyphen."""
+    """The text of the part of a table that begins with this name. A dash becomes a hyphen."""
     bodies = re.findall(r'<tbody role="rowgroup">.*?</tbody>', html, re.DOTALL)
     texts = [Page(body).text.replace("\N{EN DASH}", "-") for body in bodies]
     return next(text for text in texts if text.startswith(name))

@@ -1,4 +1,4 @@
-"""A table of the tests' own: digits, a small network, runs of a second. Not of any paper."""
+"""A table for tests: digits, a small network, runs of a second. It belongs to no paper."""
 
 from collections.abc import Callable
 from pathlib import Path

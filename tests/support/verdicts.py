@@ -1,4 +1,4 @@
-"""Verdicts for tests of what is written of them: on small chains that really ran."""
+"""Verdicts for tests of what is written about them, on small chains that really ran."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -19,7 +19,7 @@ Alter = Callable[[dict[str, Array]], dict[str, Array]]
 
 
 class Altered(Runner):
-    """The network, with something done to its outputs."""
+    """The network, with changed outputs."""
 
     def __init__(self, alter: Alter) -> None:
         self.name, self.inputs, self.outputs = "altered", (IMAGE,), (LOGITS,)
@@ -42,7 +42,7 @@ def absent() -> Runner:
 
 
 def verdict_of(alter: Alter = lambda outputs: outputs) -> Verdict:
-    """On a link to the altered network, and one to a runtime that is not here."""
+    """The verdict on a link to the altered network, and on one to a runtime that is missing."""
 
     def stage(name: str, open_: Callable[[], Runner], precision: str = "float32") -> Stage:
         return Stage(name=name, form=OpenedBy(runtime=name, precision=precision, opener=open_))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The bounds and the rule of ties against brute force: every subset of terms, every order, every sum."""
+"""The bounds and the rule of ties against brute force: every subset, every order, every sum."""
 
 import itertools
 from fractions import Fraction
@@ -19,7 +19,7 @@ def terms(weights: list[int], bias: int) -> Terms:
 
 
 def subset_sums(weights: list[int], bias: int, low: int, high: int) -> list[int]:
-    """The sum of any subset of the terms, each with any input; the extremes are at the ends of the range."""
+    """The sums of all subsets of the terms, for inputs at the ends of the range: the extremes."""
     choices = [{0, weight * low, weight * high} for weight in weights]
     return [sum(chosen) + added for chosen in itertools.product(*choices) for added in (0, bias)]
 
@@ -74,7 +74,7 @@ def test_the_integers_of_float_weights(weights: list[int], bias: int, exponent: 
 @pytest.mark.parametrize("ratio", [Fraction(1, 4), Fraction(1, 2), *map(Fraction, (1, 2, 4, 8, 64))])
 @pytest.mark.parametrize("odd", [True, False])
 def test_ties_occur_exactly_where_the_rule_says(ratio: Fraction, odd: bool) -> None:
-    """Every sum n of a unit, rounded to a step of `ratio` units."""
+    """Every sum of n units, rounded to a step of `ratio` units."""
     sums = range(-999, 1000, 2) if odd else range(-999, 1000)
     happens = any((Fraction(n) / ratio) % 1 == Fraction(1, 2) for n in sums)
     assert happens == (ratio == 2 if odd else ratio > 1)

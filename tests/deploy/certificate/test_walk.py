@@ -1,4 +1,7 @@
-"""The certificate from a file alone: it agrees with what wrote the file, and each thing that would break it is found by name."""
+"""The certificate from a file alone agrees with what wrote the file.
+
+Each thing that would break it is found and named.
+"""
 
 import hashlib
 import json
@@ -65,7 +68,8 @@ def test_every_network_is_certified_with_the_bounds_of_the_training_side(tmp_pat
         rows = {row.name: row for row in certificate.layers if row.weight_step_min is not None}
         assert rows.keys() == bounds.keys()
         for name, row in rows.items():
-            # The file shows where a value cannot reach the end of its range; the training side does not look.
+            # The file shows where a value cannot reach the end of its range. The training side does
+            # not look.
             assert row.largest_sum <= bounds[name]
             if row.input_high in (127, 255) and row.input_low in (0, -128):
                 assert row.largest_sum == bounds[name]
@@ -75,7 +79,7 @@ def test_every_network_is_certified_with_the_bounds_of_the_training_side(tmp_pat
 
 
 def _common(row: LayerRow) -> dict[str, object]:
-    """What does not depend on how bytes are stored."""
+    """The part of a row that does not depend on how bytes are stored."""
     return {name: value for name, value in row.to_json().items() if name not in ("accumulator_bits", "int16_pairs_safe")}
 
 
@@ -218,7 +222,10 @@ def test_the_signed_file_is_looked_at_as_closely(tmp_path: Path, signed: bytes) 
 
 
 def test_a_pool_adds_up_the_sums_of_each_filter_in_its_own_unit(tmp_path: Path) -> None:
-    """Pixels reach 127 and -128 steps, weights are 2, biases 1: a sum lies from -255 to 255, and sixteen of them are added up."""
+    """Sixteen sums are added up, each from -255 to 255.
+
+    Pixels reach 127 and -128 steps, weights are 2, biases 1.
+    """
     sketch = Sketch()
     certificate = certified(tmp_path, sketch.content(_pooled(sketch, _two_units(sketch))))
     assert certificate.refusals == ()
@@ -229,7 +236,7 @@ def test_a_pool_adds_up_the_sums_of_each_filter_in_its_own_unit(tmp_path: Path) 
 
 
 def test_a_pool_of_sums_past_the_edge_is_refused(tmp_path: Path) -> None:
-    """Each sum is below 2^24, sixteen of them are not."""
+    """Each sum is below 2^24, but sixteen of them together are not."""
     for bias, refused in ((2**20 - 255, []), (2**20 + 1, ["pool"])):
         sketch = Sketch()
         weights = np.array([2], np.int8).reshape(1, 1, 1, 1)
@@ -251,7 +258,7 @@ def test_the_edge_itself_is_certified_and_the_next_odd_number_is_not(tmp_path: P
 
 
 def test_a_quantiser_reads_what_32_bits_can_count(tmp_path: Path) -> None:
-    """Beyond, onnx's reference casts 2^31 steps to 0, where others clip them to 255."""
+    """Beyond 2^31 steps, onnx's reference casts to 0, where others clip to 255."""
 
     def file(bias: int) -> bytes:
         sketch = Sketch()
@@ -379,12 +386,12 @@ def _finer_join(sketch: Sketch) -> str:
 
 
 def _wide_step(sketch: Sketch, step: float) -> str:
-    """Sums up to 2^24 units, of 2^-12 each."""
+    """Sums up to 2^24 units of 2^-12 each."""
     return sketch.quantised(_stem(sketch, 2**24 - 1 - 64 * 128), step, 128)
 
 
 def _wide_weights(sketch: Sketch, x: str) -> str:
-    """A pair of 126 times what bytes from 0 to 255 become."""
+    """Pairs of weights of 126, times bytes from 0 to 255."""
     sketch.shape = 1, 2, 2
     return sketch.layer(x, "layer", np.full((1, 1, 2, 2), 126, np.int8), [1], PIXEL_STEP)
 
@@ -535,7 +542,7 @@ def test_a_form_that_is_not_exact_is_refused_by_name(tmp_path: Path, what: str) 
 
 
 def test_the_widest_step_beside_a_zero_point(tmp_path: Path) -> None:
-    """OpenVINO adds the zero point before it rounds; without one there is no limit."""
+    """OpenVINO adds the zero point before it rounds. Without a zero point there is no limit."""
     for step, zero_point, nodes in ((2.0**4, 128, []), (2.0**5, 128, ["stem_byte"]), (2.0**5, 0, [])):
         sketch = Sketch()
         x = sketch.quantised(_stem(sketch, 2**24 - 1 - 64 * 128), step, zero_point)

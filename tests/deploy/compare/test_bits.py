@@ -1,4 +1,4 @@
-"""The comparison against hand-made cases: what must never pass without comparing, and every odd corner of floats."""
+"""The comparison on hand-made cases: what must never pass uncompared, and odd corners of floats."""
 
 import math
 

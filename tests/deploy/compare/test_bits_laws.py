@@ -1,4 +1,7 @@
-"""Laws of the ULP distance, against a definition with exact fractions that looks at values and never at bits."""
+"""Laws of the ULP distance, tested against a definition in exact fractions.
+
+The definition looks at values and never at bits.
+"""
 
 import math
 from fractions import Fraction
@@ -27,7 +30,10 @@ def of_bits(pattern: int, dtype: np.dtype[np.float64]) -> np.ndarray:
 
 
 def count_up_to(value: Fraction, dtype: np.dtype[np.float64]) -> int:
-    """How many positive numbers of this format are <= value, which is one of them: whole octaves, then steps."""
+    """How many positive numbers of this format are at most `value`, which is one of them.
+
+    It counts whole octaves, then steps.
+    """
     digits, lowest, _ = FORMATS[dtype]
     if value < Fraction(2) ** lowest:
         return int(value / Fraction(2) ** (lowest - digits + 1))
@@ -39,7 +45,7 @@ def count_up_to(value: Fraction, dtype: np.dtype[np.float64]) -> int:
 
 
 def place(x: np.ndarray, dtype: np.dtype[np.float64]) -> int:
-    """Where x stands when +0.0 stands at 0 and -0.0 at -1. Infinity comes right behind the largest number."""
+    """The position of x, with +0.0 at 0 and -0.0 at -1. Infinity follows the largest number."""
     value = float(x[0])
     digits, _, highest = FORMATS[dtype]
     largest = (2 - Fraction(2) ** (1 - digits)) * Fraction(2) ** highest

@@ -75,10 +75,10 @@ def test_infinity_and_nan_in_the_same_place_are_no_error() -> None:
 
 def test_less_than_half_of_the_digits_in_common_with_other_code_is_no_budget() -> None:
     apart, near = errors([1.0], [1.0 + 2**-11]), errors([1.0], [1.0 + 2**-13])
-    assert budget(apart, "float32", "float32", doubtful=True) is None
+    assert budget(apart, "float32", "float32", uncertain=True) is None
     assert budget(apart, "float32", "float32") is not None
-    assert budget(near, "float32", "float32", doubtful=True) == Budget(4 * near.max, 4 * near.rms)
-    assert budget(apart, "float16", "float16", doubtful=True) is not None
+    assert budget(near, "float32", "float32", uncertain=True) == Budget(4 * near.max, 4 * near.rms)
+    assert budget(apart, "float16", "float16", uncertain=True) is not None
 
 
 def test_four_times_the_training_error() -> None:

@@ -34,7 +34,10 @@ def measured(*pairs: tuple[np.ndarray, np.ndarray]) -> OutputErrors:
 def test_what_is_covered_is_within_the_budget_whatever_float64_is(
     truth: list[float], training: list[float], more_truth: list[float], more_training: list[float], more_apart: list[float]
 ) -> None:
-    """The largest error, by the triangle inequality, for any float64 values of the batch that was left out."""
+    """The bound on the largest error holds for any float64 values of a batch that was left out.
+
+    It follows from the triangle inequality.
+    """
     f, t, more_f, more_t = (np.array(each, np.float64) for each in (truth, training, more_truth, more_training))
     known = measured((f, t))
     stage = more_t + FACTOR * known.whole.max * np.array(more_apart, np.float64)
@@ -52,7 +55,7 @@ def test_what_is_covered_is_within_the_budget_whatever_float64_is(
         ([1.0, 2.0], True),
         ([1.0, 2.0 + 3 * 2**-10], True),
         ([1.0, 2.0 + 3.1 * 2**-10], False),
-        ([1.0 + 3 * 2**-10, 2.0 + 3 * 2**-10], False),  # each is, together they are not
+        ([1.0 + 3 * 2**-10, 2.0 + 3 * 2**-10], False),  # each is covered, but not both together
         ([1.0, np.nan], False),
         ([1.0, np.inf], False),
     ],

@@ -1,4 +1,7 @@
-"""Arrays in files and samples at random: read as NumPy and safetensors do, cut as the model takes them, one line for what it does not take."""
+"""Arrays in files and random samples, read and cut into the batches that a model takes.
+
+They are read as NumPy and safetensors read them. What a model does not take is one line.
+"""
 
 import json
 import struct
@@ -35,7 +38,7 @@ def test_a_file_is_cut_into_batches_as_often_as_asked(tmp_path: Path) -> None:
     given = samples_in([X], saved(tmp_path / "a.npz", x=ROWS, labels=np.arange(7)), 3)
     assert sizes(given) == sizes(given) == [3, 3, 1]
     assert (given.num_batches, given.num_samples) == (3, 7)
-    assert given.description == "7 samples from a.npz (beside them and not used: labels)"
+    assert given.description == "7 samples from a.npz (not used: labels)"
 
 
 def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
@@ -253,7 +256,7 @@ def test_a_head_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.npz", "a.npy"])
 def test_the_other_order_of_bytes(tmp_path: Path, name: str) -> None:
-    """Whatever compares bits takes them as this machine has them."""
+    """Bits are compared in this machine's byte order."""
     values = np.linspace(0, 1, 12, dtype=">f4").reshape(3, 4)
     (np.savez(tmp_path / name, a=values) if name.endswith("z") else np.save(tmp_path / name, values))
     kept = kept_in(tmp_path / name)["a"]

@@ -1,4 +1,4 @@
-"""What a human allows: counted value by value, NaN never, both bounds where both are stated."""
+"""What a human allows: counted value by value, never NaN, and both bounds if both are stated."""
 
 import numpy as np
 import pytest

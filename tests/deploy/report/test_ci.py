@@ -1,4 +1,7 @@
-"""What continuous integration reads of a verdict: JUnit, GitHub's summary and annotations, what changed, the composite action."""
+"""What continuous integration reads from a verdict: JUnit, GitHub's summary and annotations.
+
+And what changed, and the composite action.
+"""
 
 import copy
 import json
@@ -169,7 +172,10 @@ class TestAgainst:
 
 
 class TestAction:
-    """The steps of action.yml, as far as they can be run here: the script of the last one, with a `pipeline` that tells its arguments."""
+    """The steps of action.yml, as far as they can run here.
+
+    The script of the last step runs with a `pipeline` that prints its arguments.
+    """
 
     ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 
@@ -192,7 +198,10 @@ class TestAction:
         ]
 
     def test_nothing_of_it_is_looked_for_in_the_workspace(self) -> None:
-        """setup-python fails where no file of the workspace matches its cache's key; an action's own files are elsewhere."""
+        """setup-python fails if no file of the workspace matches its cache's key.
+
+        An action's own files are elsewhere.
+        """
         setup = next(step for step in self.ACTION["runs"]["steps"] if step.get("uses", "").startswith("actions/setup-python@"))
         assert setup["with"].keys() == {"python-version"}
 

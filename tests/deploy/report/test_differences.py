@@ -1,4 +1,7 @@
-"""What the report shows of differences: counts by distance, errors by layer, rankings, and samples as pictures with the pixels they have."""
+"""What the report shows of differences: counts by distance, errors by layer, rankings, pictures.
+
+Pictures show samples with their own pixels.
+"""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Figures of filters are exact, and many layers are drawn in few signs."""
+"""Figures of filters are exact, and the charts of many layers take few characters."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def test_layers_are_drawn_from_epoch_to_epoch() -> None:
         "Norm of the gradient",
     ]
     gradients = drawn.split("<h3>Norm of the gradient</h3>")[1].split("</div>")[0]
-    assert re.findall(r"<title>(\d)</title>", gradients) == ["1", "2", "3"] * 2  # the wide and the narrow picture
+    assert re.findall(r"<title>(\d)</title>", gradients) == ["1", "2", "3"] * 2  # the wide and the narrow chart
     assert [path.count("M") for path in re.findall(r'class="median" d="(.*?)"', gradients)] == [2, 2]  # the second epoch has no box
 
 

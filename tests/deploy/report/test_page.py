@@ -1,4 +1,4 @@
-"""The page breaks on nothing that is missing, asks nothing of a network, can be read on any screen, and tells of a run's training."""
+"""The page tolerates missing data, loads nothing, fits any screen, and describes the training."""
 
 import re
 import shutil
@@ -133,7 +133,7 @@ def test_a_browser_draws_it_without_a_word_on_its_console(tmp_path: Path) -> Non
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed; the page is parsed in the tests above")
 @pytest.mark.parametrize("width", [390, 1200])
 def test_nothing_is_wider_than_a_phone_or_a_screen(tmp_path: Path, width: int) -> None:
-    """The page in a frame of that width, which says how wide its content is."""
+    """The page in a frame of that width, which tells how wide its content is."""
     first = {"output": "logits", "index": [17, 1], "sample": 17, "values": [1.5, 1.25], "bits": ["0x3fc0", "0x3fa0"]}
     links = [within_a_tolerance("reference", "candidate"), in_budget("reference", "candidate, onnxruntime-cpu", first_difference=first)]
     checks = ("rerun", "alone", "batches", "partial", "duplicated", "layout", "threads", "optimisation")

@@ -1,4 +1,7 @@
-"""A bundle whose models are in order and whose verdict, report or metrics are those of another, or were edited: refused in one line."""
+"""A bundle with sound models whose verdict, report or metrics were edited or belong to others.
+
+It is refused in one line.
+"""
 
 import json
 import shutil
@@ -36,7 +39,7 @@ def another(made_once: MadeOnce) -> Path:
 
 @pytest.fixture
 def refused(capfd: pytest.CaptureFixture[str], bundle: Path) -> Callable[..., Done]:
-    """What is stored is looked at when the models are found in order, after all links or after one."""
+    """Stored files are examined once the models are in order: after all links, or after one."""
 
     def verified(*options: str) -> Done:
         done = pipeline(capfd, "verify", bundle, *(options or ("--only", "folded graph -> ONNX file")))
@@ -55,7 +58,7 @@ def test_a_verdict_of_another_training(bundle: Path, another: Path, refused: Cal
 
 
 def test_a_float_model_of_another_training_beside_the_exact_one(bundle: Path, another: Path, refused: Callable[..., Done]) -> None:
-    """Each chain is whole by itself, and they are not of one training."""
+    """Each chain is whole by itself, but they are not of one training."""
     for name in ("model.onnx", "weights.safetensors", "training/weights.safetensors", "training/metrics.jsonl", "manifest.json"):
         shutil.copy(another / name, bundle / name)
     relist(bundle)
@@ -91,10 +94,10 @@ def failed(content: dict[str, Any]) -> dict[str, Any]:
 )
 def test_an_edited_verdict(bundle: Path, refused: Callable[..., Done], edit: Callable[[dict[str, Any]], dict[str, Any]], found: str) -> None:
     rewrite_verdict(bundle, edit(json.loads((bundle / "verification.json").read_bytes())))
-    assert f"verification.json is no verdict on this bundle: {found}; export the bundle again" in refused().error
+    assert f"verification.json is not a verdict on this bundle: {found}; export the bundle again" in refused().error
 
 
-@pytest.mark.parametrize(("text", "found"), [("[]", "it is no JSON object"), ("{", "it is not JSON ("), ("[" * 10**5, "it is not JSON (")])
+@pytest.mark.parametrize(("text", "found"), [("[]", "it is not a JSON object"), ("{", "it is not JSON ("), ("[" * 10**5, "it is not JSON (")])
 def test_a_verdict_that_is_none(bundle: Path, refused: Callable[..., Done], text: str, found: str) -> None:
     (bundle / "verification.json").write_text(text)
     relist(bundle)

@@ -1,4 +1,7 @@
-"""The page says what verification.json says, and calls nothing passed that its own figures contradict."""
+"""The page says what verification.json says.
+
+It calls nothing passed that its own figures contradict.
+"""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""The forms of a model: in what other ways each is run, in float64, and up to its inner tensors."""
+"""The forms of a model: how else each can run, in float64, and up to its inner tensors."""
 
 from pathlib import Path
 

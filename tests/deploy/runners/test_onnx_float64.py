@@ -1,4 +1,4 @@
-"""The float64 evaluation of ONNX files against PyTorch in double, and that nothing in it stays narrow."""
+"""The float64 evaluation of ONNX files agrees with PyTorch in double, and nothing stays narrow."""
 
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ def test_a_network_is_the_network_in_double(tmp_path: Path, optimize: bool) -> N
     with torch.inference_mode():
         expected = small_net().double()(torch.tensor(x).double()).numpy()
     assert found.dtype == np.float64
-    # The exporter's optimiser folds the norm into the convolution in float32, which changes the function by rounding.
-    assert np.abs(found - expected).max() < (1e-6 if optimize else 1e-11)  # an attribute, as the epsilon of a norm, is a float32
+    # The exporter's optimiser folds the norm into the convolution in float32, which changes the
+    # function by rounding.
+    assert np.abs(found - expected).max() < (1e-6 if optimize else 1e-11)  # an attribute such as the epsilon of a norm is a float32
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""torch.export programs as runners: the same function as the network, in float64 too, and up to an inner tensor."""
+"""torch.export programs as runners: the network's function, in float64 too, and cut."""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""What is looked for in a .pt2 before torch loads it: every way in which loading could run code or leave the file."""
+"""What a .pt2 is checked for before torch loads it.
+
+Covers every way in which loading could run code or leave the file.
+"""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""Runners: what the shell refuses before and after the runtime, and that each one runs what it says."""
+"""Runners: what is refused before and after the runtime, and that each runs what it says."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from export.errors import DamagedError, NotHereError, UsageError
 
 
 class _Part:
-    """Nodes of a session that one provider got."""
+    """The nodes of a session that one provider got."""
 
     def __init__(self, provider: str, operation: str) -> None:
         self.ep_name, self.op_type = provider, operation
@@ -35,7 +35,7 @@ class _Part:
 
 
 class SampleSource(Runner):
-    """Returns what it was given to return, and remembers that it was asked."""
+    """Returns what it was given to return, and remembers that it was called."""
 
     def __init__(self, outputs: dict[str, Array]) -> None:
         self.name, self.inputs, self.outputs = "given", (IMAGE,), (LOGITS,)
@@ -248,7 +248,7 @@ class TestTorch:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_missing_device(self) -> None:
-        with pytest.raises(NotHereError, match=r"'cuda' was asked for.*use 'cpu'"):
+        with pytest.raises(NotHereError, match=r"'cuda' was requested.*use 'cpu'"):
             TorchRunner(nn.Identity(), [IMAGE], [LOGITS], device="cuda")
 
 
@@ -268,7 +268,7 @@ class TestOnnxRuntime:
         assert facts["nodes"] == {"CPUExecutionProvider": {"Cast": 1, "Div": 1, "Flatten": 1, "Gemm": 2, "Relu": 1, "Sub": 1}}
 
     def test_a_session_that_fell_back_is_refused_by_its_operations(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As a CUDA session looks that computes shapes on the CPU, which it may, and then the products too."""
+        """Like a CUDA session that computes shapes on the CPU, which it may, and then products."""
 
         def placed(*nodes: tuple[str, str]) -> None:
             monkeypatch.setattr(ort.InferenceSession, "get_provider_graph_assignment_info", lambda _: [_Part(*node) for node in nodes])
@@ -289,7 +289,7 @@ class TestOnnxRuntime:
     @pytest.mark.parametrize("runtime", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
     def test_listed_but_not_loadable_provider_is_refused(self, runtime: str, tmp_path: Path) -> None:
         path = write_onnx(tmp_path / "model.onnx", random_weights())
-        with pytest.raises(NotHereError, match=rf"{runtime} \(all\) was asked for, (.* has only CPUExecutionProvider|the libraries of TensorRT)"):
+        with pytest.raises(NotHereError, match=rf"{runtime} \(all\) was requested, but (.* has only CPUExecutionProvider|the libraries of TensorRT)"):
             open_file(runtime, path)
 
     def test_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +334,7 @@ def test_the_table_imports_no_runtime() -> None:
 
 
 class TestOpenVino:
-    """Where it is not installed nothing of this runs, and pytest says so."""
+    """Without OpenVINO nothing here runs, and pytest says so."""
 
     @pytest.fixture(autouse=True)
     def installed(self) -> None:
@@ -372,7 +372,7 @@ class TestOpenVino:
         from deploy.runners import openvino
 
         monkeypatch.setitem(openvino._HINTS, "INFERENCE_PRECISION_HINT", "bf16")
-        with pytest.raises(NotHereError, match=r"was asked for in float32, OpenVINO .* computes in .*bfloat16.*; use onnxruntime-cpu"):
+        with pytest.raises(NotHereError, match=r"was requested in float32, but OpenVINO .* computes in .*bfloat16.*; use onnxruntime-cpu"):
             open_file("openvino-cpu", write_onnx(tmp_path / "model.onnx", random_weights()))
 
     def test_an_operation_that_it_does_not_know(self, tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ class TestOpenVino:
         path = tmp_path / "model.onnx"
         graph = onnx.helper.make_graph([node], "main", ends[:1], ends[1:])
         path.write_bytes(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10).SerializeToString())
-        with pytest.raises(DamagedError, match=r"is no model for OpenVINO 20\d\d") as caught:
+        with pytest.raises(DamagedError, match=r"is not a model for OpenVINO 20\d\d") as caught:
             open_file("openvino-cpu", path)
         assert "\n" not in str(caught.value)
 

@@ -1,4 +1,7 @@
-"""The engine runner against a recorded fake of the driver: sizes, shapes, batches, order, cleaning up, errors. Nothing here computes a network."""
+"""The engine runner on a recording fake of the driver. Nothing here computes a network.
+
+Covers sizes, shapes, batches, order, cleaning up and errors.
+"""
 
 import dataclasses
 import sys
@@ -30,7 +33,7 @@ def rtx(tmp_path_factory: pytest.TempPathFactory) -> EngineFile:
 
 @pytest.fixture
 def full(rtx: EngineFile) -> EngineFile:
-    """What an engine of the full TensorRT would look like: nobody has one here, so its bytes are made up."""
+    """What an engine of the full TensorRT would look like. Its bytes are made up."""
     plan = b"ftrt" + bytes(60)
     machine = Machine(gpu=GPU.name, capability=GPU.capability, driver="999.1", cuda="13.0", system="Linux x86_64")
     record = rtx.record.model_copy(
@@ -137,7 +140,7 @@ def test_everything_is_given_back(stage: Stage) -> None:
     with stage.open() as runner:
         runner.run({"image": pixels(2)})
     assert stage.driver.all_given_back
-    runner.close()  # twice is once
+    runner.close()  # closing twice is like closing once
     with pytest.raises(RuntimeError, match="is closed"):
         runner.run({"image": pixels(2)})
 
@@ -194,7 +197,7 @@ def test_the_flavour_that_compiles_where_it_runs_is_told_to_do_it_at_once(rtx: E
 
 
 class TestRefusals:
-    """Each before the engine is deserialised."""
+    """Each is refused before the engine is deserialised."""
 
     def refused(self, stage: Stage, file: EngineFile, kind: type[SamegraphError], gpu: Any = GPU) -> str:
         stage.driver.the_gpu = gpu
@@ -220,7 +223,7 @@ class TestRefusals:
     def test_random_bytes_that_the_record_agrees_with(self, stage: Stage) -> None:
         plan = np.random.default_rng(0).bytes(5000)
         file = dataclasses.replace(self.changed(stage.file, plan=sha256_of(plan), plan_size=len(plan)), plan=plan)
-        assert "is no engine of tensorrt: it begins with" in self.refused(stage, file, DamagedError)
+        assert "is not an engine of tensorrt: it begins with" in self.refused(stage, file, DamagedError)
 
     def test_an_engine_of_the_other_flavour_that_the_record_calls_its_own(self, stage: Stage, rtx: EngineFile) -> None:
         file = dataclasses.replace(self.changed(stage.file, plan=rtx.record.plan, plan_size=rtx.record.plan_size), plan=rtx.plan)
@@ -233,8 +236,8 @@ class TestRefusals:
     def test_another_version(self, stage: Stage) -> None:
         text = self.refused(stage, self.changed(stage.file, version="11.3.0.99"), NotHereError)
         assert text == (
-            "engines/it.plan was built for tensorrt 11.3.0.99 on NVIDIA Recorded (compute capability 8.9), 11.4.0.106 is here; "
-            "build it anew: pipeline export BUNDLE --tensorrt --flavour tensorrt --precision float32"
+            "engines/it.plan was built for tensorrt 11.3.0.99 on NVIDIA Recorded (compute capability 8.9), 11.4.0.106 is installed; "
+            "build it again: pipeline export BUNDLE --tensorrt --flavour tensorrt --precision float32"
         )
 
     @pytest.mark.parametrize(
@@ -247,7 +250,7 @@ class TestRefusals:
             stage.driver.the_gpu = other
             open_engine(file, driver=stage.driver).close()
         else:
-            assert f"NVIDIA Other (compute capability {capability}) is here; build it anew: " in self.refused(stage, file, NotHereError, other)
+            assert f"NVIDIA Other (compute capability {capability}); build it again: " in self.refused(stage, file, NotHereError, other)
 
     @pytest.mark.parametrize(("version", "fits"), [("11.3.0.99", True), ("11.9.0.1", False), ("12.0.0.1", False), ("10.9.0.1", False)])
     def test_a_version_compatible_engine_runs_on_later_versions_of_its_major_one(self, version: str, fits: bool, stage: Stage) -> None:
@@ -260,13 +263,13 @@ class TestRefusals:
 
 def test_an_engine_that_tensorrt_refuses_repeats_what_it_said(full: EngineFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", recorded_tensorrt("tensorrt", full.record.version, None))
-    with pytest.raises(NotHereError, match="TensorRT refuses the engine: recorded: not for this machine; build it anew"):
+    with pytest.raises(NotHereError, match="TensorRT refuses the engine: recorded: not for this machine; build it again"):
         open_engine(full, driver=RecordedDriver())
 
 
 def test_an_engine_that_is_not_what_its_record_promises(stage: Stage) -> None:
     stage.engine.tensors = list(reversed(stage.engine.tensors))
-    stage.open().close()  # the order is of no account
+    stage.open().close()  # the order does not matter
     stage.engine.tensors = stage.engine.tensors[:1]
     stage.engine.num_io_tensors = 1
     with pytest.raises(DamagedError, match="its record says"):

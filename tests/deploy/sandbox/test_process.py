@@ -1,4 +1,4 @@
-"""Host processes: they run what a file holds, and their crash, silence or hunger is a finding and not ours."""
+"""Host processes run what a file holds. Crash, silence and lack of memory there are findings."""
 
 import math
 import os
@@ -60,7 +60,7 @@ def test_errors_of_ours_keep_their_meaning(tmp_path: Path) -> None:
 
 
 def started(monkeypatch: pytest.MonkeyPatch, code: str, seconds: float = 20, gibibytes: float = 16) -> HostProcess:
-    """A host process that does something else when it is asked."""
+    """A host process that does something else when it gets a request."""
     program = f"import os, signal, sys, time; r, w = int(sys.argv[1]), int(sys.argv[2]); os.read(r, 1); {code}"
     real = subprocess.Popen
 

@@ -1,4 +1,4 @@
-"""Messages between processes: arrays arrive as they were sent, silence and nonsense are told apart."""
+"""Messages between processes: arrays arrive as sent; silence and nonsense are told apart."""
 
 import os
 import struct
@@ -32,7 +32,7 @@ def test_arrays_arrive_bit_by_bit(pipe: tuple[int, int], dtype: str) -> None:
     for name, array in {**arrays, "turned": arrays["a"].T}.items():
         assert (found.arrays[name].dtype, found.arrays[name].shape) == (array.dtype, array.shape)
         assert found.arrays[name].tobytes() == array.tobytes()
-    found.arrays["a"][0, 0] = 1  # whoever gets them may write into them
+    found.arrays["a"][0, 0] = 1  # the receiver may write into them
 
 
 def test_silence_and_leaving(pipe: tuple[int, int]) -> None:

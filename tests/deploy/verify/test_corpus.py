@@ -25,7 +25,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference and samples, few and many."""
+    """The reference, and two sets of samples: few and many."""
     folder = tmp_path_factory.mktemp("corpus")
     onnx.save(network(WEIGHTS), folder / "reference.onnx")
     np.savez(folder / "few.npz", image=images(64))

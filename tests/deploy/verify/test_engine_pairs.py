@@ -1,6 +1,7 @@
-"""A TensorRT engine as a side of a pair: its record is checked first, its precision widens nothing unasked, and without a GPU it is not here.
+"""A TensorRT engine as a side of a pair: its record is checked first, its precision widens nothing.
 
-Where one runs it is the recorded fake of the driver, whose "network" answers with the first pixel of each sample.
+Without a GPU the engine is not available. Where an engine runs, it is the recording fake of the
+driver, whose "network" answers with the first pixel of each sample.
 """
 
 import os
@@ -104,8 +105,8 @@ def test_an_engine_in_less_than_was_asked_for_has_no_wider_budget(pair: PairRequ
         (lambda plan: plan.write_bytes(PLAN[:20]), DamagedError, "has 20 bytes, its record says 64"),
         (lambda plan: plan.write_bytes(PLAN[:-1] + b"?"), DamagedError, "has 64 bytes and sha256 .*, its record says 64"),
         (lambda plan: os.truncate(plan, 2**40), DamagedError, "has 1099511627776 bytes, its record says 64"),
-        (lambda plan: os.truncate(plan.with_suffix(".json"), 2**40), DamagedError, r"it\.json is no record of an engine: it has 1099511627776 bytes"),
-        (lambda plan: plan.with_suffix(".json").write_text("{}"), DamagedError, "is no record of an engine"),
+        (lambda plan: os.truncate(plan.with_suffix(".json"), 2**40), DamagedError, r"it\.json is not the record of an engine: it has 1099511627776"),
+        (lambda plan: plan.with_suffix(".json").write_text("{}"), DamagedError, "is not the record of an engine"),
     ],
 )
 def test_a_bad_engine_is_one_line(pair: PairRequest, spoil: Callable[[Path], object], error: type[SamegraphError], found: str) -> None:
@@ -115,6 +116,6 @@ def test_a_bad_engine_is_one_line(pair: PairRequest, spoil: Callable[[Path], obj
 
 
 def test_where_nothing_could_run_the_runtime_is_not_here(pair: PairRequest) -> None:
-    """Not the same is what nobody has shown: the exit code is that of a runtime that is missing."""
+    """Nothing was shown to differ, so the exit code is that of a missing runtime."""
     with pytest.raises(NotHereError, match=r"tensorrt|NVIDIA"):
         verify_pair(pair)

@@ -1,4 +1,4 @@
-"""What is said about the machine."""
+"""What is recorded about the machine."""
 
 import json
 import subprocess

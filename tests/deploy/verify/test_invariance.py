@@ -1,4 +1,7 @@
-"""The invariance checks on plain functions: which variants are run, what is compared with what, and that each finds its fault."""
+"""The invariance checks on plain functions: which variants run, and what is compared with what.
+
+Each check finds its fault.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -135,7 +138,7 @@ def test_the_strided_input_is_strided_and_equal() -> None:
 
 
 def moved(when: Callable[[Array], object]) -> Function:
-    """Doubles, and moves the last value where the input is of some kind."""
+    """Doubles its input, and moves the last value if the input is of some kind."""
 
     def run(batch: Arrays) -> dict[str, Array]:
         outputs = doubled(batch)
@@ -289,20 +292,24 @@ def test_a_batch_that_a_stage_is_not_for_is_not_run() -> None:
     assert found["alone"].reason == "exported for 2 or more"
 
 
-def test_variants_of_a_stage_that_is_astray_are_measured_from_the_stage() -> None:
-    """A wrong file gives a sample the same wrong answer, or it does not: that is another question than whether it is wrong."""
+def test_variants_of_a_stage_outside_its_budget_are_measured_from_the_stage() -> None:
+    """A wrong file may give a sample the same wrong answer each time, or it may not.
+
+    Whether it is wrong is another question.
+    """
     batch, far = numbered(16), {"y": numbered(16)["x"] * 2 + 50}
 
-    def found(size_of_the_move: float, *, astray: bool) -> str:
+    def found(size_of_the_move: float, *, stage_outside: bool) -> str:
         def run(given: Arrays) -> dict[str, Array]:
             return {"y": given["x"] * 2 + 50 + np.float32(size_of_the_move if len(given["x"]) == 15 else 0)}
 
         meter = InvarianceMeter()
         meter.update(Runs(run), batch, far, doubled(batch))
-        verdicts = {verdict.check: verdict for verdict in meter.verdicts("stage", "budget", Budgets({"y": Budget(0.5, 0.5)}), astray=astray)}
+        budgets = Budgets({"y": Budget(0.5, 0.5)})
+        verdicts = {verdict.check: verdict for verdict in meter.verdicts("stage", "budget", budgets, stage_outside=stage_outside)}
         return verdicts["partial"].status
 
-    assert (found(0.25, astray=True), found(0.75, astray=True), found(0.25, astray=False)) == ("passed", "failed", "failed")
+    assert (found(0.25, stage_outside=True), found(0.75, stage_outside=True), found(0.25, stage_outside=False)) == ("passed", "failed", "failed")
 
 
 def test_without_a_budget_only_bits_pass() -> None:

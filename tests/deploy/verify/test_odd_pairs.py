@@ -1,4 +1,7 @@
-"""Pairs with odd ends: several outputs of several kinds, whole numbers, single values, NaN and infinity, and what cannot be compared at all."""
+"""Pairs with odd inputs and outputs, and pairs that cannot be compared at all.
+
+Several outputs of several kinds, whole numbers, single values, NaN and infinity.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +58,7 @@ class TestSeveralOutputs:
         assert {each.output for each in verdict.errors} == {"scores", "class", "large", "above"}
 
     def test_each_has_its_own_budget(self, tmp_path: Path, samples: str) -> None:
-        """What would be nothing among numbers of a million is a fault among scores."""
+        """An error that is nothing among numbers of a million is a fault among scores."""
         reference, wrong = scores_and_class(tmp_path / "a.onnx"), scores_and_class(tmp_path / "b.onnx", moved=1e-4)
         link = only_link(compared(reference, wrong, samples))
         assert (link.status, link.reason.partition(" is max 0.0001")[0]) == ("failed", "scores: the error against float64")
@@ -202,7 +205,10 @@ def endless(path: Path) -> Path:
 
 
 class TestOutputsThatSayLittle:
-    """A fault in front of what makes an output constant changes nothing that is compared; that the samples make no difference is said."""
+    """A fault in front of what makes an output constant changes nothing that is compared.
+
+    So the verdict notes that the samples make no difference.
+    """
 
     Y: Ends = (("y", TensorProto.FLOAT, ["N", 4]),)
 
@@ -212,7 +218,7 @@ class TestOutputsThatSayLittle:
         return weak_outputs(verdict)
 
     def nearly(self, path: Path, size: float) -> Path:
-        """One, and the sample times `size`."""
+        """One, plus the sample times `size`."""
         constants = {"size": np.float32(size), "one": np.float32(1)}
         return write(path, [node("Mul", ["x", "size"], "less"), node("Add", ["less", "one"], "y")], self.Y, constants=constants)
 
@@ -224,7 +230,7 @@ class TestOutputsThatSayLittle:
         assert weakness("y", spread).startswith("y hardly depends on the samples (it varies by ")
 
     def test_each_by_its_own_budget(self, tmp_path: Path, samples: str) -> None:
-        """Not by that of the output which uses most of its own, here one of a million."""
+        """Not judged by the budget of the output that uses most of its own: a million here."""
         verdict = compared(scores_and_class(tmp_path / "a.onnx"), scores_and_class(tmp_path / "a.onnx"), samples)
         large = next(each.budget for each in verdict.errors if (each.stage, each.output) == ("candidate", "large"))
         assert large is not None

@@ -1,4 +1,7 @@
-"""Pairs of forms from their files: what is the same passes, what is not fails, and what cannot be compared is one line."""
+"""Pairs of forms from files: what is the same passes, and what is not fails.
+
+What cannot be compared is one line.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +31,10 @@ X = np.random.default_rng(0).normal(size=(9, 3, 8, 8)).astype(np.float32)
 
 @pytest.fixture(autouse=True)
 def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of these are about what is asked; those that are about files that nobody vouches for have their process."""
+    """Most of these tests are about requests, and run in this process.
+
+    Those about untrusted files have a host process.
+    """
     if "hosted" not in request.keywords:
         monkeypatch.setattr("deploy.verify.sides.HostProcess", HereHost)
 
@@ -111,7 +117,7 @@ def test_the_place_in_two_onnx_files(files: Path, tmp_path: Path, renamed: bool)
             node.output[:] = [names.get(each, each) for each in node.output]
             del node.metadata_props[:]
         del model.graph.value_info[:]
-        next(node for node in model.graph.node if node.op_type == "Sub").op_type = "Add"  # so that the orders are alike; the weights tell them apart
+        next(node for node in model.graph.node if node.op_type == "Sub").op_type = "Add"  # so that both orders are alike, but the weights differ
         weight = next(each for each in model.graph.initializer if each.name == "second.weight")
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
     onnx.save(model, tmp_path / "wrong.onnx")
@@ -233,7 +239,7 @@ def test_what_is_not_batched_is_not_run_in_other_batches(tmp_path: Path, files: 
 
 
 def float16_of(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The weights in float16, computed in float16, floats in and out."""
+    """Weights and computation in float16, floats in and out."""
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
@@ -279,7 +285,7 @@ class TestOneLine:
         path.write_bytes(model.SerializeToString())
 
     def huge_claim(self, path: Path) -> None:
-        """A tensor that says it has 3 GB and holds 4 bytes."""
+        """A tensor that claims 3 GB and holds 4 bytes."""
         model = onnx.load(write_onnx(path, random_weights()))
         tensor = next(each for each in model.graph.initializer if each.name == "first")
         tensor.ClearField("dims")
@@ -321,7 +327,7 @@ class TestOneLine:
             (lambda p: replace(p, candidate=p.candidate.with_name("none.onnx")), UsageError, r"none\.onnx does not exist; give a model"),
             (lambda p: replace(p, candidate=p.candidate.parent), UsageError, r"is a folder without manifest\.json, so no bundle"),
             (lambda p: replace(p, bitwise=True, tolerance=Tolerance(max_ulp=1)), UsageError, "exclude each other"),
-            (lambda p: replace(p, runtimes=("tensorrt",)), NotHereError, "runtime 'tensorrt' was asked for"),
+            (lambda p: replace(p, runtimes=("tensorrt",)), NotHereError, "runtime 'tensorrt' was requested"),
             (lambda p: replace(p, runtimes=("onnxruntime-cuda",), require=("onnxruntime-cuda",)), NotHereError, "onnxruntime-cuda"),
             (lambda p: replace(p, only="folded"), UsageError, "--only 'folded' fits 0 links; choose one of 'reference -> candidate'"),
         ],

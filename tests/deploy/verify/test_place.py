@@ -1,4 +1,7 @@
-"""The search for a place, on graphs whose faults are known: found with few runs, through branches, and past what cannot be compared."""
+"""The search for a place, on graphs with known faults.
+
+It takes few runs, goes through branches, and passes what cannot be compared.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -99,7 +102,7 @@ def test_what_cannot_be_compared_is_passed_over() -> None:
 def test_behind_everything_that_can_be_compared() -> None:
     found = find_place(Known(chain(4), set()), 0)
     assert found is not None
-    assert (found.tensor, found.reason) == ("t3", "every tensor that both stages have is inside up to here: what differs comes behind it")
+    assert (found.tensor, found.reason) == ("t3", "every tensor that both stages have is inside up to here: the difference arises behind it")
     assert find_place(Known(chain(4), set(), apart=chain(4)), 0) is None
     assert find_place(Known({}, set()), 0) is None
 

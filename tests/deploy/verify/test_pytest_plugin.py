@@ -1,4 +1,4 @@
-"""The pytest plugin as its users have it: a test that passes, one that fails readably, in a pytest of their own."""
+"""The pytest plugin as its users see it: a passing and a readable failing test, in a new pytest."""
 
 import subprocess
 import sys

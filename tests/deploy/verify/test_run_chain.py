@@ -1,4 +1,7 @@
-"""The chain on tiny models: what is faithful passes, every planted fault is found and named, nothing passes unrun."""
+"""The chain on tiny models: the faithful pass, planted faults are found and named.
+
+Nothing passes without being run.
+"""
 
 import json
 import re
@@ -28,7 +31,7 @@ from export.errors import DamagedError, NotHereError
 
 WEIGHTS = random_weights()
 REORDERED = WEIGHTS.changed(first=WEIGHTS.first[::-1], bias=WEIGHTS.bias[::-1], last=WEIGHTS.last[:, ::-1])
-"""The same function, its sums in another order: on every machine other bits, within the budget."""
+"""The same function with its sums in another order: different bits on every machine, in budget."""
 IMAGES = pixels(40)
 RECORD = Record(
     files={"model.onnx": "ab" * 32},
@@ -61,7 +64,7 @@ def stage(open_: Callable[[], Runner], name: str = "onnx", runtime: str = "onnxr
 
 
 class Altered(Runner):
-    """The folded graph, with something done to its outputs."""
+    """The folded graph, with changed outputs."""
 
     def __init__(self, alter: Callable[[dict[str, Array]], dict[str, Array]], outputs: tuple[TensorSpec, ...]) -> None:
         self.name, self.inputs, self.outputs = "altered", (IMAGE,), outputs
@@ -205,7 +208,7 @@ def test_within_the_budget_is_not_bitwise() -> None:
     assert last_link(run_chain(chain(altered(nudged)), batches, RECORD)).status == "passed"
     link = last_link(run_chain(chain(altered(nudged), required="bitwise"), batches, RECORD))
     assert (link.status, link.observed, link.max_ulp) == ("failed", "budget", 1)
-    assert link.reason.startswith("required bitwise, but 200 of 200 values have other bits, max_ulp 1, ")
+    assert link.reason.startswith("required bitwise, but 200 of 200 values have different bits, max_ulp 1, ")
 
 
 def test_one_wrong_sample_in_the_last_batch_is_found() -> None:
@@ -224,7 +227,7 @@ def test_one_wrong_sample_in_the_last_batch_is_found() -> None:
 class TestAbsent:
     def missing(self) -> Stage:
         def opened() -> Runner:
-            raise NotHereError("cuda was asked for, there is none")
+            raise NotHereError("cuda was requested, there is none")
 
         return stage(opened, "cuda", "onnxruntime-cuda")
 
@@ -233,12 +236,12 @@ class TestAbsent:
         link = last_link(verdict)
         assert (link.status, link.observed, link.samples) == ("not run", None, 0)
         assert (link.max_ulp, link.max_abs) == (None, None)
-        assert link.reason == "cuda was asked for, there is none"
+        assert link.reason == "cuda was requested, there is none"
         assert verdict.passed
         assert {check.status for check in verdict.invariance if check.stage == "cuda"} == {"not run"}
 
     def test_required_raises(self) -> None:
-        with pytest.raises(NotHereError, match="cuda was asked for"):
+        with pytest.raises(NotHereError, match="cuda was requested"):
             run_chain(chain(self.missing()), batches, RECORD, require={"onnxruntime-cuda"})
 
     def test_required_but_not_in_the_chain_raises(self) -> None:
@@ -254,7 +257,7 @@ class TestAbsent:
         )
         verdict = run_chain(only, batches, RECORD)
         assert not verdict.passed
-        assert failure_sentence(verdict) == ("no link passed; training -> cuda not run: cuda was asked for, there is none")
+        assert failure_sentence(verdict) == ("no link passed; training -> cuda not run: cuda was requested, there is none")
 
 
 def test_what_a_runtime_raises_is_a_finding() -> None:
@@ -422,7 +425,7 @@ def test_memory_does_not_grow_with_the_samples() -> None:
         tracemalloc.stop()
         return size
 
-    peak(40)  # what is imported and cached, and the changes that are kept, which are bounded
+    peak(40)  # for imports, caches, and the changes that are kept, which are bounded
     before = peak(40)
     assert peak(160) < before * 1.2
 
@@ -494,7 +497,10 @@ class TestInterrupted:
 
 
 class TestWhereTheSearchRuns:
-    """On few samples first, the worst among them; on the whole batch where those show nothing, or where nothing smaller is taken."""
+    """The search uses few samples first, including the worst.
+
+    It uses the whole batch if those show nothing, or if no smaller batch is taken.
+    """
 
     class Nowhere(Places):
         def pairings(self) -> list[Pairing]:

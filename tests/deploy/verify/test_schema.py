@@ -1,4 +1,4 @@
-"""The published schema of verification.json is the one of the types, and every file we write fits it."""
+"""The published schema of verification.json matches the types, and every file we write fits it."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ SCHEMA = verification_schema()
 
 
 def test_the_published_schema_is_that_of_the_code() -> None:
-    assert json.loads(PUBLISHED.read_text()) == SCHEMA, "write it anew with make schema"
+    assert json.loads(PUBLISHED.read_text()) == SCHEMA, "write it again with make schema"
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 

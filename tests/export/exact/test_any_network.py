@@ -1,4 +1,7 @@
-"""Any network of the supported layers with any integers the certificate allows gives the same bits everywhere; beyond its edge not."""
+"""Networks of supported layers with integers that the certificate allows agree everywhere in bits.
+
+Any network and any such integers will do. Beyond the edge of the certificate they do not agree.
+"""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -62,7 +65,7 @@ def in_pytorch(grid: GridGraph, batch: torch.Tensor) -> Iterator[tuple[str, Logi
 
 
 def convolutions_of(grid: GridGraph) -> Iterator[tuple[DerivedConv2d, Pair, Pair]]:
-    """Each with the size of what it reads and of what it gives."""
+    """Each convolution, with the sizes of its input and output."""
     layers = {layer.name: layer.layer for layer in grid.layers}
     for node in grid.graph.graph.nodes:
         layer = layers.get(str(node.target))
@@ -72,7 +75,10 @@ def convolutions_of(grid: GridGraph) -> Iterator[tuple[DerivedConv2d, Pair, Pair
 
 
 def pytorch_fails_on(convolution: tuple[DerivedConv2d, Pair, Pair]) -> bool:
-    """Whether PyTorch 2.14's own float32 kernel for channels_last gives wrong numbers (one channel in, one column out), or crashes on padding."""
+    """Whether PyTorch 2.14's own float32 kernel for channels_last fails on this convolution.
+
+    It gives wrong numbers (one channel in, one column out), or crashes on padding.
+    """
     layer, before, after = convolution
     pads = layer.padding * 2
     form = Convolution(layer.derivation()[0].detach().numpy(), layer.groups, layer.stride, layer.dilation, (pads[0], pads[1], pads[2], pads[3]))
@@ -80,7 +86,7 @@ def pytorch_fails_on(convolution: tuple[DerivedConv2d, Pair, Pair]) -> bool:
 
 
 def in_onnxruntime(path: Path, batch: Batch, levels: tuple[Optimisation, ...], threads: Threads) -> Iterator[tuple[str, Logits, Logits]]:
-    """The whole batch, and one image of it alone."""
+    """The logits of the whole batch, and of one image alone."""
     for level in levels:
         for number in threads:
             with OnnxRuntimeRunner(path, optimisation=level, threads=number) as runner:
@@ -94,7 +100,7 @@ def in_openvino(path: Path, batch: Batch) -> Logits:
 
 
 def in_reference(content: bytes, batch: Batch) -> Logits:
-    with np.errstate(invalid="ignore"):  # it pads bytes with NaN in front of a max pool, which becomes 0, the lowest
+    with np.errstate(invalid="ignore"):  # it pads bytes with NaN in front of a max pool, which becomes 0, the lowest byte
         (logits,) = onnx.reference.ReferenceEvaluator(onnx.load_model_from_string(content)).run(None, {"image": batch})
     return np.asarray(logits)
 
@@ -142,7 +148,7 @@ def _on_gray(*blocks: nn.Module, last: Head, shape: tuple[int, int, int] = (1, 5
 
 
 class _ReadForNothing(nn.Module):
-    """Rectifies what a layer reads as well, of whose result nothing comes."""
+    """Rectifies what a layer also reads, but nothing reads the result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +193,7 @@ FOUND = {
         nn.Conv2d(1, 6, 1), nn.Conv2d(6, 6, 2, (1, 3), 1, (1, 2), groups=3), nn.ReLU(), shape=(1, 3, 1), last=Head("flat", 6, 4, 1)
     ),
 }
-"""What random networks found, as small as it gets."""
+"""Cases that random networks found, made as small as possible."""
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -200,7 +206,7 @@ FEATURES = 60 * 64
 
 
 def _balanced(signs: NDArray[np.int64]) -> bytes:
-    """A sum of many terms that cancel, and an odd bias of 1; all inputs are 127 where the image is white."""
+    """A sum of many terms that cancel and an odd bias of 1. In a white image all inputs are 127."""
     step, sketch = 2.0**-5, Sketch(1, 8)
     stem = sketch.layer(sketch.pixels(), "stem", np.full((FEATURES // 64, 1, 1, 1), 64, np.int8), [1] * (FEATURES // 64), PIXEL_STEP, step)
     x = sketch.flattened(sketch.quantised(stem, step, 0, 127), FEATURES)
@@ -213,7 +219,7 @@ IN_TURN = np.where(np.arange(FEATURES) % 2 == 0, 1, -1)
 
 
 def test_one_bit_beyond_the_edge_is_refused_and_the_bits_differ(tmp_path: Path) -> None:
-    """The same terms in two orders: one passes 2^24 on its way, and with it the odd bias is lost."""
+    """The same terms in two orders. One order passes 2^24 on its way, and the odd bias is lost."""
     terms = 126 * 127 * FEATURES // 2
     assert EXACT_BELOW < terms < 2 * EXACT_BELOW
     white = np.full((8, 1, 8, 8), 255, np.uint8)

@@ -4,7 +4,7 @@ import torch
 from graphs import DEFAULTS, images, rewritten, step
 
 from export.errors import UsageError
-from export.exact.calibration import LARGEST_SUM, calibrate, largest_sums, mend, search
+from export.exact.calibration import LARGEST_SUM, calibrate, coarsen_steps, largest_sums, search
 from export.exact.grid import GridBits, GridGraph, Quantise, off_grid
 from export.exact.rewrite import grid_graph
 
@@ -52,21 +52,24 @@ def test_a_filter_whose_sums_are_too_large_gets_a_coarser_step(grid: GridGraph) 
     calibrate(grid, lambda: [images(8, SHAPE)])
     layer = grid.layers[3]
     before = layer.weights.step.clone()
-    assert mend(grid) == ()
+    assert coarsen_steps(grid) == ()
     inner = layer.weights.inner
     with torch.no_grad():
         for parameter in inner.parameters():
             if parameter.dim() == 1:
                 parameter[0] = 2.0**25 * layer.weights.unit[0]  # a bias beyond every sum
     assert largest_sums(layer)[0] > LARGEST_SUM
-    assert mend(grid) == (layer.name,)
+    assert coarsen_steps(grid) == (layer.name,)
     assert largest_sums(layer).max() <= LARGEST_SUM
     assert layer.weights.step[0] > before[0]
     assert torch.equal(layer.weights.step[1:], before[1:])
 
 
 def test_no_quantiser_can_meet_a_tie(grid: GridGraph) -> None:
-    """A sum is odd, so half a step of the quantiser is one only where that is twice the sum's unit; beyond 2^16 units zero points make some."""
+    """A sum is odd, so half a quantiser's step is a sum only if the step is twice the sum's unit.
+
+    Beyond 2^16 units, zero points cause ties as well.
+    """
     calibrate(grid, lambda: [images(8, SHAPE)])
     layer = grid.layers[2]
     assert layer.target is not None
@@ -74,7 +77,7 @@ def test_no_quantiser_can_meet_a_tie(grid: GridGraph) -> None:
     for ratio, changed in ((1, False), (2, True), (4, False), (8, False), (2**16, False), (2**17, True)):
         layer.weights.step.copy_(quantiser.step / (ratio * layer.weights.input_step))
         layer.weights.step.clamp_max_(1e30)
-        mended = mend(grid)
+        mended = coarsen_steps(grid)
         assert (layer.name in mended) == changed, ratio
 
 
@@ -119,7 +122,7 @@ def calibrated(batch: torch.Tensor) -> GridGraph:
 
 
 def divergence(grid: GridGraph, batch: torch.Tensor) -> float:
-    """The mean over samples of sum p log(p / q), p without and q with the rounding."""
+    """The mean over samples of sum p log(p / q), with p before and q after rounding."""
     with torch.no_grad():
         q = grid.graph(batch).double().softmax(1)
         with off_grid(grid.graph):
@@ -137,14 +140,14 @@ def test_a_spoilt_step_is_found_and_mended_within_the_certificate() -> None:
     for layer in grid.layers:
         if layer.source == group:
             layer.weights.input_step.mul_(4)
-    mend(grid)
+    coarsen_steps(grid)
     found = search(grid, lambda: [batch], rounds=2)
     assert found.before > 2 * good
     assert found.after <= 1.5 * good
     assert group in found.moved
     assert abs(found.after - divergence(grid, batch)) < 1e-6
     assert all(largest_sums(layer).max() <= LARGEST_SUM for layer in grid.layers)
-    assert mend(grid) == ()
+    assert coarsen_steps(grid) == ()
 
 
 def test_what_is_not_better_is_taken_back() -> None:

@@ -1,4 +1,7 @@
-"""The two files: the bits of the graph in ONNX Runtime at every optimisation, the same bytes each time, and TensorRT's parser takes one."""
+"""The two files give the bits of the graph in ONNX Runtime at every optimisation.
+
+Writing them again gives the same bytes, and TensorRT's parser takes one of them.
+"""
 
 import importlib.util
 from typing import Any
@@ -118,7 +121,10 @@ def test_the_same_graph_gives_the_same_bytes_without_a_trace_of_this_machine() -
 
 
 def test_onnx_runtime_fuses_every_layer_and_join(tmp_path: Any) -> None:
-    """Nothing but the classifier runs on floats; a Clip in front of a quantiser, or a bias in float, would keep the fused kernels away."""
+    """Nothing but the classifier runs on floats.
+
+    A Clip in front of a quantiser, or a bias in float, would prevent the fused kernels.
+    """
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 4

@@ -98,7 +98,7 @@ def test_every_byte_is_exact_on_the_grid(offset: int) -> None:
 
 
 def test_weights_for_pixels_are_the_same_function_inside_the_image() -> None:
-    """Against the network's own normalisation, in float64, on an image without padding."""
+    """Compared with the network's own normalisation, in float64, on an image without padding."""
     mean, deviation = torch.tensor([120.0, 110.0, 100.0]), torch.tensor([60.0, 70.0, 50.0])
     weight, bias = draws(4, 3, 3, 3).double(), draws(4, seed=1).double()
     pixels = Pixels(110, 2.0**-6)

@@ -1,4 +1,7 @@
-"""OpenVINO held to the kernels of lesser processors than this one: networks once found to differ there, and the project's, have the same bits."""
+"""OpenVINO restricted to the kernels of lesser processors gives the same bits.
+
+The networks are those that once differed there, and those of the project.
+"""
 
 import importlib.util
 import os
@@ -21,7 +24,7 @@ from export.exact.grid import GridGraph
 from export.fold import fold
 
 SETS = ("AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
-"""Instructions; what the processor here does not have stays out of use."""
+"""Sets of instructions. Those that this processor lacks are not used."""
 RUN = """
 import sys
 from pathlib import Path
@@ -61,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wanted(folder: Path) -> Mapping[str, NDArray[np.float32]]:
-    """The logits that each file in the folder stands for."""
+    """The logits that each file in the folder must give."""
     torch.manual_seed(0)
     grids = {name: grouped(*sizes) for name, sizes in GROUPED.items()} | {name: calibrated(name, (3, 32, 32), "mimicnorm") for name in NETWORKS}
     return {name: _written(folder, name, grid) for name, grid in grids.items()}

@@ -1,6 +1,7 @@
-"""ONNX Runtime on processors that are not here, emulated: kernels without VNNI add pairs of products in saturating 16 bits, older ones have no AVX.
+"""ONNX Runtime on emulated processors: kernels without VNNI saturate in 16 bits, or lack AVX.
 
-The emulator costs seconds a network. Where it is not installed (Debian: qemu-user) nothing of this has run, and pytest says so.
+Kernels without VNNI add pairs of products in saturating 16 bits. The emulator takes seconds per
+network. If it is not installed (Debian: qemu-user), nothing here runs, and pytest says so.
 """
 
 import platform
@@ -25,7 +26,7 @@ EMULATOR = shutil.which("qemu-x86_64")
 PROCESSORS = ("Haswell", "Nehalem")
 """AVX2 without VNNI; SSE4.2 without AVX."""
 SATURATING = ("Haswell",)
-"""Where ONNX Runtime's kernels use the saturating instruction."""
+"""The processors on which ONNX Runtime's kernels use the saturating instruction."""
 SHAPE = (3, 16, 16)
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL")
 
@@ -57,7 +58,7 @@ Emulated = tuple[str, Found]
 
 
 def run_emulated(folder: Path, processor: str) -> Found:
-    """The logits of every file at every level, by its name and the level."""
+    """The logits of every file at every level, by name and level."""
     assert EMULATOR is not None
     command = [EMULATOR, "-cpu", processor, sys.executable, "-c", RUN, str(folder), *LEVELS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
@@ -66,7 +67,7 @@ def run_emulated(folder: Path, processor: str) -> Found:
 
 
 def eight_bits_on_pixels() -> bytes:
-    """A first layer whose weights have 8 bits although pixels are signed; all it sees is white."""
+    """A first layer with 8-bit weights although pixels are signed. All that it sees is white."""
     sketch = Sketch(1, 8)
     weights = np.full((8, 1, 3, 3), 126, np.int8)
     weights[:, :, 1] = -126
@@ -76,7 +77,7 @@ def eight_bits_on_pixels() -> bytes:
 
 @pytest.fixture(scope="module")
 def files() -> Files:
-    """Each file, images for it, and the logits that it stands for."""
+    """Each file, images for it, and the logits that it must give."""
     torch.manual_seed(0)
     grid, batch = calibrated("resnet20", SHAPE), images(2, SHAPE, seed=1)
     with torch.no_grad():
@@ -111,7 +112,7 @@ def test_the_file_for_tensorrt_has_them_without_optimisations(files: Files, emul
 def test_what_the_certificate_calls_unsafe_has_other_bits_where_pairs_saturate(
     tmp_path: Path, files: Files, emulated: Emulated, name: str, holds: bool
 ) -> None:
-    """8-bit weights on a signed input; and the file for TensorRT, whose bytes these kernels see as 128 to 255."""
+    """8-bit weights on a signed input, and TensorRT's file, whose bytes are 128 to 255 here."""
     processor, found = emulated
     path = tmp_path / "model.onnx"
     path.write_bytes(files[name][0])

@@ -1,4 +1,7 @@
-"""Where the grid begins and ends in a network: quantisers, groups of one step, layers; and that nothing but rounding changes."""
+"""Where the grid begins and ends in a network: quantisers, groups of one step, layers.
+
+Nothing but rounding changes.
+"""
 
 import pytest
 import torch
@@ -31,7 +34,10 @@ def on_grid(network: str, shape: tuple[int, int, int], method: str = "czmig") ->
 def test_before_anything_is_rounded_the_bits_are_those_of_the_network(
     method: str, network: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for a classifier that goes in front of its pool: then the sums have another order (test_tf32.py)."""
+    """The exception is a classifier in front of its pool, whose sums are in another order.
+
+    See test_tf32.py for that.
+    """
     monkeypatch.setattr(rewrite, "LARGEST_IN_TF32", 2**24)
     if network in REFUSED.get(method, ()):
         pytest.skip("the method refuses this network")
@@ -52,7 +58,7 @@ def test_a_method_whose_layers_have_no_exact_form_is_refused_by_their_name(metho
 
 
 def test_a_residual_stream_has_one_step_and_branches_have_their_own() -> None:
-    """ResNet-20's shortcuts have no convolution, so one step goes from the first layer to the pool."""
+    """ResNet-20's shortcuts have no convolution: one step goes from the first layer to the pool."""
     grid = on_grid("resnet20", COLOUR)
     sizes = sorted(len(members) for members in grid.groups.values())
     assert sizes == [1] * 9 + [1 + 9 * 2]  # the first layer, and a branch end and a join per unit
@@ -67,7 +73,7 @@ def test_a_step_changes_only_where_every_way_has_a_convolution() -> None:
 
 
 def test_signed_inputs_have_small_weights() -> None:
-    """The image, and the values behind MobileNet's linear bottlenecks."""
+    """Signed inputs are the image, and the values behind MobileNet's linear bottlenecks."""
     grid = on_grid("torchvision:mobilenet_v2", (3, 64, 64))
     for layer in grid.layers:
         limit = 62 if layer.kind == "first" else 64 if layer.signed_input else 126
@@ -90,7 +96,7 @@ def test_a_folded_grid_graph_has_plain_layers_and_quantisers() -> None:
 
 
 class Pooled(nn.Module):
-    """Pools that are means in the middle, and an output that is one."""
+    """Has pools that are means in the middle, and an output that is a mean."""
 
     def __init__(self, tail: nn.Module) -> None:
         super().__init__()
@@ -119,7 +125,7 @@ def test_a_mean_at_the_output_over_a_count_that_is_no_power_of_two_is_a_sum(tail
         with off_grid(grid.graph):
             found = grid.graph(batch)
     assert wanted.abs().max() > 0.1
-    assert (found - wanted).abs().max() < 1e-6  # float32 against float64
+    assert (found - wanted).abs().max() < 1e-6  # float32 compared with float64
     assert [layer.kind for layer in grid.layers] == ["first", "mean", "pointwise"]
 
 
@@ -146,7 +152,7 @@ class Broken(nn.Module):
     ("what", "words"),
     [
         ("image in a join", "joins the image"),
-        ("border", "another number of pixels at the border"),
+        ("border", "a different number of pixels at the border"),
         ("behind the logits", "must come from a classifier"),
     ],
 )

@@ -1,4 +1,7 @@
-"""On the tie-free grid a runtime's mode of rounding cannot matter, nor can a quantiser that it leaves out in front of a join; off it both do."""
+"""On the tie-free grid, a runtime's rounding mode and omitted quantisers cannot matter.
+
+The quantisers are those in front of a join. Off the grid both matter.
+"""
 
 import math
 from collections.abc import Callable
@@ -89,7 +92,7 @@ def test_one_odd_weight_or_even_bias_and_an_unrounded_branch_is_another(files: d
     [(True, "identity", True), (False, "identity", False), (True, "projection", False), (False, "projection", False)],
 )
 def test_an_unclipped_branch_matters_where_the_certificate_says(tmp_path: Path, clipped_at_0: bool, other: str, same: bool) -> None:
-    """Behind a rectifier clipping does it again; where the result or the other side is signed, it matters."""
+    """Behind a rectifier it is clipped again. If result or other side is signed, it matters."""
     content = joined(clipped_at_0, other)
     path = tmp_path / "model.onnx"
     path.write_bytes(content)

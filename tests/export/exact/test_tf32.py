@@ -1,6 +1,6 @@
-"""TensorFloat-32 keeps 11 bits of what it multiplies. Nothing on the grid needs more, so its products are the same bits.
+"""TensorFloat-32 keeps 11 bits of each factor. On the grid no factor needs more: same bits.
 
-What it rounds is rounded here on the CPU, in front of every layer; the rest is float32.
+The rounding of TF32 is done here on the CPU, in front of every layer. The rest is float32.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from deploy.certificate.walk import certificate_of
 from export.exact import rewrite
-from export.exact.calibration import calibrate, mend
+from export.exact.calibration import calibrate, coarsen_steps
 from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import GridBits, off_grid
 from export.exact.rewrite import grid_graph
@@ -23,11 +23,11 @@ from pipeline.training_graph import ImageFacts, training_graph
 SHAPE, CLASSES = (3, 32, 32), 10
 NETWORKS = ("small", "resnet20", "wrn-10-1", "resnet18", "preactresnet18", "vgg11", "squeezenet", "shufflenetv2_x0_5", "mobilenetv2")
 DROPPED = 13
-"""Of the 23 bits behind the leading one."""
+"""How many of the 23 bits behind the leading bit are dropped."""
 
 
 def in_tf32(values: torch.Tensor) -> torch.Tensor:
-    """Rounded half to even, as the hardware's conversion does."""
+    """The values rounded half to even, as the hardware's conversion rounds."""
     bits = values.contiguous().view(torch.int32)
     half = (1 << (DROPPED - 1)) - 1 + ((bits >> DROPPED) & 1)
     return ((bits + half) >> DROPPED << DROPPED).view(torch.float32)
@@ -43,14 +43,14 @@ def with_tf32_products(graph: GraphModule, images: torch.Tensor) -> torch.Tensor
 
 
 def folded(network: str, shape: tuple[int, int, int] = SHAPE) -> tuple[GraphModule, torch.Tensor]:
-    """On the grid, with initial weights; and some images."""
+    """A network on the grid with initial weights, and some images."""
     config = parse_config({"network": {"name": network}, "method": {"name": "mimicnorm"}})
     torch.manual_seed(0)
     graph = training_graph(config, ImageFacts(shape, CLASSES, (128.0,) * shape[0], (64.0,) * shape[0])).graph.eval()
     images = torch.randint(0, 256, (4, *shape), dtype=torch.uint8)
     grid = grid_graph(graph, shape, GridBits())
     calibrate(grid, lambda: [images])
-    mend(grid)
+    coarsen_steps(grid)
     return fold(grid.graph), images
 
 
@@ -81,7 +81,10 @@ def test_a_classifier_behind_a_wide_pool_would_have_others(monkeypatch: pytest.M
 
 
 def test_off_the_grid_a_classifier_in_front_of_its_pool_is_the_same_function() -> None:
-    """In float64, where only the order of the sums is left: for a count that is a power of two, and for one that is not."""
+    """Compared in float64, where only the order of sums differs.
+
+    One count is a power of two, and one is not.
+    """
     for size in (32, 28):
         shape = (3, size, size)
         config = parse_config({"network": {"name": "resnet20"}, "method": {"name": "mimicnorm"}})
@@ -103,7 +106,7 @@ def test_both_files_say_that_tf32_may_stay_on(tmp_path: Path) -> None:
     graph = training_graph(config, ImageFacts(SHAPE, CLASSES, (128.0,) * 3, (64.0,) * 3)).graph.eval()
     grid = grid_graph(graph, SHAPE, GridBits())
     calibrate(grid, lambda: [torch.randint(0, 256, (4, *SHAPE), dtype=torch.uint8)])
-    mend(grid)
+    coarsen_steps(grid)
     for write in (exact_onnx, exact_tensorrt_onnx):
         path = tmp_path / f"{write.__name__}.onnx"
         path.write_bytes(write(grid, SHAPE, CLASSES, {}))

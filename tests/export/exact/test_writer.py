@@ -1,4 +1,4 @@
-"""Each other form of a convolution gives the same sums, in float64, and has the shape that it is there for."""
+"""Each rewritten convolution gives the same sums in float64, and has the shape it is made for."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,7 @@
-"""Every name of TensorRT's that this project uses exists in both flavours: read off the classes of those that are installed.
+"""Every name of TensorRT that this project uses exists in both flavours.
 
-Where the full one is not, off a recording of its published bindings (`tests/support/recorded_api.py`), of which nothing was run.
+The names are read from the classes of installed flavours. If the full one is not installed, they
+are read from a recording of its bindings (`tests/support/recorded_api.py`); nothing of it is run.
 """
 
 import importlib
@@ -30,7 +31,7 @@ INSTALLED = [name for name, flavour in FLAVOURS.items() if importlib.util.find_s
 
 
 def members(protocol: type) -> set[str]:
-    """What a protocol of ours demands."""
+    """The members that one of our protocols requires."""
     found: set[str] = set()
     for cls in protocol.__mro__:
         if cls.__module__ == api.__name__:
@@ -77,7 +78,7 @@ def test_rtx_has_the_names_that_are_used_with_it_alone() -> None:
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_what_is_called_takes_the_same_arguments_in_both(name: str) -> None:
-    """As their documentation says it; where it does not say, nothing is compared, so how many were is checked too."""
+    """Undocumented arguments are not compared, so the number of comparisons is checked too."""
     found, compared = installed(name), 0
     for cls, protocol in BY_TENSORRTS_NAME.items():
         for member in members(protocol):

@@ -1,4 +1,7 @@
-"""Engines from the real parser and builder of TensorRT-RTX, which need no GPU: profile, flags, record, progress, and every way to fail."""
+"""Engines from TensorRT-RTX's real parser and builder, which need no GPU.
+
+Covers profile, flags, record, progress, and every way to fail.
+"""
 
 import dataclasses
 import sys
@@ -56,7 +59,7 @@ def test_tf32_is_off_unless_asked_for_and_read_back(precision: Any, allowed: boo
 def test_kernels_come_from_the_sources_that_are_named_and_no_others(
     sources: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read back: one that its default has and that is not named is left out."""
+    """Sources are read back. A source of the default that is not named is left out."""
     assert len(sources) == 1 or sources == builder._DIRECT
     monkeypatch.setattr(builder, "_DIRECT", sources)
     assert built(tmp_path, dataclasses.replace(WANTED, precision="exact")).record.tactic_sources == list(sources)
@@ -65,7 +68,7 @@ def test_kernels_come_from_the_sources_that_are_named_and_no_others(
 @pytest.mark.parametrize("accepts", [False, True])
 def test_sources_of_kernels_that_do_not_stay_set_end_the_build(accepts: bool) -> None:
     class Keeps:
-        """A config that keeps another source than it was told to."""
+        """A config that keeps a different source from the one it was given."""
 
         def set_tactic_sources(self, sources: int) -> bool:
             return accepts
@@ -78,7 +81,7 @@ def test_sources_of_kernels_that_do_not_stay_set_end_the_build(accepts: bool) ->
 
 
 def test_a_flag_that_does_not_stay_set_ends_the_build() -> None:
-    """EXCLUDE_LEAN_RUNTIME without VERSION_COMPATIBLE is refused by TensorRT in a message only."""
+    """TensorRT refuses EXCLUDE_LEAN_RUNTIME without VERSION_COMPATIBLE in a message only."""
     with listening(trt) as said:
         build = _Build(RTX, trt, said)
         config = build.builder.create_builder_config()
@@ -118,7 +121,7 @@ def test_the_monitor_counts_the_outermost_phase_only() -> None:
 
 
 class TestFailures:
-    """Each is one line that says what, and what to do."""
+    """Each failure is one line that says what happened and what to do."""
 
     def refused(self, kind: type[Exception], onnx: bytes, wanted: EngineRequest = WANTED) -> str:
         with pytest.raises(kind) as caught:
@@ -161,7 +164,7 @@ class TestFailures:
         [
             ({"error_on_cache_miss": True}, "times nothing while it builds.*leave out --error-on-cache-miss"),
             ({"version_compatible": True}, "builds no version-compatible engines"),
-            ({"gpus": "ampere+"}, "runs on every GPU that it knows anyway"),
+            ({"gpus": "ampere+"}, "runs on every GPU that it supports anyway"),
         ],
     )
     def test_what_this_flavour_has_no_use_for(self, change: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -177,7 +180,7 @@ class TestFailures:
         old: Any = ModuleType("tensorrt")
         old.__version__ = "10.13.0.35"
         monkeypatch.setitem(sys.modules, "tensorrt", old)
-        with pytest.raises(NotHereError, match=r"tensorrt 10\.13\.0\.35 is here, at least 11\.0 is needed"):
+        with pytest.raises(NotHereError, match=r"tensorrt 10\.13\.0\.35 is installed, at least 11\.0 is needed"):
             FLAVOURS["tensorrt"].load()
 
 
@@ -197,7 +200,10 @@ def convolution() -> bytes:
 
 
 class TestTimingCache:
-    """TensorRT-RTX times nothing: its cache operations do nothing and say so. What is run here is the real path of the code through them."""
+    """TensorRT-RTX times nothing: its cache operations do nothing and say so.
+
+    What runs here is the code's real path through them.
+    """
 
     @pytest.mark.filterwarnings("error")
     def test_rtx_is_not_asked_for_one(self, tmp_path: Path) -> None:
@@ -214,7 +220,10 @@ class TestTimingCache:
     def test_a_flavour_that_times_gives_the_cache_back_and_takes_it_again(
         self, demanding: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The steps of the full flavour, taken with the other's objects: flags read back, contents passed on and recorded."""
+        """The steps of the full flavour with RTX's objects.
+
+        Flags are read back, and contents are passed on and recorded.
+        """
         timing = dataclasses.replace(RTX, times_tactics=True)
         monkeypatch.setattr("export.tensorrt.builder._gpu_for", lambda flavour: None)
         first = engine_from_onnx(timing, perceptron(tmp_path), "model.onnx", WANTED, Counts())

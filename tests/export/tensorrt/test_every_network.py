@@ -1,7 +1,8 @@
-"""Every network of the project in float32 and exact: the parser of TensorRT-RTX takes the file, and its builder makes an engine of it.
+"""Every network of the project in float32 and exact is parsed and built by TensorRT-RTX.
 
-The parser's and the builder's word only: nothing is run. Networks that are more of the same blocks, or wider, are marked slow; those are not built
-in float16 as well, and of those that differ in depth alone only the shallowest and the deepest are built. What takes long is torch's exporter:
+Only parser and builder are tested: nothing is run. Networks with more or wider copies of the same
+blocks are marked slow and are not also built in float16. Of those that differ only in depth, the
+shallowest and the deepest are built. torch's exporter takes most of the time.
 `../test_every_pair.py` runs files of the same forms, so that they are made once for both.
 """
 
@@ -22,7 +23,7 @@ from pipeline.networks import FAMILIES, NETWORKS
 pytest.importorskip("tensorrt_rtx", reason="not run: tensorrt-rtx is not installed")
 OF_A_FAMILY = {"wrn-DEPTH-WIDTH": "wrn-10-2"}
 TORCHVISION = ("resnet18", "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v2")
-"""One of each kind that this project takes; ours of the same kinds are of the same layers."""
+"""One of each kind that this project takes. Our networks of the same kinds have the same layers."""
 LARGE = frozenset(
     {
         *("resnet110", "resnet34", "resnet50", "resnet101", "vgg11", "vgg16", "wrn20", "shufflenetv2_x1_0"),

@@ -1,4 +1,4 @@
-"""The float16 form of a file: which numbers have which type, that nothing else changed, and that it runs within float16's budget."""
+"""The float16 form of a file has the intended types, no other change, and fits float16's budget."""
 
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ def file_of(network: str, exported_files: ExportedFiles) -> bytes:
 
 
 def types_of(content: bytes) -> list[tuple[str, str]]:
-    """Every operation on floating-point numbers, with the type of what it gives."""
+    """Every operation on floating-point numbers, with the type of its result."""
     model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(content), strict_mode=True)
     types = {value.name: value.type.tensor_type.elem_type for value in [*model.graph.value_info, *model.graph.output]}
     return [(node.op_type, NAMES[types[node.output[0]]]) for node in model.graph.node if types[node.output[0]] in NAMES]
@@ -56,7 +56,7 @@ def small() -> bytes:
 
 
 def test_weights_are_rounded_once_and_nothing_else_changes() -> None:
-    """Same input, outputs, metadata, opset; each weight of a float16 layer is its float32 number, rounded to nearest."""
+    """Input, outputs, metadata and opset stay. Weights of float16 layers are rounded to nearest."""
     before, after = onnx.load_model_from_string(small()), onnx.load_model_from_string(float16_onnx(small()))
     assert (before.opset_import, before.ir_version, before.metadata_props) == (after.opset_import, after.ir_version, after.metadata_props)
     assert (before.graph.input, before.graph.output) == (after.graph.input, after.graph.output)
@@ -77,7 +77,7 @@ def test_the_same_bytes_each_time() -> None:
 
 @pytest.mark.parametrize("network", ["resnet20", "squeezenet"])
 def test_it_runs_within_the_budget_of_float16_and_outside_that_of_float32(network: str, exported_files: ExportedFiles, tmp_path: Path) -> None:
-    """Measured against the float32 file: its own error is a thousandth of what is looked for here."""
+    """Compared with the float32 file, whose own error is a thousandth of the errors in question."""
     content, batch = file_of(network, exported_files), {"image": images(8, SHAPE).numpy()}
     outputs: dict[str, Any] = {}
     for name, data in {"float32": content, "float16": float16_onnx(content)}.items():

@@ -103,7 +103,7 @@ def test_the_verdict_has_a_link_to_each_and_says_that_it_did_not_run(with_engine
             None,
             0,
         )
-        assert link["reason"].startswith("no NVIDIA GPU is here")
+        assert link["reason"].startswith("no NVIDIA GPU is available")
     assert {name for name in verdict["files"] if name.startswith("engines/")} == {
         "engines/float32-rtx.plan",
         "engines/float16-rtx.plan",
@@ -153,7 +153,7 @@ class TestCommand:
         ("arguments", "code", "words"),
         [
             (["--tensorrt", "--flavour", "tensorrt"], 4, "tensorrt cannot be imported"),
-            (["--tensorrt", "--require", "tensorrt-rtx"], 4, "tensorrt-rtx was asked for: no NVIDIA GPU is here"),
+            (["--tensorrt", "--require", "tensorrt-rtx"], 4, "tensorrt-rtx was requested: no NVIDIA GPU is available"),
             (["--tensorrt", "--error-on-cache-miss"], 2, "times nothing while it builds"),
             (["--tensorrt", "--precision", "int8"], 2, "'int8' is not one of"),
             (["--precision", "exact"], 2, "go with --tensorrt"),
@@ -238,11 +238,11 @@ class TestDamage:
             ({"onnx": {"name": "other.onnx", "sha256": "0" * 64}}, "is built from model.onnx, found other.onnx"),
             ({"flavour": "tensorrt"}, "is an engine of tensorrt-rtx, its record says tensorrt"),
             ({"precision": "exact"}, "a exact engine is built from model.exact.trt.onnx"),
-            ({"format_version": 2}, "is no record of an engine: at format_version"),
-            ({"surprise": 1}, "is no record of an engine: at surprise"),
-            ({"plan_size": -1}, "is no record of an engine: at plan_size"),
-            ({"version": "newest"}, "is no record of an engine: at version"),
-            ({"profile": {}}, "is no record of an engine: at the top: Value error, expected a profile of image"),
+            ({"format_version": 2}, "is not the record of an engine: at format_version"),
+            ({"surprise": 1}, "is not the record of an engine: at surprise"),
+            ({"plan_size": -1}, "is not the record of an engine: at plan_size"),
+            ({"version": "newest"}, "is not the record of an engine: at version"),
+            ({"profile": {}}, "is not the record of an engine: at the top: Value error, expected a profile of image"),
             ({"profile": {"image": {"least": [2, 1, 8, 8], "best": [1, 1, 8, 8], "most": [4, 1, 8, 8]}}}, "expected least <= best <= most"),
             ({"profile": {"image": {"least": [1], "best": [1], "most": [1]}}}, "the profile does not fit image"),
             ({"inputs": []}, "expected one input and outputs"),
@@ -259,7 +259,7 @@ class TestDamage:
     def test_a_record_that_is_none(self, content: bytes, engined: Path, capfd: Capture) -> None:
         (engined / "engines" / "float32-rtx.json").write_bytes(content)
         rehash(engined)
-        assert "is no record of an engine: at the top: " in self.refused(engined, capfd).error
+        assert "is not the record of an engine: at the top: " in self.refused(engined, capfd).error
 
     def test_a_timing_cache_that_is_not_the_one_of_the_manifest(self, engined: Path, capfd: Capture) -> None:
         cache = engined / "engines" / "tensorrt-nvidia_h100.timings"
@@ -285,7 +285,7 @@ class TestDamage:
         assert "was built for tensorrt-rtx 1.5.0.1" in done.out
         required = pipeline(capfd, "verify", engined, "--require", "tensorrt-rtx")
         assert required.code == 4
-        assert "build it anew: pipeline export BUNDLE --tensorrt --flavour rtx --precision float32" in required.error
+        assert "build it again: pipeline export BUNDLE --tensorrt --flavour rtx --precision float32" in required.error
 
 
 def open_bundle_facts(bundle: Path) -> Any:

@@ -118,7 +118,7 @@ def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
 
 def write_manifest(folder: Path, facts: Facts) -> Manifest:
     """List every file of the folder, with its hash, in a manifest. This comes last in a bundle."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    names = sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST})
     files = {name: _entry_of(folder / name) for name in names}
     manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts.model_dump())
     write_file(folder / MANIFEST, json_bytes(manifest.model_dump()))

@@ -102,8 +102,13 @@ def share_of(allowed: Budget | None, errors: Errors) -> float:
     """How much of a budget is used."""
     if allowed is None or not errors.valid:
         return math.inf
-    pairs = ((errors.max, allowed.max), (errors.rms, allowed.rms))
-    return max(found / most if most else (math.inf if found else 0.0) for found, most in pairs)
+    return share_used((errors.max, errors.rms), (allowed.max, allowed.rms))
+
+
+def share_used(errors: tuple[float, float], allowed: tuple[float, float]) -> float:
+    """The larger share of what is allowed that a maximum and an RMS error use. Where nothing is
+    allowed, any error is infinitely much."""
+    return max(found / most if most else (math.inf if found else 0.0) for found, most in zip(errors, allowed, strict=True))
 
 
 def budgets(training: OutputErrors, training_precision: Precision, precision: Precision, *, uncertain: bool = False) -> Budgets:

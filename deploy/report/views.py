@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from deploy.compare.budget import share_used
 from deploy.report.drawing import NOTHING, ChainPicture, Hop, figure, number_in, percent, short_number, tall_chain, wide_chain
 
 Json = Mapping[str, Any]
@@ -127,19 +128,12 @@ def _tone(record: Json, share: float | None = None) -> Tone:
 
 
 def _share(error: Json, budget: Json | None) -> float | None:
+    """A number that is missing or is none counts as the worst."""
     if not error or not budget:
         return None
-    return max(_part(number_in(error.get(key)), number_in(budget.get(key))) for key in ("max", "rms"))
-
-
-def _part(used: float | None, allowed: float | None) -> float:
-    """How much of the allowed error is used.
-
-    It is infinite if there is no number, or nothing is allowed.
-    """
-    if used == 0:
-        return 0.0
-    return used / allowed if used and allowed else math.inf
+    found, allowed = ((number_in(each.get("max")), number_in(each.get("rms"))) for each in (error, budget))
+    worst_found = (math.inf if found[0] is None else found[0], math.inf if found[1] is None else found[1])
+    return share_used(worst_found, (allowed[0] or 0.0, allowed[1] or 0.0))
 
 
 def chains(links: Sequence[LinkView]) -> tuple[ChainPicture, ...]:

@@ -49,7 +49,7 @@ def _answer(message: Message, opened: dict[int, Runner], *, limited: bool) -> Me
     except MemoryError:
         return Message({"error": MemoryError.__name__, "message": ""})
     except SamegraphError as error:
-        return Message({"error": next(name for name in OF_OURS if name in _bases(error)), "message": str(error)})
+        return Message({"error": next((name for name in OF_OURS if name in _bases(error)), ""), "message": str(error)})
     except Exception as error:
         if limited and any(words in str(error) for words in _ALLOCATION_FAILURES):
             return Message({"error": MemoryError.__name__, "message": ""})

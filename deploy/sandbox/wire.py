@@ -54,7 +54,8 @@ def send(descriptor: int, message: Message) -> None:
 
 
 def receive(descriptor: int, seconds: float | None = None, most_bytes: int = 2**34) -> Message:
-    """Read a message. `seconds` is the time until its last byte."""
+    """Read a message. `seconds` is the time until its last byte; `most_bytes` is the limit for all
+    of its arrays together."""
     until = None if seconds is None else time.monotonic() + seconds
     (size,) = _HEAD.unpack(_read(descriptor, _HEAD.size, until))
     if size > _LARGEST_HEAD:
@@ -64,7 +65,8 @@ def receive(descriptor: int, seconds: float | None = None, most_bytes: int = 2**
     for name, dtype, shape in content["arrays"]:
         kind = _BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
         num_bytes = math.prod(shape) * kind.itemsize
-        if num_bytes > most_bytes:
+        most_bytes -= num_bytes
+        if most_bytes < 0:
             raise ClosedError
         arrays[name] = np.frombuffer(_read(descriptor, num_bytes, until), kind).reshape(shape)
     return Message(content["head"], arrays)

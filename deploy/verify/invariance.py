@@ -202,7 +202,10 @@ def _smaller_batches(size: int) -> Iterator[_Trial]:
 
 
 def _strided(rows: np.ndarray) -> np.ndarray:
-    """The same values in another order in memory: neighbours are along the first axis."""
+    """The same values in another order in memory: neighbours are along the first axis. A single
+    value has no order."""
+    if not rows.ndim:
+        return rows
     return np.asfortranarray(rows) if rows.ndim > 1 else np.repeat(rows, 2)[::2]
 
 

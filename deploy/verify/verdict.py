@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Literal
 
 from deploy.compare.bits import Comparison, FirstDifference, OutputComparison
-from deploy.compare.budget import Budget, TopOneChange
+from deploy.compare.budget import Budget, TopOneChange, share_used
 from deploy.compare.tolerance import Tolerance
 
 Requirement = Literal["bitwise", "budget", "tolerance"]
@@ -293,8 +293,7 @@ def share(errors: StageErrors) -> float:
     """How much of its budget an output uses. Infinite if it has none."""
     if errors.budget is None:
         return math.inf
-    pairs = ((errors.max, errors.budget.max), (errors.rms, errors.budget.rms))
-    return max(used / allowed if allowed else (math.inf if used else 0.0) for used, allowed in pairs)
+    return share_used((errors.max, errors.rms), (errors.budget.max, errors.budget.rms))
 
 
 def failed_outputs(verdict: Verdict, link: LinkVerdict) -> list[str]:

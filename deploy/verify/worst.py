@@ -21,7 +21,9 @@ class WorstMeter:
 
     def __init__(self) -> None:
         self._num_samples = 0
-        self._kept: list[tuple[float, int, str, WorstSample]] = []
+        self._kept: dict[str, list[tuple[float, int, WorstSample]]] = {}
+        """Of each output its own, because many outputs may be farthest apart on the same few
+        samples."""
 
     def update(self, a: Arrays, b: Arrays) -> None:
         """Take in one batch. Outputs that cannot be paired are left to the comparison."""
@@ -32,9 +34,9 @@ class WorstMeter:
 
     @property
     def result(self) -> tuple[WorstSample, ...]:
-        ranked = sorted(self._kept, key=lambda kept: (-kept[0], -kept[1]))
+        ranked = sorted((kept for each in self._kept.values() for kept in each), key=lambda kept: (-kept[0], -kept[1]))
         first: dict[int, WorstSample] = {}
-        for _, _, _, worst in ranked:
+        for _, _, worst in ranked:
             first.setdefault(worst.sample, worst)
         return tuple(first.values())[:NUM_KEPT]
 
@@ -45,15 +47,16 @@ class WorstMeter:
                 self._keep(name, int(row), float(apart[row]), a, b)
 
     def _keep(self, name: str, row: int, apart: float, a: Array, b: Array) -> None:
-        if len(self._kept) == 2 * NUM_KEPT and apart <= self._kept[0][0]:
+        kept = self._kept.setdefault(name, [])
+        if len(kept) == NUM_KEPT and apart <= kept[0][0]:
             return
         sample = self._num_samples + row
         rankings = (_ranking(values[row]) if a.ndim == 2 and a.shape[1] > 1 else () for values in (a, b))
         before, after = rankings
         worst = WorstSample(sample=sample, output=name, max_abs=apart, before=before, after=after)
-        heapq.heappush(self._kept, (apart, -sample, name, worst))
-        if len(self._kept) > 2 * NUM_KEPT:
-            heapq.heappop(self._kept)
+        heapq.heappush(kept, (apart, -sample, worst))
+        if len(kept) > NUM_KEPT:
+            heapq.heappop(kept)
 
 
 def worst_samples(verdict: Verdict) -> set[int]:

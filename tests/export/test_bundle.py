@@ -132,6 +132,12 @@ def test_a_file_that_no_manifest_lists_is_not_handed_out(folder: Path) -> None:
         bundle.read("extra")
 
 
+def test_another_manifest_inside_a_folder_is_a_file_like_any_other(folder: Path) -> None:
+    (folder / "training" / "manifest.json").write_text("{}")
+    write_manifest(folder, FACTS)
+    assert open_bundle(folder).read("training/manifest.json") == b"{}"
+
+
 def test_what_is_no_bundle_at_all_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a folder"):
         open_bundle(tmp_path / "nowhere")

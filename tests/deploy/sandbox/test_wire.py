@@ -56,6 +56,14 @@ def test_a_claim_of_gigabytes_is_not_allocated(pipe: tuple[int, int]) -> None:
         receive(pipe[0], 5)
 
 
+def test_many_small_claims_are_no_way_around_the_limit(pipe: tuple[int, int]) -> None:
+    send(pipe[1], Message({}, {str(number): np.zeros(16, np.uint8) for number in range(5)}))
+    assert len(receive(pipe[0], 5, most_bytes=80).arrays) == 5
+    send(pipe[1], Message({}, {str(number): np.zeros(16, np.uint8) for number in range(5)}))
+    with pytest.raises(ClosedError):
+        receive(pipe[0], 5, most_bytes=79)
+
+
 def test_nobody_reads(pipe: tuple[int, int]) -> None:
     os.close(pipe[0])
     with pytest.raises(ClosedError):

@@ -13,7 +13,7 @@ from deploy.compare.bits import Arrays
 from deploy.compare.budget import Budget, Budgets
 from deploy.runners.forms import Variant
 from deploy.runners.runner import Array, Runner, TensorSpec
-from deploy.verify.invariance import OF_BATCHES, OF_EVERY_STAGE, PROFILE, InvarianceMeter, not_run
+from deploy.verify.invariance import OF_BATCHES, OF_EVERY_STAGE, PROFILE, InvarianceMeter, _strided, not_run
 from deploy.verify.verdict import InvarianceVerdict, Requirement
 from export.errors import NotHereError, UsageError
 
@@ -135,6 +135,13 @@ def test_the_strided_input_is_strided_and_equal() -> None:
 
     assert checked(run)["layout"].status == "passed"
     assert strides.count(False) == 1
+
+
+def test_a_single_value_keeps_its_shape() -> None:
+    for rows in (np.array(3.0), np.arange(4), np.arange(6).reshape(2, 3)):
+        found = _strided(rows)
+        assert found.shape == rows.shape
+        assert np.array_equal(found, rows)
 
 
 def moved(when: Callable[[Array], object]) -> Function:

@@ -29,6 +29,17 @@ def test_so_many_are_kept() -> None:
     assert [each.sample for each in meter.result] == [99 - i for i in range(NUM_KEPT)]
 
 
+def test_many_outputs_that_are_worst_on_the_same_samples_leave_room_for_others() -> None:
+    meter = WorstMeter()
+    apart = np.zeros((20, 1))
+    apart[[3, 4], 0] = 9.0
+    others = {f"y{number}": apart for number in range(6)}
+    last = np.arange(20.0)[:, None] / 100
+    zeros = {name: np.zeros((20, 1)) for name in (*others, "z")}
+    meter.update(zeros, {**others, "z": last})
+    assert [each.sample for each in meter.result] == [3, 4, 19, 18, 17, 16]
+
+
 def test_equal_bits_are_nobodys_worst_and_other_bits_always_are() -> None:
     a = np.array([[0.0], [1.0], [np.nan], [np.inf]], np.float32)
     b = np.array([[-0.0], [1.0], [np.nan], [3.0]], np.float32)

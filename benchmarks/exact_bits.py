@@ -45,7 +45,7 @@ from export.exact.calibration import calibrate, coarsen_steps
 from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import GridBits, GridGraph
 from export.exact.rewrite import grid_graph
-from export.fold import fold
+from export.graph.fold import fold
 from pipeline.config import parse_config
 from pipeline.config.sections import Data
 from pipeline.data import open_data

@@ -30,7 +30,7 @@ from export.exact.calibration import calibrate
 from export.exact.dialects import exact_onnx
 from export.exact.grid import GridBits
 from export.exact.rewrite import grid_graph
-from export.fold import fold
+from export.graph.fold import fold
 from export.onnx import onnx_from_graph
 from pipeline.config import parse_config
 from pipeline.networks import NETWORKS

@@ -56,7 +56,7 @@ from export.exact.dialects import exact_tensorrt_onnx
 from export.exact.grid import GridBits
 from export.exact.rewrite import grid_graph
 from export.files import write_file
-from export.fold import fold
+from export.graph.fold import fold
 from export.onnx import onnx_from_graph
 from export.tensorrt.builder import Batches, EngineRequest, engine_from_onnx
 from export.tensorrt.float16 import float16_onnx

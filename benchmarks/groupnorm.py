@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch.fx import GraphModule
 
 from benchmarks.environment import write_result
-from export.fold import fold
+from export.graph import Normalise, trace
+from export.graph.fold import fold
 from export.onnx import INPUT, onnx_from_graph
 from pipeline.config.methods import GroupnormOptions
-from pipeline.graph import Normalise, trace
 from pipeline.methods import method_from_options
 from pipeline.networks import network_by_name
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from export.graph import Normalise, trace
 from pipeline.config.methods import MethodOptions
 from pipeline.config.sections import Training
-from pipeline.graph import Normalise, trace
 from pipeline.methods import method_from_options
 from pipeline.networks import network_by_name
 from pipeline.training.step import TrainingStep, seed_step

@@ -31,8 +31,8 @@ from deploy.verify.links import Chain, Link, Record, Stage
 from deploy.verify.pair import verify_pair
 from deploy.verify.request import PairRequest
 from deploy.verify.run_chain import run_chain
-from export.fold import fold
-from export.layers import training_only_parts
+from export.graph.fold import fold
+from export.graph.layers import training_only_parts
 from export.onnx import onnx_from_graph
 from pipeline.config import parse_config
 from pipeline.training_graph import ImageFacts, training_graph

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 OURS = ("pipeline", "export", "deploy")
 SOURCES = [path.relative_to(ROOT) for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 PIPELINE = (
-    *("config", "run_folder", "data", "networks", "graph", "methods", "training", "training_graph", "progress", "exact_training"),
+    *("config", "run_folder", "data", "networks", "methods", "training", "training_graph", "progress", "exact_training"),
     *("bundle", "run_verification", "run_request", "importing", "plan", "run", "reproduction", "cli"),
 )
 """The rooms of `pipeline`, each of which may import those before it. Only the command line imports

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from export.graph.layers import not_foldable_parts
+from export.graph.operations import plain_operators
 from export.interruption import interruptible
-from export.layers import not_foldable_parts
-from export.operations import plain_operators
 
 OPSET = 20
 IR_VERSION = 10

@@ -18,7 +18,7 @@ from export.errors import UsageError
 from export.exact.calibration import calibrate, coarsen_steps, search
 from export.exact.grid import GridGraph
 from export.files import sha256_of, write_file
-from export.fold import tensors_bytes
+from export.graph.fold import tensors_bytes
 from pipeline.config import Config
 from pipeline.config.sections import Schedule, Training
 from pipeline.data import DataSet, TrainingBatches

@@ -14,8 +14,8 @@ from torch.fx import GraphModule
 
 from export.exact.grid import GridBits, GridGraph
 from export.exact.rewrite import grid_graph
+from export.graph import Normalise, trace
 from pipeline.config import Config
-from pipeline.graph import Normalise, trace
 from pipeline.methods import RewrittenGraph, method_from_options
 from pipeline.networks import network_by_name
 from pipeline.training.mixup import insert_mixup

@@ -105,8 +105,8 @@ def test_a_file_of_a_bundle_is_hashed(found: dict[str, Any]) -> None:
 
 @slow
 def test_a_kind_of_layer_keeps_its_bits(found: dict[str, Any]) -> None:
-    """Under every method and on the exact grid: tests/export/test_operations.py, which adds three
-    rows, and test_every_pair.py."""
+    """Under every method and on the exact grid: tests/export/graph/test_operations.py, which adds
+    three rows, and test_every_pair.py."""
     assert found["layer"].keys() == {"layergain", "czmig"}
     for told in found["layer"].values():
         assert told["same bits"]

@@ -26,7 +26,7 @@ from export.exact.writer import (
     with_wider_kernel,
     without_padding,
 )
-from export.graphs import image_size_of
+from export.graph.rewriting import image_size_of
 from export.onnx import INPUT, IR_VERSION, OPSET, OUTPUT
 
 _LARGEST_INT8 = 127

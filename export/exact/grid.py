@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from export.fold import fold
-from export.layers import Derivation, DerivedLayer, LayerKind, WeightAndBias
+from export.graph.fold import fold
+from export.graph.layers import Derivation, DerivedLayer, LayerKind, WeightAndBias
 
 SIGNED = (-128, 127)
 UNSIGNED = (0, 127)

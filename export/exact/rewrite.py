@@ -31,10 +31,10 @@ from export.exact.grid import (
     is_power_of_two,
 )
 from export.exact.roles import ceiling_of, off_the_grid, only_reader_through_moves, reaches_output, role_of, window_of
-from export.fold import leave_training
-from export.graphs import bypass, finish, image_size_of, insert_between, insert_in_front, note_shapes, replace_layer, shape_of
-from export.layers import Derivation, DerivedConv2d, DerivedLayer, DerivedLinear, GlobalAveragePool, LayerKind, Normalise, derived, filter_kind
-from export.operations import Role, step_at
+from export.graph.fold import leave_training
+from export.graph.layers import Derivation, DerivedConv2d, DerivedLayer, DerivedLinear, GlobalAveragePool, LayerKind, Normalise, derived, filter_kind
+from export.graph.operations import Role, step_at
+from export.graph.rewriting import bypass, finish, image_size_of, insert_between, insert_in_front, note_shapes, replace_layer, shape_of
 
 LARGEST_IN_TF32 = 2**11
 """TF32 keeps 11 bits of each number that it multiplies."""

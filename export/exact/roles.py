@@ -10,9 +10,9 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
-from export.graphs import holds_values, image_size_of
-from export.layers import pair
-from export.operations import NoRole, Role, step_at
+from export.graph.layers import pair
+from export.graph.operations import NoRole, Role, step_at
+from export.graph.rewriting import holds_values, image_size_of
 
 
 def role_of(graph: GraphModule, node: Node) -> Role:

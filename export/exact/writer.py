@@ -17,10 +17,10 @@ from torch.fx import Node
 
 from export.exact.grid import GridGraph, GridLayer, Pixels, PooledSum, Quantise
 from export.exact.roles import off_the_grid, role_of
-from export.graphs import image_size_of, shape_of
-from export.layers import DerivedConv2d, DerivedLinear, GlobalAveragePool, pair
+from export.graph.layers import DerivedConv2d, DerivedLinear, GlobalAveragePool, pair
+from export.graph.operations import Step, step_at
+from export.graph.rewriting import image_size_of, shape_of
 from export.onnx import OUTPUT
-from export.operations import Step, step_at
 
 Array = NDArray[Any]
 Pair = tuple[int, int]

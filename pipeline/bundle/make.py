@@ -43,8 +43,8 @@ from export.bundle import (
 from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import integers_of
 from export.files import sha256_of, write_file
-from export.fold import fold, tensors_bytes
-from export.layers import not_foldable_parts
+from export.graph.fold import fold, tensors_bytes
+from export.graph.layers import not_foldable_parts
 from export.onnx import INPUT, OUTPUT, onnx_from_graph
 from pipeline.config import Config, dump_config
 from pipeline.config.sections import Data

@@ -25,13 +25,13 @@ from deploy.verify.verdict import FrozenStatistics, NotFoldablePart, TrainingOnl
 from export.bundle import CONFIG, EXACT_TRAINING_WEIGHTS, EXACT_WEIGHTS, TRAINING_WEIGHTS, WEIGHTS, Bundle
 from export.errors import DamagedError, UsageError
 from export.exact.grid import GridGraph, folded_from_integers, integers_of
-from export.fold import fold
-from export.layers import TrainingPart, not_foldable_parts, training_only_parts
+from export.graph.fold import fold
+from export.graph.layers import TrainingPart, not_foldable_parts, training_only_parts
+from export.graph.parts import trained_layers
 from export.onnx import operations_beyond_plain, program_of
 from pipeline.bundle.chain import EVALUATION, FOLDED, REFERENCE, TRAINING, Graphs
 from pipeline.bundle.contents import image_shape_of, spec_of
 from pipeline.config import Config
-from pipeline.graph.parts import trained_layers
 from pipeline.methods.statistics import freeze_statistics, is_frozen
 from pipeline.networks import is_of_the_user
 from pipeline.training.diagnosis import layer_figures

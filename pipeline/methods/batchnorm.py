@@ -10,10 +10,10 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from export.errors import UsageError
-from export.graphs import bypass, finish, replace_layer
-from export.layers import Derivation, DerivedConv2d, FoldableLayer, WeightAndBias, derived
+from export.graph import Norm, find_parts
+from export.graph.layers import Derivation, DerivedConv2d, FoldableLayer, WeightAndBias, derived
+from export.graph.rewriting import bypass, finish, replace_layer
 from pipeline.config.methods import BatchnormOptions
-from pipeline.graph import Norm, find_parts
 from pipeline.methods.method import Method, OneGroup, RewrittenGraph
 from pipeline.methods.new_layers import initialise_as_written, per_filter
 from pipeline.methods.statistics import Moments, Statistics

@@ -11,9 +11,9 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
-from export.layers import Derivation, WeightAndBias
-from export.operations import walk
-from pipeline.graph import Convolution, Parts, ResidualUnit
+from export.graph import Convolution, Parts, ResidualUnit
+from export.graph.layers import Derivation, WeightAndBias
+from export.graph.operations import walk
 
 
 class BranchScale(Derivation):

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from export.graphs import bypass, finish, insert_between, replace_layer
-from export.layers import Derivation, DerivedConv2d, DerivedLinear, PlainDerivation, WeightAndBias, derived
+from export.graph import Convolution, Parts, find_parts
+from export.graph.layers import Derivation, DerivedConv2d, DerivedLinear, PlainDerivation, WeightAndBias, derived
+from export.graph.parts import is_relu_for, readers_in, remove_norms
+from export.graph.rewriting import bypass, finish, insert_between, replace_layer
 from pipeline.config.methods import CzmigOptions
-from pipeline.graph import Convolution, Parts, find_parts
-from pipeline.graph.parts import is_relu_for, readers_in, remove_norms
 from pipeline.methods.method import Method, ParameterGroup, RewrittenGraph, Stacks, TrainingRules, gradient_of
 from pipeline.methods.new_layers import per_filter, unit_uniform, xavier_normal
 from pipeline.methods.noise import Noise, NoisyReLU

@@ -11,12 +11,12 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
-from export.graphs import finish, image_size_of, replace_layer
-from export.layers import Derivation, DerivedConv2d, FoldableLayer, WeightAndBias
-from export.operations import walk
+from export.graph import Convolution, Normalise, Parts, find_parts
+from export.graph.layers import Derivation, DerivedConv2d, FoldableLayer, WeightAndBias
+from export.graph.operations import walk
+from export.graph.parts import remove_norms
+from export.graph.rewriting import finish, image_size_of, replace_layer
 from pipeline.config.methods import EquinormOptions
-from pipeline.graph import Convolution, Normalise, Parts, find_parts
-from pipeline.graph.parts import remove_norms
 from pipeline.methods.method import Method, OneGroup, RewrittenGraph
 from pipeline.methods.new_layers import drawn, he_normal_fan_out, per_filter, with_bias, with_both_signs
 from pipeline.methods.statistics import Moments, Statistics

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from export.graphs import finish, insert_between, insert_in_front, replace_layer
-from export.layers import Derivation, ScalarBias, WeightAndBias, derived
-from export.operations import walk
+from export.graph import Convolution, Parts, ResidualUnit, find_parts
+from export.graph.layers import Derivation, ScalarBias, WeightAndBias, derived
+from export.graph.operations import walk
+from export.graph.parts import remove_norms
+from export.graph.rewriting import finish, insert_between, insert_in_front, replace_layer
 from pipeline.config.methods import FixupOptions
-from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
-from pipeline.graph.parts import remove_norms
 from pipeline.methods.branches import ends_of_all_branches
 from pipeline.methods.method import Method, ParameterGroup, RewrittenGraph, TrainingRules
 from pipeline.methods.new_layers import he_normal_fan_out

@@ -13,10 +13,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 from export.errors import UsageError
-from export.graphs import finish, replace_layer, shape_of
-from export.layers import UnfoldableLayer
+from export.graph import Norm, find_parts
+from export.graph.layers import UnfoldableLayer
+from export.graph.rewriting import finish, replace_layer, shape_of
 from pipeline.config.methods import GroupnormOptions
-from pipeline.graph import Norm, find_parts
 from pipeline.methods.method import Method, OneGroup, RewrittenGraph
 from pipeline.methods.new_layers import initialise_as_written
 

@@ -10,10 +10,10 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
-from export.graphs import bypass, insert_in_front, output_of, replace_layer
-from export.layers import FoldableLayer, derived
-from export.operations import Kind, step_at
-from pipeline.graph import Convolution
+from export.graph import Convolution
+from export.graph.layers import FoldableLayer, derived
+from export.graph.operations import Kind, step_at
+from export.graph.rewriting import bypass, insert_in_front, output_of, replace_layer
 from pipeline.methods.batchnorm import BatchStatistics, NormedLayer, NormInWeight
 
 _OF_LOGITS = "batch statistics of a BatchNorm over the logits"

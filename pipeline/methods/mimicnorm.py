@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from export.graphs import finish, replace_layer
-from export.layers import derived
+from export.graph import Convolution, Parts, ResidualUnit, find_parts
+from export.graph.layers import derived
+from export.graph.parts import remove_norms
+from export.graph.rewriting import finish, replace_layer
 from pipeline.config.methods import MimicnormOptions
-from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
-from pipeline.graph.parts import remove_norms
 from pipeline.methods.branches import BranchScale, chains_to_joins, last_convolutions, last_shortcut_convolutions
 from pipeline.methods.last_norm import normalise_logits
 from pipeline.methods.method import Method, OneGroup, RewrittenGraph, Stacks

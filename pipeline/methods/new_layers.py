@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from pipeline.graph import Convolution
+from export.graph import Convolution
 
 
 def with_bias(layer: nn.Conv2d | nn.Linear, weight: torch.Tensor) -> nn.Conv2d | nn.Linear:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from export.layers import FoldableLayer, TrainingKind, TrainingPart
+from export.graph.layers import FoldableLayer, TrainingKind, TrainingPart
 
 
 class Noise(TrainingPart):

@@ -6,10 +6,10 @@ A row for comparison; it has the least cost, to which other methods add.
 import torch
 from torch.fx import GraphModule
 
-from export.graphs import finish, replace_layer
+from export.graph import find_parts
+from export.graph.parts import remove_norms
+from export.graph.rewriting import finish, replace_layer
 from pipeline.config.methods import NonormOptions
-from pipeline.graph import find_parts
-from pipeline.graph.parts import remove_norms
 from pipeline.methods.method import Method, OneGroup, RewrittenGraph
 from pipeline.methods.new_layers import drawn, with_bias
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from export.graphs import finish, replace_layer
-from export.layers import Derivation, WeightAndBias, derived
-from export.operations import walk
+from export.graph import Convolution, Parts, ResidualUnit, find_parts
+from export.graph.layers import Derivation, WeightAndBias, derived
+from export.graph.operations import walk
+from export.graph.parts import remove_norms
+from export.graph.rewriting import finish, replace_layer
 from pipeline.config.methods import ScaledwsOptions
-from pipeline.graph import Convolution, Parts, ResidualUnit, find_parts
-from pipeline.graph.parts import remove_norms
 from pipeline.methods.branches import last_convolutions
 from pipeline.methods.method import AdaptiveClipping, Method, OneGroup, RewrittenGraph
 from pipeline.methods.new_layers import drawn, per_filter, seen_by_zero_mean, with_bias

@@ -9,11 +9,11 @@ import math
 import torch
 from torch.fx import GraphModule
 
-from export.graphs import finish, insert_in_front, replace_layer
-from export.layers import derived
+from export.graph import Dropout, find_parts
+from export.graph.layers import derived
+from export.graph.parts import remove_norms
+from export.graph.rewriting import finish, insert_in_front, replace_layer
 from pipeline.config.methods import SkipinitOptions
-from pipeline.graph import Dropout, find_parts
-from pipeline.graph.parts import remove_norms
 from pipeline.methods.branches import BranchScale, ends_of_all_branches
 from pipeline.methods.method import Method, OneGroup, RewrittenGraph
 from pipeline.methods.new_layers import drawn, with_bias

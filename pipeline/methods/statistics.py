@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from export.layers import TrainingKind, TrainingPart, parts_off, training_only_parts
+from export.graph.layers import TrainingKind, TrainingPart, parts_off, training_only_parts
 
 
 class Moments:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from export.graphs import finish, insert_in_front, replace_layer
-from export.layers import Derivation, WeightAndBias, derived
+from export.graph import Dropout, Parts, find_parts
+from export.graph.layers import Derivation, WeightAndBias, derived
+from export.graph.parts import remove_norms
+from export.graph.rewriting import finish, insert_in_front, replace_layer
 from pipeline.config.methods import WeightnormOptions
-from pipeline.graph import Dropout, Parts, find_parts
-from pipeline.graph.parts import remove_norms
 from pipeline.methods.branches import last_convolutions
 from pipeline.methods.method import Method, OneGroup, RewrittenGraph
 from pipeline.methods.new_layers import drawn, per_filter, with_bias

@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 
 from deploy.report.filters import filter_figures, quantiles
-from pipeline.graph.parts import TrainedLayer
+from export.graph.parts import TrainedLayer
 
 Figures = dict[str, Any]
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from export.errors import UsageError
-from export.operations import walk
+from export.graph.operations import walk
 
 
 class NotFiniteError(UsageError):

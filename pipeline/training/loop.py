@@ -17,9 +17,9 @@ import torch
 from torch.fx import GraphModule
 
 from export.errors import UsageError
+from export.graph.parts import trained_layers
 from export.interruption import Interruption
 from pipeline.config.sections import Training
-from pipeline.graph.parts import trained_layers
 from pipeline.methods.method import RewrittenGraph
 from pipeline.methods.statistics import freeze_statistics, recompute_statistics
 from pipeline.run_folder import RunFolder

@@ -15,12 +15,12 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from export.errors import UsageError
-from export.graphs import insert_between
-from export.layers import TrainingKind, TrainingPart
-from export.operations import walk
+from export.graph.layers import TrainingKind, TrainingPart
+from export.graph.operations import walk
+from export.graph.parts import starts_of_units
+from export.graph.rewriting import insert_between
 from pipeline.config.sections import Mixup as MixupOptions
 from pipeline.config.sections import Training
-from pipeline.graph.parts import starts_of_units
 
 _HIDDEN = {"stages": "in front of residual units that make images smaller", "units": "in front of residual units"}
 

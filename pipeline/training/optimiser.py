@@ -13,10 +13,10 @@ from typing import assert_never, final
 from torch import nn
 from torch.fx import GraphModule
 
+from export.graph.parts import trained_layers
 from pipeline.config.sections import CYCLE_EPOCHS, NoClipping, NormClipping, Schedule
 from pipeline.config.sections import AdaptiveClipping as AdaptiveOptions
 from pipeline.config.sections import Clipping as ClippingOptions
-from pipeline.graph.parts import trained_layers
 from pipeline.methods.method import AdaptiveClipping
 
 _SHARE_OF_ONE_CYCLE = 0.9

@@ -38,8 +38,8 @@ from deploy.runners.torch import TorchPrecision, TorchRunner
 from deploy.verify.links import Chain, Link, Record, Stage
 from deploy.verify.run_chain import run_chain
 from export.errors import UsageError
-from export.fold import fold
-from export.layers import not_foldable_parts, training_only_parts_off
+from export.graph.fold import fold
+from export.graph.layers import not_foldable_parts, training_only_parts_off
 from export.onnx import onnx_from_graph
 from pipeline.methods import METHODS, RewrittenGraph
 from pipeline.networks import FAMILIES, NETWORKS
@@ -55,7 +55,7 @@ TORCHVISION = {
 }
 """The networks, with the size of their images.
 
-`tests/pipeline/graph/test_parts.py` traces torchvision's deeper ResNets, and its VGGs, which take
+`tests/export/graph/test_parts.py` traces torchvision's deeper ResNets, and its VGGs, which take
 images of 224 and have 130 million parameters. Our networks of the same layers stand for them here.
 """
 OF_A_FAMILY = {"wrn-DEPTH-WIDTH": "wrn-10-2"}

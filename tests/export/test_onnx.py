@@ -10,9 +10,9 @@ import torch
 from graphs import DEFAULTS, NOT_FOLDABLE, images, rewritten, step
 
 from export.bundle import class_metadata
-from export.fold import fold
+from export.graph.fold import fold
+from export.graph.operations import plain_operators
 from export.onnx import NotFoldedError, onnx_from_graph, operations_beyond_plain, require_folded_form
-from export.operations import plain_operators
 from pipeline.methods import METHODS
 
 SMALL = (1, 8, 8)

@@ -21,7 +21,7 @@ from quickstart import QUICKSTART, typed
 from deploy.verify.invariance import OF_EVERY_STAGE
 from export.bundle import open_bundle
 from export.files import sole_use
-from export.fold import fold
+from export.graph.fold import fold
 
 SHORT = typed(*quickstart.SHORT)
 SHORTEST = [*SHORT, *typed("training.epochs=1", "verify.samples=50")]

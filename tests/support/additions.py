@@ -131,7 +131,7 @@ def _layer(network: str, methods: Iterable[str]) -> dict[str, Any]:
     import torch
     from graphs import DEFAULTS, images, rewritten
 
-    from export.fold import fold
+    from export.graph.fold import fold
     from export.onnx import onnx_from_graph
 
     shape, found = (3, 16, 16), {}

@@ -17,8 +17,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from export.graph.operations import step_at
 from export.onnx import onnx_from_graph
-from export.operations import step_at
 
 Shape = tuple[int, int, int]
 LAYERS = (nn.Conv2d, nn.Linear)

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter
 from torch import nn
 from torch.nn import functional as F
 
+from export.graph import Normalise, trace
 from pipeline.config.methods import MethodOptions
-from pipeline.graph import Normalise, trace
 from pipeline.methods import METHODS, RewrittenGraph, method_from_options
 from pipeline.networks import network_by_name
 

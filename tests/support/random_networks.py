@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from export.exact.calibration import LARGEST_SUM, set_input_step
 from export.exact.grid import BorrowedWeights, GridBits, GridGraph, GridLayer
 from export.exact.rewrite import grid_graph
-from export.layers import Normalise
-from pipeline.graph import trace
+from export.graph import trace
+from export.graph.layers import Normalise
 
 CLASSES = 5
 Shape = tuple[int, int, int]

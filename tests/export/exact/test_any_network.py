@@ -28,9 +28,9 @@ from deploy.runners.openvino import OpenVinoRunner
 from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import GridGraph
 from export.exact.writer import Convolution, sees_only_padding
-from export.fold import fold
-from export.graphs import shape_of
-from export.layers import DerivedConv2d
+from export.graph.fold import fold
+from export.graph.layers import DerivedConv2d
+from export.graph.rewriting import shape_of
 
 Logits = NDArray[np.float32]
 Batch = NDArray[np.uint8]

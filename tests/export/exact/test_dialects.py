@@ -19,9 +19,9 @@ from export.exact.calibration import calibrate
 from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import GridBits, GridGraph, folded_from_integers, integers_of
 from export.exact.rewrite import grid_graph
-from export.fold import fold
-from export.layers import Normalise
-from pipeline.graph import trace
+from export.graph import trace
+from export.graph.fold import fold
+from export.graph.layers import Normalise
 
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 WRITERS = [exact_onnx, exact_tensorrt_onnx]

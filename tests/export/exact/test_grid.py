@@ -20,7 +20,7 @@ from export.exact.grid import (
     odd,
     off_grid,
 )
-from export.layers import PlainDerivation
+from export.graph.layers import PlainDerivation
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:

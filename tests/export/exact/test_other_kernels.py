@@ -21,7 +21,7 @@ from torch import nn
 
 from export.exact.dialects import exact_onnx
 from export.exact.grid import GridGraph
-from export.fold import fold
+from export.graph.fold import fold
 
 SETS = ("AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 """Sets of instructions. Those that this processor lacks are not used."""

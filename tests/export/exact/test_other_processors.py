@@ -20,7 +20,7 @@ from integer_evaluator import evaluate
 from numpy.typing import NDArray
 
 from deploy.certificate.walk import certificate_of
-from export.fold import fold
+from export.graph.fold import fold
 
 EMULATOR = shutil.which("qemu-x86_64")
 PROCESSORS = ("Haswell", "Nehalem")

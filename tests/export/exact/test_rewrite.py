@@ -13,9 +13,9 @@ from export.errors import UsageError
 from export.exact import rewrite
 from export.exact.grid import GridBits, GridGraph, GridWeights, Quantise, off_grid
 from export.exact.rewrite import grid_graph
-from export.fold import fold
-from export.layers import Normalise
-from pipeline.graph import trace
+from export.graph import trace
+from export.graph.fold import fold
+from export.graph.layers import Normalise
 from pipeline.methods import METHODS
 
 SMALL, COLOUR = (1, 8, 8), (3, 32, 32)

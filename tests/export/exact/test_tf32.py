@@ -16,7 +16,7 @@ from export.exact.calibration import calibrate, coarsen_steps
 from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
 from export.exact.grid import GridBits, off_grid
 from export.exact.rewrite import grid_graph
-from export.fold import fold
+from export.graph.fold import fold
 from pipeline.config import parse_config
 from pipeline.training_graph import ImageFacts, training_graph
 

@@ -14,7 +14,7 @@ from graphs import DEFAULTS, rewritten
 from torchvision.models import list_models
 
 from export.exact.dialects import exact_tensorrt_onnx
-from export.fold import fold
+from export.graph.fold import fold
 from export.tensorrt.builder import Batches, EngineRequest, engine_from_onnx
 from export.tensorrt.float16 import float16_onnx
 from export.tensorrt.record import EnginePrecision, EngineRecord

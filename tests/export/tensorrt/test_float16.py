@@ -15,7 +15,7 @@ from onnx_files import random_weights, write_onnx
 from deploy.compare.budget import ErrorMeter, budget
 from deploy.runners.onnxruntime import OnnxRuntimeRunner
 from export.errors import UsageError
-from export.fold import fold
+from export.graph.fold import fold
 from export.onnx import onnx_from_graph
 from export.tensorrt.float16 import float16_onnx
 

@@ -4,9 +4,9 @@ from graphs import DEFAULTS, PreActivation, images, rewritten, step, traced
 from torch import nn
 from torch.nn import functional as F
 
-from export.fold import fold
-from export.layers import training_only_parts, training_only_parts_off
-from pipeline.graph import Normalise, trace
+from export.graph import Normalise, trace
+from export.graph.fold import fold
+from export.graph.layers import training_only_parts, training_only_parts_off
 from pipeline.methods import method_from_options
 from pipeline.methods.batchnorm import NormedLayer, NormInWeight
 

@@ -9,7 +9,7 @@ from graphs import DEFAULTS
 from torch import nn
 
 from export.errors import UsageError
-from pipeline.graph import Normalise, find_parts, trace
+from export.graph import Normalise, find_parts, trace
 from pipeline.methods import method_from_options
 from pipeline.methods.branches import BranchScale, last_convolutions, last_shortcut_convolutions
 

@@ -11,9 +11,9 @@ from probes import values_of
 from torch import nn
 from torch.nn import functional as F
 
-from export.layers import DerivedConv2d, DerivedLinear, PlainDerivation, training_only_parts, training_only_parts_off
+from export.graph import find_parts
+from export.graph.layers import DerivedConv2d, DerivedLinear, PlainDerivation, training_only_parts, training_only_parts_off
 from pipeline.config.methods import CzmigOptions
-from pipeline.graph import find_parts
 from pipeline.methods import RewrittenGraph
 from pipeline.methods.czmig import ExpScale
 from pipeline.methods.new_layers import xavier_normal

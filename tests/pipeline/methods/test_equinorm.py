@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from export.errors import UsageError
-from export.layers import training_only_parts
+from export.graph import Normalise
+from export.graph.layers import training_only_parts
 from pipeline.config.methods import EquinormOptions
-from pipeline.graph import Normalise
 from pipeline.methods import RewrittenGraph
 from pipeline.methods.equinorm import BalancedConv2d, BalancedWeights, InputStatistics
 from pipeline.methods.new_layers import he_normal_fan_out, with_both_signs

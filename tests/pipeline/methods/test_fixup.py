@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from export.errors import UsageError
-from export.fold import fold
-from export.layers import DerivedConv2d, DerivedLinear, ScalarBias, training_only_parts
+from export.graph import Normalise, trace
+from export.graph.fold import fold
+from export.graph.layers import DerivedConv2d, DerivedLinear, ScalarBias, training_only_parts
 from export.onnx import onnx_from_graph
 from pipeline.config.methods import FixupOptions
-from pipeline.graph import Normalise, trace
 from pipeline.methods import RewrittenGraph, method_from_options
 from pipeline.methods.fixup import FixupWeights
 

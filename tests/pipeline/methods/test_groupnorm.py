@@ -18,11 +18,11 @@ from torch import nn
 
 from deploy.compare.budget import ErrorMeter, budget
 from export.errors import UsageError
-from export.fold import fold
-from export.layers import not_foldable_parts, training_only_parts
+from export.graph import Normalise, trace
+from export.graph.fold import fold
+from export.graph.layers import not_foldable_parts, training_only_parts
 from export.onnx import NotFoldedError, onnx_from_graph, operations_beyond_plain, require_folded_form
 from pipeline.config.methods import GroupnormOptions
-from pipeline.graph import Normalise, trace
 from pipeline.methods import RewrittenGraph, method_from_options
 from pipeline.methods.groupnorm import GroupNormLayer
 

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from export.errors import UsageError
-from export.fold import fold
-from export.layers import DerivedConv2d, DerivedLinear, training_only_parts
+from export.graph import Dropout, Normalise, trace
+from export.graph.fold import fold
+from export.graph.layers import DerivedConv2d, DerivedLinear, training_only_parts
 from pipeline.config.methods import MimicnormOptions
-from pipeline.graph import Dropout, Normalise, trace
 from pipeline.methods import RewrittenGraph, method_from_options
 from pipeline.methods.branches import BranchScale
 from pipeline.methods.mimicnorm import MimicnormRules

@@ -13,8 +13,8 @@ import torch
 from graphs import DEFAULTS, rewritten, traced
 from torch.nn import functional as F
 
+from export.graph import Convolution, find_parts
 from pipeline.config.methods import MethodOptions, MimicnormOptions
-from pipeline.graph import Convolution, find_parts
 from pipeline.methods.new_layers import he_normal, he_normal_fan_out, unit_uniform, xavier_normal
 
 Array = npt.NDArray[np.float64]

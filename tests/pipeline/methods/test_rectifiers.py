@@ -11,12 +11,11 @@ import torch
 from graphs import DEFAULTS, images, rewrite
 from torch import nn
 
-from export import operations
 from export.errors import UsageError
-from export.layers import Derivation, Normalise, training_only_parts_off
-from export.operations import OPERATIONS, NoRole, Operation
+from export.graph import find_parts, operations, trace
+from export.graph.layers import Derivation, Normalise, training_only_parts_off
+from export.graph.operations import OPERATIONS, NoRole, Operation
 from pipeline.config.methods import MethodOptions, MimicnormOptions
-from pipeline.graph import find_parts, trace
 from pipeline.methods import METHODS, RewrittenGraph
 from pipeline.methods.batchnorm import NormInWeight
 from pipeline.methods.new_layers import seen_by_zero_mean

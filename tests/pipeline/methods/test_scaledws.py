@@ -9,7 +9,7 @@ import torch
 from graphs import images, rewritten
 from torch import nn
 
-from export.layers import training_only_parts
+from export.graph.layers import training_only_parts
 from pipeline.config.methods import ScaledwsOptions
 from pipeline.methods import RewrittenGraph
 from pipeline.methods.scaledws import StandardisedWeights

@@ -4,7 +4,7 @@ from graphs import images, rewritten, step
 from torch import nn
 
 from export.errors import UsageError
-from export.layers import training_only_parts
+from export.graph.layers import training_only_parts
 from pipeline.config.methods import SkipinitOptions
 from pipeline.methods import RewrittenGraph
 from pipeline.methods.branches import BranchScale

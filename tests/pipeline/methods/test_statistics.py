@@ -13,10 +13,10 @@ from graphs import DEFAULTS, PreActivation, images, rewritten, scatter, step, tr
 from torch import nn
 from torch.nn import functional as F
 
-from export.fold import fold
-from export.layers import training_only_parts
+from export.graph import Dropout, Normalise, trace
+from export.graph.fold import fold
+from export.graph.layers import training_only_parts
 from pipeline.config.methods import EquinormOptions
-from pipeline.graph import Dropout, Normalise, trace
 from pipeline.methods import RewrittenGraph, method_from_options
 from pipeline.methods.equinorm import BalancedConv2d, BalancedWeights
 from pipeline.methods.statistics import Moments, Statistics, freeze_statistics, recompute_statistics, statistics_parts

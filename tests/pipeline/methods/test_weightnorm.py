@@ -5,8 +5,8 @@ import torch
 from graphs import images, rewritten, step
 from torch import nn
 
-from export.fold import fold
-from export.layers import training_only_parts
+from export.graph.fold import fold
+from export.graph.layers import training_only_parts
 from pipeline.config.methods import WeightnormOptions
 from pipeline.methods import RewrittenGraph
 from pipeline.methods.weightnorm import NormedWeights

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from export.graph import Normalise, trace
 from pipeline.config.methods import MethodOptions
 from pipeline.config.sections import Training
-from pipeline.graph import Normalise, trace
 from pipeline.methods import method_from_options
 from pipeline.methods.method import RewrittenGraph
 from pipeline.networks import network_by_name

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from export.bundle import Facts, Manifest, open_bundle, write_manifest
-from pipeline.graph.parts import trained_layers
+from export.graph.parts import trained_layers
 from pipeline.methods import METHODS
 from pipeline.training.diagnosis import GradientNorms, layer_figures, with_gradient_norms
 

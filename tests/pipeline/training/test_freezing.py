@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from export.errors import UsageError
-from export.fold import fold
+from export.graph.fold import fold
 from pipeline.config.methods import BatchnormOptions, CzmigOptions, EquinormOptions, MethodOptions, MimicnormOptions
 from pipeline.config.sections import FreezeStatistics, ModelEma, Training
 from pipeline.methods.method import RewrittenGraph

@@ -13,8 +13,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from export.errors import UsageError
-from export.fold import fold
-from export.layers import training_only_parts, training_only_parts_off
+from export.graph.fold import fold
+from export.graph.layers import training_only_parts, training_only_parts_off
 from export.onnx import onnx_from_graph
 from pipeline.config import parse_config
 from pipeline.config.sections import Mixup as MixupOptions

@@ -14,10 +14,10 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from export.errors import UsageError
-from export.fold import fold
-from export.graphs import bypass, image_size_of, output_of
-from export.layers import Derivation, LayerKind, filter_kind
-from export.operations import step_at, walk
+from export.graph.fold import fold
+from export.graph.layers import Derivation, LayerKind, filter_kind
+from export.graph.operations import step_at, walk
+from export.graph.rewriting import bypass, image_size_of, output_of
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from graphs import DEFAULTS, NOT_FOLDABLE, REFUSED, STARTS_AT_ZERO, Shape, images, rewrite, rewritten, scatter, step, traced
 from torch import nn
 
-from export.fold import fold
-from export.layers import FoldableLayer, TrainingPart, not_foldable_parts, training_only_parts_off
+from export.graph.fold import fold
+from export.graph.layers import FoldableLayer, TrainingPart, not_foldable_parts, training_only_parts_off
 from pipeline.methods import METHODS
 
 NETWORKS = [

@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from export.layers import FilterKind, PlainDerivation, derived, filter_kind
+from export.graph.layers import FilterKind, PlainDerivation, derived, filter_kind
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from export.errors import UsageError
-from export.layers import GlobalAveragePool
-from pipeline.graph import Dropout, Normalise, trace
+from export.graph import Dropout, Normalise, trace
+from export.graph.layers import GlobalAveragePool
 
 SHAPE = (3, 16, 16)
 

@@ -13,9 +13,9 @@ from torch.fx import GraphModule, Node, Tracer
 from torch.nn import functional as F
 
 from export.errors import UsageError
-from export.graphs import image_size_of, note_shapes, output_of, replace_layer, shape_of
-from export.layers import GlobalAveragePool, Normalise, TrainingKind, TrainingPart
-from export.operations import Step, walk
+from export.graph.layers import GlobalAveragePool, Normalise, TrainingKind, TrainingPart
+from export.graph.operations import Step, walk
+from export.graph.rewriting import image_size_of, note_shapes, output_of, replace_layer, shape_of
 
 
 class Dropout(TrainingPart):

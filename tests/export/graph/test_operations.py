@@ -16,15 +16,14 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from export import operations
 from export.errors import UsageError
 from export.exact.grid import GridBits
 from export.exact.rewrite import grid_graph
-from export.fold import fold
-from export.layers import Normalise, training_only_parts_off
+from export.graph import operations, trace
+from export.graph.fold import fold
+from export.graph.layers import Normalise, training_only_parts_off
+from export.graph.operations import OPERATIONS, Kind, NoRole, Operation, walk
 from export.onnx import onnx_from_graph
-from export.operations import OPERATIONS, Kind, NoRole, Operation, walk
-from pipeline.graph import trace
 
 SHAPE = (3, 8, 8)
 Middle = Callable[[torch.Tensor], torch.Tensor]

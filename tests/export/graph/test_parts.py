@@ -7,7 +7,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from export.errors import UsageError
-from pipeline.graph import Normalise, Parts, find_parts, trace
+from export.graph import Normalise, Parts, find_parts, trace
 from pipeline.methods.branches import last_convolutions
 
 

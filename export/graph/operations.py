@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from export.layers import DerivedConv2d, DerivedLinear, GlobalAveragePool, Normalise, ScalarBias, TrainingPart, UnfoldableLayer
+from export.graph.layers import DerivedConv2d, DerivedLinear, GlobalAveragePool, Normalise, ScalarBias, TrainingPart, UnfoldableLayer
 
 # fmt: off
 Kind = Literal[

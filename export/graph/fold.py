@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from export.graphs import bypass, finish, replace_layer
-from export.layers import FoldableLayer
-from export.operations import walk
+from export.graph.layers import FoldableLayer
+from export.graph.operations import walk
+from export.graph.rewriting import bypass, finish, replace_layer
 
 
 def fold(graph: GraphModule) -> GraphModule:

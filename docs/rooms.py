@@ -24,6 +24,7 @@ DEPLOY = {
     "sandbox": ("runners", "compare"),
     "verify": ("runners", "compare", "certificate", "sandbox"),
     "report": ("runners", "compare", "certificate", "sandbox", "verify"),
+    "server": ("runners", "compare", "report"),
 }
 """The rooms of `deploy`, and those that each may import."""
 OF_EXPORT_FOR_DEPLOY = ("errors", "files", "bundle", "interruption", "tensorrt")

@@ -18,6 +18,8 @@ from export.files import sha256_of, write_file
 
 MODEL, WEIGHTS, LABELS, CARD = "model.onnx", "weights.safetensors", "labels.txt", "README.md"
 CONFIG, TRAINING_WEIGHTS, SAMPLES = "training/config.yaml", "training/weights.safetensors", "training/samples.safetensors"
+OUTPUTS = "training/outputs.safetensors"
+"""What the forms of the model give for some of the samples, to compare with wherever it runs."""
 METRICS, DIAGNOSIS = "training/metrics.jsonl", "training/diagnosis.jsonl"
 EXACT_MODEL, EXACT_TENSORRT_MODEL, EXACT_WEIGHTS = "model.exact.onnx", "model.exact.trt.onnx", "weights.exact.safetensors"
 FLOAT16_MODEL = "model.float16.onnx"

@@ -5,7 +5,7 @@ no PyTorch. One `LoadedEngine` serves many workers, each with a runner of its ow
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -16,9 +16,20 @@ import numpy as np
 
 from deploy.runners.cuda import Bytes, CudaDriver, Driver, Graph
 from deploy.runners.runner import Array, Finding, Runner, TensorSpec
+from export.bundle import Bundle
 from export.errors import DamagedError, NotHereError, UsageError
 from export.tensorrt import api
-from export.tensorrt.record import EngineRecord, Tensor, require_built_from, require_the_engine_of
+from export.tensorrt.record import (
+    ONNX_FILES,
+    EngineRecord,
+    Tensor,
+    engines_among,
+    parsed_record,
+    plan_name,
+    record_name,
+    require_built_from,
+    require_the_engine_of,
+)
 from export.tensorrt.runtime import FLAVOURS, Flavour, Gpu, flavour_of_runtime, listening, logger_of
 
 _KEPT_SIZES = 32
@@ -313,6 +324,17 @@ def _major(version: str) -> int:
 def open_engine(file: EngineFile, *, graphs: bool = True, driver: Driver | None = None) -> TensorRtRunner:
     """Load an engine and make one runner of it."""
     return TensorRtRunner(LoadedEngine(file, driver), graphs=graphs)
+
+
+def stored_engines(bundle: Bundle) -> Iterator[tuple[str, EngineFile]]:
+    """Every engine of a bundle, with its record and the present hash of its ONNX file."""
+    for name in engines_among(list(bundle.manifest.files)):
+        place = f"{bundle.folder / record_name(name)}"
+        record = parsed_record(bundle.read(record_name(name)), place)
+        onnx = ONNX_FILES[record.precision]
+        if record.onnx.name != onnx or not bundle.has(onnx):
+            raise DamagedError(f"{place}: a {record.precision} engine is built from {onnx}, found {record.onnx.name}; build the engine again")
+        yield name, EngineFile(f"{bundle.folder / plan_name(name)}", bundle.read(plan_name(name)), record, bundle.hashes[onnx])
 
 
 def require_tensorrt(runtime: str) -> None:

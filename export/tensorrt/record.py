@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from export.bundle import json_bytes
+from export.bundle import EXACT_TENSORRT_MODEL, FLOAT16_MODEL, MODEL, json_bytes
 from export.errors import DamagedError
 from export.files import sha256_of
 from export.tensorrt.runtime import FLAVOURS, FlavourName
@@ -18,6 +18,8 @@ FOLDER = "engines"
 FORMAT_VERSION: Literal[1] = 1
 _LARGEST_RECORD = 64 * 2**20
 EnginePrecision = Literal["float32", "tf32", "float16", "exact"]
+ONNX_FILES: dict[EnginePrecision, str] = {"float32": MODEL, "tf32": MODEL, "float16": FLOAT16_MODEL, "exact": EXACT_TENSORRT_MODEL}
+"""The file of a bundle that an engine of each precision is built from."""
 Gpus = Literal["same", "capability", "ampere+"]
 """Which other GPUs an engine of the full TensorRT must run on.
 

@@ -3,24 +3,22 @@
 Takes a folder that is becoming a bundle. What the engines must hold is in `chain`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from deploy.runners.tensorrt import EngineFile, require_tensorrt
-from export.bundle import EXACT_TENSORRT_MODEL, FLOAT16_MODEL, MODEL, Bundle
-from export.errors import DamagedError, NotHereError, UsageError
+from export.bundle import EXACT_TENSORRT_MODEL, MODEL, Bundle
+from export.errors import NotHereError, UsageError
 from export.files import write_file
 from export.tensorrt.builder import PARTS, Batches, Engine, EngineRequest, engine_from_onnx, refuse_unsupported_options
 from export.tensorrt.float16 import float16_onnx
-from export.tensorrt.record import FOLDER, EnginePrecision, EngineRecord, Gpus, SecondBuild, engines_among, parsed_record, plan_name, record_name
+from export.tensorrt.record import FOLDER, ONNX_FILES, EnginePrecision, EngineRecord, Gpus, SecondBuild, plan_name, record_name
 from export.tensorrt.runtime import FLAVOURS, Flavour, FlavourName, gpu_here
 from pipeline.config.sections import Batch, Export
 from pipeline.progress import Console
-
-ONNX_FILES: dict[EnginePrecision, str] = {"float32": MODEL, "tf32": MODEL, "float16": FLOAT16_MODEL, "exact": EXACT_TENSORRT_MODEL}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +44,6 @@ class BuiltEngine:
     name: str
     engine: Engine
     second: Engine | None
-
-
-def stored_engines(bundle: Bundle) -> Iterator[tuple[str, EngineFile]]:
-    """Yield every engine of a bundle, with its record and the present hash of its ONNX file."""
-    for name in engines_among(list(bundle.manifest.files)):
-        place = f"{bundle.folder / record_name(name)}"
-        record = parsed_record(bundle.read(record_name(name)), place)
-        onnx = ONNX_FILES[record.precision]
-        if record.onnx.name != onnx or not bundle.has(onnx):
-            raise DamagedError(f"{place}: a {record.precision} engine is built from {onnx}, found {record.onnx.name}; build the engine again")
-        yield name, EngineFile(f"{bundle.folder / plan_name(name)}", bundle.read(plan_name(name)), record, bundle.hashes[onnx])
 
 
 def runnable_flavour() -> Flavour:

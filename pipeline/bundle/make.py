@@ -7,11 +7,12 @@ verified later. Knows neither runtimes nor verdicts.
 import math
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
@@ -20,6 +21,8 @@ from torch.fx import GraphModule
 
 from deploy.compare.inputs import SampleSource
 from deploy.report.words import spoken_counts
+from deploy.runners.forms import Form
+from deploy.runners.torch import graph_form
 from export.bundle import (
     CARD,
     CONFIG,
@@ -32,6 +35,7 @@ from export.bundle import (
     LABELS,
     METRICS,
     MODEL,
+    OUTPUTS,
     PREPROCESSING,
     SAMPLES,
     TRAINING_WEIGHTS,
@@ -41,11 +45,13 @@ from export.bundle import (
     class_metadata,
 )
 from export.exact.dialects import exact_onnx, exact_tensorrt_onnx
-from export.exact.grid import integers_of
+from export.exact.grid import folded_from_integers, integers_of
 from export.files import sha256_of, write_file
 from export.graph.fold import fold, tensors_bytes
 from export.graph.layers import not_foldable_parts
 from export.onnx import INPUT, OUTPUT, onnx_from_graph
+from pipeline.bundle.contents import spec_of
+from pipeline.bundle.stored_outputs import outputs_of
 from pipeline.config import Config, dump_config
 from pipeline.config.sections import Data
 from pipeline.data import Split
@@ -104,12 +110,25 @@ def write_bundle_files(folder: Path, trained: TrainedRun) -> None:
     write_file(folder / MODEL, onnx_from_graph(folded, trained.image_shape, _model_metadata(trained, sources)))
     if isinstance(trained.exact, ExactRun):
         _write_exact_files(folder, trained, trained.exact)
-    write_file(folder / SAMPLES, tensors_bytes(_kept_samples(trained)))
+    samples = _kept_samples(trained)
+    write_file(folder / SAMPLES, tensors_bytes(samples))
+    write_file(folder / OUTPUTS, safetensors.numpy.save(dict(outputs_of(samples["images"].cpu().numpy(), *_forms(trained, folded)))))
     write_file(folder / METRICS, trained.metrics_lines)
     if trained.diagnosis_lines:
         write_file(folder / DIAGNOSIS, trained.diagnosis_lines)
     write_file(folder / LABELS, "".join(f"{name}\n" for name in trained.classes).encode())
     write_file(folder / CARD, _model_card(trained).encode())
+
+
+def _forms(trained: TrainedRun, folded: GraphModule) -> tuple[Form, Form | None]:
+    """Return the folded graph, and the one on the grid if there is one."""
+    facts = trained.facts
+    ends = spec_of(facts.input), spec_of(facts.output)
+    on_grid = None
+    if isinstance(trained.exact, ExactRun):
+        grid = trained.exact.grid
+        on_grid = replace(graph_form("exact folded graph", folded_from_integers(grid, integers_of(grid)), ends, trained.device), plain_sums=True)
+    return graph_form("folded graph", folded, ends, trained.device), on_grid
 
 
 def _write_exact_files(folder: Path, trained: TrainedRun, exact: ExactRun) -> None:

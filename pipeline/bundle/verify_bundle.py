@@ -20,7 +20,7 @@ from deploy.report.differences import pictures_of
 from deploy.report.stored import require_its_own_verdict
 from deploy.report.verification import Verification
 from deploy.runners.runtimes import has_torch
-from deploy.runners.tensorrt import EngineFile
+from deploy.runners.tensorrt import EngineFile, stored_engines
 from deploy.verify.links import Batches, Chain, Record, required_runtimes, selected
 from deploy.verify.request import BundleRequest
 from deploy.verify.run_chain import run_chain
@@ -53,7 +53,7 @@ from pipeline.bundle.contents import (
     require_one_story,
     require_the_metrics_of_the_manifest,
 )
-from pipeline.bundle.engines import stored_engines
+from pipeline.bundle.stored_outputs import require_its_own_outputs
 from pipeline.config import Config
 from pipeline.progress import Console, shown
 
@@ -93,6 +93,10 @@ def verify_bundle(
             _require_the_stored_certificate(bundle, certificate)
         chains = selected(_chains(config, models, rebuilt, wanted), request)
         verdict = together(_verdicts(chains, batches, record, request))
+        if verdict.passed and not verdict.interrupted:
+            reference = (missing_graphs(models[MODEL]) if rebuilt is None else rebuilt.graphs).reference
+            assert reference is not None
+            require_its_own_outputs(bundle, models[MODEL], models.get(EXACT_MODEL), reference)
     if verdict.passed and (certificate is None or certificate.holds):
         require_its_own_verdict(bundle)
     return Verification(

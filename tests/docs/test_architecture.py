@@ -24,7 +24,7 @@ def test_the_picture_is_current(imports: Imports) -> None:
     assert PICTURE.read_text(encoding="utf-8") == drawn(imports), "draw it again: make architecture"
 
 
-@pytest.mark.parametrize(("room", "other"), [("pipeline.networks", "pipeline.config"), ("deploy.compare", "export.bundle")])
+@pytest.mark.parametrize(("room", "other"), [("pipeline.networks", "pipeline.config"), ("deploy.certificate", "export.tensorrt")])
 def test_the_picture_shows_an_import_that_is_new(imports: Imports, room: str, other: str) -> None:
     """Also where a chain of other imports implies it and no line is drawn for it."""
     assert other not in imports[room]

@@ -42,6 +42,7 @@ def test_the_bundle_holds_what_is_promised(finished_run: Path) -> None:
         "training/exact.metrics.jsonl",
         "training/exact.safetensors",
         "training/metrics.jsonl",
+        "training/outputs.safetensors",
         "training/samples.safetensors",
         "training/weights.safetensors",
         "verification.json",

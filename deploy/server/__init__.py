@@ -1,0 +1,1 @@
+"""Serves a verified bundle over the Open Inference Protocol, with the bits that validation had."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from deploy.server.metrics import METRICS_TYPE, metrics_text
+from deploy.server.prometheus import METRICS_TYPE, metrics_text
 from deploy.server.protocol import BINARY_TYPE, HEADER_LENGTH, JSON_TYPE, ModelSpec, ProtocolError, decode, encode
 from deploy.server.service import OUTCOME_OF_STATUS, Service
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from deploy.compare.bits import Array
 from deploy.server.messages import CLASSES, DATA_TYPES, FORMATS, METHODS, PACKAGE, SERVICE
@@ -164,21 +165,21 @@ class GrpcServer:
             async def answer(request: Any, context: Any) -> Any:
                 return told[name](request)
 
-            return self._guarded(answer, open_to_all=name in _OPEN)
+            return self._guarded(METHODS[name][0], answer, open_to_all=name in _OPEN)
 
-        handlers = {name: _unary(name, self._guarded(self._infer) if name == "ModelInfer" else answering(name)) for name in METHODS}
-        request, response = CLASSES["ModelInferRequest"], CLASSES["ModelStreamInferResponse"]
-        stream = grpc.stream_stream_rpc_method_handler(self._stream, request.FromString, response.SerializeToString)
+        handlers = {name: _unary(name, answering(name)) for name in told}
+        handlers["ModelInfer"] = _unary("ModelInfer", self._guarded("ModelInferRequest", self._infer))
+        stream = grpc.stream_stream_rpc_method_handler(self._stream, None, CLASSES["ModelStreamInferResponse"].SerializeToString)
         return {**handlers, "ModelStreamInfer": stream}
 
-    def _guarded(self, answer: Callable[[Any, Any], Awaitable[Any]], *, open_to_all: bool = False) -> Callable[[Any, Any], Awaitable[Any]]:
+    def _guarded(self, kind: str, answer: Callable[[Any, Any], Awaitable[Any]], *, open_to_all: bool = False) -> Callable[[Any, Any], Awaitable[Any]]:
         """Turn errors into status codes, with nothing internal in the message."""
 
-        async def guarded(request: Any, context: Any) -> Any:
+        async def guarded(content: bytes, context: Any) -> Any:
             try:
                 if not open_to_all:
                     self._require_token(context)
-                return await answer(request, context)
+                return await answer(_parsed(kind, content), context)
             except ProtocolError as error:
                 await context.abort(_CODES.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), error.message)
             except Exception as error:
@@ -217,16 +218,16 @@ class GrpcServer:
             service.note("grpc", outcome, started)
         return response
 
-    async def _stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         """Answer a stream of requests in their order, errors as messages, as Triton does."""
         answer = CLASSES["ModelStreamInferResponse"]
         try:
             self._require_token(context)
         except ProtocolError as error:
             await context.abort(_CODES[error.status], error.message)
-        async for request in requests:
+        async for content in requests:
             try:
-                yield answer(infer_response=await self._infer(request, None))
+                yield answer(infer_response=await self._infer(_parsed("ModelInferRequest", content), None))
             except ProtocolError as error:
                 yield answer(error_message=error.message)
             except Exception:
@@ -257,5 +258,12 @@ class GrpcServer:
 
 
 def _unary(name: str, handler: Callable[[Any, Any], Awaitable[Any]]) -> Any:
-    request, response = METHODS[name]
-    return grpc.unary_unary_rpc_method_handler(handler, CLASSES[request].FromString, CLASSES[response].SerializeToString)
+    # The handler parses the request itself: gRPC would answer what it cannot parse with UNKNOWN.
+    return grpc.unary_unary_rpc_method_handler(handler, None, CLASSES[METHODS[name][1]].SerializeToString)
+
+
+def _parsed(kind: str, content: bytes) -> Any:
+    try:
+        return CLASSES[kind].FromString(content)
+    except DecodeError as error:
+        raise ProtocolError(400, f"the request is not a {kind}") from error

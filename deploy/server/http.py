@@ -10,8 +10,10 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
+from typing import Any, cast
 
 import httptools
 from uvicorn.config import Config
@@ -23,6 +25,8 @@ from deploy.server.counts import Counts
 
 _MOST_PIPELINED = 16
 _LARGEST_HEADERS = 32 * 2**10
+_LINGER = 2.0
+"""Seconds in which a client may end its request after it was refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,37 @@ class HttpOptions:
     """Seconds from the first byte of a request to the end of its headers."""
     keep_alive: int = 75
     """Seconds that an idle connection stays open."""
+
+
+class _Transport:
+    """A transport that closes without resetting.
+
+    Who closes while the client still sends resets the connection, and the client may never see the
+    answer. So the answer is ended, and what still comes is thrown away for a while.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self.receiving = True
+        """Whether the client has not ended its request yet."""
+        self.lingers = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self.lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.lingers:
+            return
+        if self.receiving and not self._transport.is_closing() and self._transport.can_write_eof():
+            self.lingers = True
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self._loop.call_later(_LINGER, self._transport.close)
+        else:
+            self._transport.close()
 
 
 class Connection(HttpToolsProtocol):
@@ -50,7 +85,8 @@ class Connection(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._lingering = _Transport(transport, self.loop)
+        super().connection_made(cast("asyncio.Transport", self._lingering))
         if len(self.connections) > self._owner.options.most_connections:
             self._refuse(503, "too many connections", (b"retry-after: 1\r\n",))
             return
@@ -75,8 +111,13 @@ class Connection(HttpToolsProtocol):
         if self._in_headers and self._header_bytes > _LARGEST_HEADERS and not self.transport.is_closing():
             self._refuse(431, f"the headers have more than {_LARGEST_HEADERS} bytes")
 
+    def on_message_complete(self) -> None:
+        self._lingering.receiving = False
+        super().on_message_complete()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._lingering.receiving = True
         self._in_headers = True
         self._expect_headers()
 
@@ -149,6 +190,7 @@ class HttpServer:
         self.state = ServerState()
         self._tls = tls
         self._servers: list[asyncio.Server] = []
+        self._listening: list[socket.socket] = []
         self._clock: asyncio.TimerHandle | None = None
 
     async def start(self, sockets: Iterable[socket.socket]) -> None:
@@ -156,6 +198,7 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         self._tick()
         for each in sockets:
+            self._listening.append(each.dup())
             self._servers.append(await loop.create_server(lambda: Connection(self), sock=each, ssl=self._tls, backlog=2048))
 
     async def stop(self, linger: float, timeout: float) -> bool:
@@ -167,6 +210,7 @@ class HttpServer:
         self.stopping = True
         for server in self._servers:
             server.close()
+        await self._accept_the_last()
         for connection in self._connections():
             if connection.cycle is not None and not connection.cycle.response_complete:
                 connection.cycle.keep_alive = False
@@ -182,6 +226,19 @@ class HttpServer:
         if self._clock is not None:
             self._clock.cancel()
         return not left
+
+    async def _accept_the_last(self) -> None:
+        """Take the connections that the kernel has made already: closing would reset them."""
+        loop = asyncio.get_running_loop()
+        for listening in self._listening:
+            accepted = []
+            with listening, suppress(OSError):  # it says so when no more are there
+                while True:
+                    accepted.append(listening.accept()[0])
+            for each in accepted:
+                each.setblocking(False)
+                with suppress(OSError):
+                    await loop.connect_accepted_socket(lambda: Connection(self), each, ssl=self._tls)
 
     def _connections(self) -> list[Connection]:
         return [each for each in self.state.connections if isinstance(each, Connection)]

@@ -181,6 +181,7 @@ class _Supervisor:
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         self._stopping += 1
+        self._listening.close()  # the last process that closes it takes the last connections
         for child, _, _ in self._children.values():
             if child.pid is not None and child.is_alive():
                 os.kill(child.pid, signal.SIGTERM)

@@ -5,6 +5,7 @@ Takes a bundle and options; needs no torch.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,10 @@ def serve(console: Console, /, log_level: str, **chosen: Any) -> None:
         console.say(f"warning: {request.host} can be reached from other machines and no --token-file is given; anybody there can ask")
 
     def tell(ready: Ready) -> None:
+        with suppress(OSError):  # a terminal that is gone or a full disk must not end a server that is ready
+            say(ready)
+
+    def say(ready: Ready) -> None:
         verified = "verified here" if ready.verified else "UNVERIFIED"
         console.say(f"serving {ready.name}, {verified}: {ready.why}")
         console.say(f"ready: {ready.url}/v2/models/{ready.name}" + (f", gRPC {ready.grpc}" if ready.grpc else ""))

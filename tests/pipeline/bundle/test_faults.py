@@ -353,3 +353,18 @@ def test_a_bundle_never_names_code_to_import(verify: Run, bundle: Path, tmp_path
     done = verify()
     assert done.code == 2
     assert "add --network planted:network" in done.error
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "message"),
+    [
+        ("exact", 1e-3, "model.exact.onnx gives other outputs"),
+        ("float64", 1e-6, "the float64 outputs are"),
+        ("float32", 1e-3, "the float32 outputs are"),
+    ],
+)
+def test_stored_outputs_must_be_those_of_the_files(verify: Run, bundle: Path, tensor: str, change: float, message: str) -> None:
+    edit_tensors(bundle, "training/outputs.safetensors", lambda tensors: tensors[tensor].add_(change))
+    done = verify()
+    assert done.code == 5
+    assert message in done.error

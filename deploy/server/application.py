@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from deploy.server.openapi import openapi
 from deploy.server.prometheus import METRICS_TYPE, metrics_text
 from deploy.server.protocol import BINARY_TYPE, HEADER_LENGTH, JSON_TYPE, ModelSpec, ProtocolError, decode, encode
 from deploy.server.service import OUTCOME_OF_STATUS, Service
+from deploy.server.tracing import Tracer
 
 log = logging.getLogger("samegraph.server")
 Message = MutableMapping[str, Any]
@@ -81,6 +83,7 @@ class ApplicationOptions:
     receive_timeout: float = 30.0
     """Seconds in which the body of a request must have arrived."""
     pages: Mapping[str, Page] = field(default_factory=dict)
+    tracer: Tracer | None = None
 
 
 class Application:
@@ -133,7 +136,12 @@ class Application:
             self._require_token(headers)
         if kind == "infer":
             _require_method(method, ("POST",))
-            return await self._infer(name, version, scope, headers, receive)
+            if self._options.tracer is None:
+                return await self._infer(name, version, scope, headers, receive)
+            with self._options.tracer.span("infer", headers, model=name[:80]) as span:
+                response = await self._infer(name, version, scope, headers, receive)
+                span.set_attribute("http.response.status_code", response.status)
+                return response
         if kind == "page":
             return await self._page(path, scope, headers, receive)
         _require_method(method, ("GET", "HEAD", "POST") if kind == "index" else ("GET", "HEAD"))
@@ -146,25 +154,15 @@ class Application:
         service = self.service
         if name:
             service.require_model(name, version)
-        match kind:
-            case "server":
-                return json_response(service.server_metadata())
-            case "live":
-                return json_response({"live": service.live}, 200 if service.live else 503)
-            case "ready":
-                return self._readiness({"live": service.live, "ready": service.ready})
-            case "model ready":
-                return self._readiness({"name": service.spec.name, "ready": service.ready})
-            case "model":
-                return json_response(service.model_metadata())
-            case "config":
-                return json_response(service.config())
-            case "stats":
-                return json_response({"model_stats": [service.statistics()]})
-            case "index":
-                return json_response(service.index())
-            case _:
-                return Response(metrics_text(service, triton=self._options.metrics_compat), METRICS_TYPE)
+        if kind == "metrics":
+            return Response(metrics_text(service, triton=self._options.metrics_compat), METRICS_TYPE)
+        if kind == "live":
+            return json_response({"live": service.live}, 200 if service.live else 503)
+        if kind == "ready":
+            return self._readiness({"live": service.live, "ready": service.ready})
+        if kind == "model ready":
+            return self._readiness({"name": service.spec.name, "ready": service.ready})
+        return json_response(_TOLD[kind](service))
 
     def _readiness(self, content: dict[str, object]) -> Response:
         if content["ready"]:
@@ -310,7 +308,17 @@ _SERVER_ROUTES = {
     ("v2", "models", "stats"): "stats",
     ("v2", "repository", "index"): "index",
     ("metrics",): "metrics",
+    ("openapi.json",): "openapi",
 }
+_TOLD: Mapping[str, Callable[[Service], object]] = {
+    "server": Service.server_metadata,
+    "model": Service.model_metadata,
+    "config": Service.config,
+    "stats": lambda service: {"model_stats": [service.statistics()]},
+    "index": Service.index,
+    "openapi": lambda service: openapi(service.spec, service.version),
+}
+"""What is always told in the same way."""
 _MODEL_ROUTES = {(): "model", ("ready",): "model ready", ("config",): "config", ("stats",): "stats", ("infer",): "infer"}
 
 

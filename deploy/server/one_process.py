@@ -20,6 +20,7 @@ from deploy.server.counts import Counts
 from deploy.server.http import HttpOptions, HttpServer
 from deploy.server.model import LoadedModel, ModelOptions, open_model
 from deploy.server.service import Phase, Service, ServiceOptions
+from deploy.server.tracing import Tracer
 from export.bundle import MANIFEST, open_bundle
 from export.errors import SamegraphError, UsageError
 from export.files import sha256_of
@@ -47,6 +48,8 @@ class ServeOptions:
     certificate: tuple[Path, Path] | None = None
     """Certificate and key, for TLS."""
     metrics_compat: bool = False
+    otlp: str | None = None
+    """Where traces go: the address of a collector that speaks OTLP over HTTP."""
     watch: float | None = None
     """Look for a new bundle at this interval of seconds."""
     drain_delay: float = 0.0
@@ -63,8 +66,8 @@ class ServeOptions:
 class Host:
     """A server in this process."""
 
-    def __init__(self, options: ServeOptions, counts: Counts, pages: Callable[[Service], Any] | None = None) -> None:
-        self._options, self._counts, self._pages = options, counts, pages
+    def __init__(self, options: ServeOptions, counts: Counts) -> None:
+        self._options, self._counts = options, counts
         self._stopping = asyncio.Event()
         self._refused: str | None = None
         """The hash of the manifest of a new bundle that was not taken."""
@@ -77,10 +80,8 @@ class Host:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         tls = None if options.certificate is None else _tls(options.certificate)
-        application = Application(
-            service,
-            ApplicationOptions(token=options.token, metrics_compat=options.metrics_compat, pages={} if self._pages is None else self._pages(service)),
-        )
+        tracer = None if options.otlp is None else Tracer(options.otlp, {"service.version": version(), "model": service.spec.name})
+        application = Application(service, ApplicationOptions(token=options.token, metrics_compat=options.metrics_compat, tracer=tracer))
         http = HttpServer(application, options.http, self._counts, tls)
         grpc_server, bound = await self._grpc(service, grpc_port)
         await http.start(sockets)
@@ -94,6 +95,8 @@ class Host:
             if task is not None:
                 task.cancel()
         await self._end(service, http, grpc_server)
+        if tracer is not None:
+            await loop.run_in_executor(None, tracer.close)
 
     def _stop(self) -> None:
         """Stop after what was taken in has its answer; at the second signal, at once."""

@@ -46,6 +46,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--tls-certificate", type=_FILE, help="Certificate for HTTPS and gRPC over TLS, with --tls-key.")
 @click.option("--tls-key", type=_FILE)
 @click.option("--metrics-compat", type=click.Choice(["triton"]), help="Metrics under Triton's names too.")
+@click.option("--otlp", metavar="URL", help="Send a trace of each request to this OpenTelemetry collector.")
 @click.option("--drain-delay", type=click.FloatRange(0, 3600), default=0.0, help="Seconds from losing readiness to the end of listening.")
 @click.option("--drain-timeout", type=click.FloatRange(0, 3600), default=30.0, show_default=True, help="Seconds for the last answers.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
@@ -107,7 +108,7 @@ def _request(chosen: dict[str, Any]) -> ServeOptions:
         certificate=None if chosen["tls_key"] is None else (chosen["tls_certificate"], chosen["tls_key"]),
         metrics_compat=chosen["metrics_compat"] == "triton",
         watch=1.0 if chosen["watch"] else None,
-        **{name: chosen[name] for name in ("host", "port", "drain_delay", "drain_timeout", "processes")},
+        **{name: chosen[name] for name in ("host", "port", "otlp", "drain_delay", "drain_timeout", "processes")},
     )
 
 

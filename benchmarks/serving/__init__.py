@@ -1,0 +1,1 @@
+"""What serving costs, and whether its bits hold: servers in processes of their own, on loopback."""

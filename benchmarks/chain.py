@@ -22,6 +22,7 @@ from deploy.report.verification import Verification
 from deploy.verify.request import BundleRequest
 from deploy.verify.verdict import LinkVerdict
 from export.bundle import open_bundle, write_manifest
+from export.preprocess import recipe_for
 from pipeline.bundle.make import TrainedRun, test_set, write_bundle_files
 from pipeline.bundle.verify_bundle import verify_bundle
 from pipeline.config import Config, parse_config
@@ -109,6 +110,7 @@ def verified(network_name: str, method: str, size: int, device: torch.device, *,
         device=str(device),
         precision="float32",
         exact=NoExactForm("not wanted"),
+        recipe=recipe_for((3, size, size)),
     )
     with tempfile.TemporaryDirectory() as folder:
         write_bundle_files(Path(folder), trained)

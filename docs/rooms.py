@@ -21,6 +21,7 @@ DEPLOY = {
     "runners": (),
     "compare": ("runners",),
     "certificate": ("runners",),
+    "predict": ("runners",),
     "sandbox": ("runners", "compare"),
     "verify": ("runners", "compare", "certificate", "sandbox"),
     "report": ("runners", "compare", "certificate", "sandbox", "verify"),

@@ -27,7 +27,7 @@ from export.preprocess import (
     opened,
     orientation_of,
     require_readable,
-    scaled_to,
+    scaled,
     upright,
 )
 
@@ -136,7 +136,8 @@ class Decoder:
         if self.area is None or draw is None:
             return framed(image, self.recipe)
         box = random_box(image.width, image.height, self.area, Random(draw))
-        return scaled_to(image.crop(box), self.recipe.width, self.recipe.height)
+        part = image.crop(box)
+        return scaled(part, (self.recipe.width, self.recipe.height), (0, 0, *part.size))
 
 
 def read_headers(paths: Sequence[str], sixteen_bits: str = REFUSE) -> list[Header | UnreadableImage]:

@@ -66,7 +66,7 @@ def app(args: Mapping[str, str]) -> serve.Application:
         graceful_shutdown_timeout_s=30,
     )
     @serve.ingress(application)
-    class Served:
+    class Replica:
         """A replica."""
 
         def check_health(self) -> None:
@@ -75,7 +75,8 @@ def app(args: Mapping[str, str]) -> serve.Application:
             if inner is not None and not inner.healthy():
                 raise RuntimeError("not ready")
 
-    return Served.bind()
+    deployment: Any = Replica  # the decorators make a deployment of the class
+    return deployment.bind()
 
 
 def _inner(replica: Any) -> _InReplica | None:

@@ -96,12 +96,12 @@ def verify_bundle(
             _require_the_stored_certificate(bundle, certificate)
         chains = [] if is_only_the_pixels(request.only) else selected(_chains(config, models, rebuilt, wanted), request)
         verdict = _with_the_pixels(_verdicts(chains, batches, record, request), bundle, record, request)
+        if verdict.passed and (certificate is None or certificate.holds):
+            require_its_own_verdict(bundle)
         if chains and verdict.passed and not verdict.interrupted:
             reference = (missing_graphs(models[MODEL]) if rebuilt is None else rebuilt.graphs).reference
             assert reference is not None
             require_its_own_outputs(bundle, models[MODEL], models.get(EXACT_MODEL), reference)
-    if verdict.passed and (certificate is None or certificate.holds):
-        require_its_own_verdict(bundle)
     return Verification(
         verdict,
         records_in(bundle, METRICS),

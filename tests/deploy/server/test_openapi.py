@@ -46,7 +46,8 @@ def test_what_is_drawn_from_the_document_gets_an_answer_of_the_document(server: 
 
         ask()
 
-    for result in schema.get_all_operations():
+    operations: Any = schema.get_all_operations()
+    for result in operations:
         operation = result.ok()
         ask_all(operation, schemathesis.GenerationMode.POSITIVE)
         if operation.path.endswith("infer"):

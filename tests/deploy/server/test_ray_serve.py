@@ -36,7 +36,7 @@ def ray_server(finished_run: Path) -> Iterator[str]:
     arguments = {"bundle": str(finished_run / "bundle"), "runtime": "onnxruntime-cpu", "replicas": "2", "cpus": "0.5"}
     serve.run(app(arguments))
     yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
 
 

@@ -4,6 +4,7 @@ Kernels without VNNI add pairs of products in saturating 16 bits. The emulator t
 network. If it is not installed (Debian: qemu-user), nothing here runs, and pytest says so.
 """
 
+import os
 import platform
 import shutil
 import subprocess
@@ -61,7 +62,9 @@ def run_emulated(folder: Path, processor: str) -> Found:
     """The logits of every file at every level, by name and level."""
     assert EMULATOR is not None
     command = [EMULATOR, "-cpu", processor, sys.executable, "-c", RUN, str(folder), *LEVELS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    # Whoever fixed OpenBLAS's kernels for this processor did not mean the emulated one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return {(model.stem, level): np.load(folder / f"{model.stem}.{level}.npy") for model in folder.glob("*.onnx") for level in LEVELS}
 

@@ -21,12 +21,13 @@ DEPLOY = {
     "runners": (),
     "compare": ("runners",),
     "certificate": ("runners",),
+    "predict": ("runners",),
     "sandbox": ("runners", "compare"),
     "verify": ("runners", "compare", "certificate", "sandbox"),
     "report": ("runners", "compare", "certificate", "sandbox", "verify"),
 }
 """The rooms of `deploy`, and those that each may import."""
-OF_EXPORT_FOR_DEPLOY = ("errors", "files", "bundle", "interruption", "tensorrt")
+OF_EXPORT_FOR_DEPLOY = ("errors", "files", "bundle", "interruption", "preprocess", "tensorrt")
 """What of `export` needs no torch."""
 _NO_ROOMS = ("__init__", "__main__")
 Imports = Mapping[str, frozenset[str]]

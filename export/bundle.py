@@ -7,14 +7,15 @@ import json
 import math
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, PlainValidator, ValidationError
 
 from export.errors import DamagedError, UsageError
 from export.files import sha256_of, write_file
+from export.preprocess import Recipe, recipe_of
 
 MODEL, WEIGHTS, LABELS, CARD = "model.onnx", "weights.safetensors", "labels.txt", "README.md"
 CONFIG, TRAINING_WEIGHTS, SAMPLES = "training/config.yaml", "training/weights.safetensors", "training/samples.safetensors"
@@ -27,9 +28,12 @@ EXACT_TRAINING_WEIGHTS, EXACT_METRICS = "training/exact.safetensors", "training/
 EXACT_FILES = (EXACT_MODEL, EXACT_TENSORRT_MODEL, EXACT_WEIGHTS, EXACT_TRAINING_WEIGHTS)
 """The files of the exact form, which belong together."""
 MODELS = (MODEL, FLOAT16_MODEL, EXACT_MODEL, EXACT_TENSORRT_MODEL)
-PREPROCESSING = "none: raw pixels, uint8, N x C x H x W; normalisation is the first part of the graph"
+PREPROCESS = "preprocess.py"
+"""The source of `export/preprocess.py`, which follows the recipe. Our code never runs it."""
+IMAGES, IMAGE_FOLDER = "training/images.json", "training/images"
+"""A few image files, and by name the SHA-256 of the pixels that each gave."""
 MANIFEST = "manifest.json"
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
 _LARGEST_MANIFEST = 16 * 2**20
 _LONGEST_NAME = 200
 
@@ -61,7 +65,8 @@ class Facts(_Entry):
     input: TensorEntry
     output: TensorEntry
     classes: list[str]
-    preprocessing: str
+    recipe: Annotated[Recipe, PlainValidator(recipe_of), PlainSerializer(asdict)]
+    """How an image file becomes the input."""
     versions: dict[str, str]
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")]
     """Where the network was trained and folded."""
@@ -73,7 +78,7 @@ class Facts(_Entry):
 class Manifest(Facts):
     """The content of manifest.json."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     files: dict[str, FileEntry]
 
 

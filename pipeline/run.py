@@ -111,6 +111,8 @@ def _described(plan: Plan, exact: ExactRun | NoExactForm) -> TrainedRun:
         device=str(plan.device),
         precision=plan.precision,
         exact=exact,
+        recipe=plan.data.recipe,
+        test_files=plan.data.test_files,
         diagnosis_lines=diagnosis.read_bytes() if diagnosis.is_file() else b"",
     )
 

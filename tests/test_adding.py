@@ -80,7 +80,7 @@ def test_a_method_trains_exports_and_verifies(found: dict[str, Any]) -> None:
 def test_a_data_set_is_opened(found: dict[str, Any]) -> None:
     data = found["plan"]["data"]
     assert (data["name"], data["training_images"], data["test_images"], data["shape"]) == ("stripes", 128, 32, [1, 8, 8])
-    assert "- Pixels: those of the files, gray, unchanged." in found["card"]
+    assert "- Pixels: those of the data set, gray, unchanged." in found["card"]
     assert '"stripes"' in found["schema"]
 
 

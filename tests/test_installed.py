@@ -160,6 +160,7 @@ class TestWithoutTorch:
         links = {(link["from"], link["to"]): link for link in json.loads((report / "verification.json").read_bytes())["links"]}
         passed = {f"{before} -> {after}" for (before, after), link in links.items() if link["status"] == "passed"}
         assert passed == {
+            "image file -> pixels",
             "ONNX file -> onnxruntime-cpu, all optimisations",
             "exact ONNX file -> exact onnxruntime-cpu, all optimisations",
             "exact ONNX file -> exact ONNX file for TensorRT",

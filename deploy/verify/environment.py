@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deploy.runners.runtimes import RUNTIMES
 
-_PACKAGES = tuple(dict.fromkeys(["samegraph", "numpy", "onnx", *(name for row in RUNTIMES.values() for name in row.packages)]))
+_PACKAGES = tuple(dict.fromkeys(["samegraph", "numpy", "pillow", "onnx", *(name for row in RUNTIMES.values() for name in row.packages)]))
 """The packages that may change a result, including the runtimes' own distributions."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from deploy.compare.inputs import SampleSource, samples_for
 from deploy.runners.runner import TensorSpec
 from deploy.verify.verdict import FrozenStatistics
-from export.bundle import CONFIG, DIAGNOSIS, LABELS, METRICS, MODEL, PREPROCESSING, SAMPLES, Bundle, TensorEntry, class_metadata
+from export.bundle import CONFIG, DIAGNOSIS, LABELS, METRICS, MODEL, SAMPLES, Bundle, TensorEntry, class_metadata
 from export.errors import DamagedError
 from pipeline.config import Config, parse_config
 from pipeline.config.sections import Training
@@ -130,11 +130,14 @@ def require_one_story(bundle: Bundle, config: Config) -> None:
         "network": (config.network.name, manifest.network, metadata.get("network")),
         "method": (config.method.name, manifest.method, metadata.get("method")),
         "classes": (class_metadata(labels), class_metadata(tuple(manifest.classes)), metadata.get("classes")),
-        "preprocessing": (PREPROCESSING, manifest.preprocessing, metadata.get("preprocessing")),
+        "recipe": (manifest.recipe.text, metadata.get("recipe")),
     }
     for what, values in told.items():
         if len(set(values)) > 1:
             raise DamagedError(f"{bundle.folder} says different things about its {what}: {', '.join(map(repr, values))}; export the bundle again")
+    if manifest.recipe.shape != image_shape_of(bundle):
+        sizes = [" x ".join(map(str, shape)) for shape in (manifest.recipe.shape, image_shape_of(bundle))]
+        raise DamagedError(f"{bundle.folder}: the recipe gives images of {sizes[0]}, the model takes {sizes[1]}; export the bundle again")
     if len(set(manifest.classes)) < len(manifest.classes):
         raise DamagedError(f"{bundle.folder} names a class twice: {manifest.classes}; export the bundle again")
 

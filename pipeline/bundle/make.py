@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 
 from deploy.compare.inputs import SampleSource
 from deploy.report.words import spoken_counts
+from export import preprocess
 from export.bundle import (
     CARD,
     CONFIG,
@@ -32,7 +33,7 @@ from export.bundle import (
     LABELS,
     METRICS,
     MODEL,
-    PREPROCESSING,
+    PREPROCESS,
     SAMPLES,
     TRAINING_WEIGHTS,
     WEIGHTS,
@@ -46,13 +47,14 @@ from export.files import sha256_of, write_file
 from export.graph.fold import fold, tensors_bytes
 from export.graph.layers import not_foldable_parts
 from export.onnx import INPUT, OUTPUT, onnx_from_graph
+from export.preprocess import Recipe
+from pipeline.bundle.stored_images import write_stored_images
 from pipeline.config import Config, dump_config
-from pipeline.config.sections import Data
 from pipeline.data import Split
 from pipeline.exact_training import ExactRun, NoExactForm
 from pipeline.networks import is_of_the_user
 
-_PACKAGES = ("samegraph", "torch", "torchvision", "onnx", "onnxscript", "numpy")
+_PACKAGES = ("samegraph", "torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow")
 _LARGEST_SAMPLES = 8 * 2**20
 
 
@@ -70,6 +72,9 @@ class TrainedRun:
     device: str
     precision: str
     exact: ExactRun | NoExactForm
+    recipe: Recipe
+    test_files: tuple[str, ...] = ()
+    """The image files of the test split, if it has any; a few of them go into the bundle."""
     diagnosis_lines: bytes = b""
     """The figures of layers, one line per epoch; empty if none were kept."""
 
@@ -82,7 +87,7 @@ class TrainedRun:
             input=TensorEntry(name=INPUT, dtype="uint8", shape=[None, *self.image_shape]),
             output=TensorEntry(name=OUTPUT, dtype="float32", shape=[None, len(self.classes)]),
             classes=list(self.classes),
-            preprocessing=PREPROCESSING,
+            recipe=self.recipe,
             versions=versions(),
             device=self.device,
             training_precision=self.precision,
@@ -110,6 +115,8 @@ def write_bundle_files(folder: Path, trained: TrainedRun) -> None:
         write_file(folder / DIAGNOSIS, trained.diagnosis_lines)
     write_file(folder / LABELS, "".join(f"{name}\n" for name in trained.classes).encode())
     write_file(folder / CARD, _model_card(trained).encode())
+    write_file(folder / PREPROCESS, Path(preprocess.__file__).read_bytes())
+    write_stored_images(folder, trained.recipe, trained.test_files)
 
 
 def _write_exact_files(folder: Path, trained: TrainedRun, exact: ExactRun) -> None:
@@ -143,7 +150,7 @@ def _model_metadata(trained: TrainedRun, sources: Mapping[str, bytes]) -> dict[s
     facts = trained.facts
     return {
         "classes": class_metadata(trained.classes),
-        "preprocessing": facts.preprocessing,
+        "recipe": facts.recipe.text,
         "network": facts.network,
         "method": facts.method,
         **{f"version.{name}": version for name, version in facts.versions.items()},
@@ -172,7 +179,7 @@ def _model_card(trained: TrainedRun) -> str:
     return f"""# {facts.network}, trained {origin}
 
 - Input `{INPUT}`: uint8, batch x {channels} x {height} x {width}, raw pixels 0 to 255. Do not normalise: the graph does.
-- Pixels: {_pixels_to_feed(trained)}
+- Pixels: {_pixels_to_feed(trained.recipe)} `python {PREPROCESS} IMAGE...` makes them, with Pillow and NumPy alone.
 - Output `{OUTPUT}`: float32, batch x {len(trained.classes)}; the order of classes is in `{LABELS}`.
 {notes}- Data: {trained.config.data.name}. Accuracy {moment}: {measured}.
 {_on_the_grid(trained.exact)}
@@ -216,28 +223,32 @@ def _frozen_since(metrics: Mapping[str, JsonValue]) -> str:
     return f"- Batch statistics were frozen after step {since} of {metrics.get('step')}: from there on the training graph was the deployed one.\n"
 
 
-def _pixels_to_feed(trained: TrainedRun) -> str:
-    """Return what was done to an image of this data set before it reached the graph."""
-    data, (channels, height, width) = trained.config.data, trained.image_shape
-    match data.name:
-        case "digits":
-            return "scikit-learn's values v of 0 to 16 as min(16 v, 255)."
-        case "imagefolder":
-            colour = "gray (from colour: ITU-R 601 luma)" if channels == 1 else "RGB"
-            return f"{colour}, upright as the EXIF orientation says; {_part_to_feed(data, height, width)}."
+def _pixels_to_feed(recipe: Recipe) -> str:
+    """Return in words what an image goes through before it reaches the graph.
+
+    To the bit, the recipe in the manifest says it.
+    """
+    gray = recipe.colour == "L"
+    match recipe.trained_on:
+        case preprocess.SIXTEENTHS:
+            trained_on = "scikit-learn's values v of 0 to 16 as min(16 v, 255). An image file: "
+        case preprocess.UNCHANGED:
+            trained_on = f"those of the data set, {'gray' if gray else 'RGB'}, unchanged. An image file: "
         case _:
-            return f"those of the files, {'gray' if channels == 1 else 'RGB'}, unchanged."
+            trained_on = ""
+    colour = "gray (from colour: ITU-R 601 luma)" if gray else "RGB"
+    return f"{trained_on}{colour}, upright as the EXIF orientation says; {_part_to_feed(recipe)}."
 
 
-def _part_to_feed(data: Data, height: int, width: int) -> str:
-    scaled = "bilinear with antialiasing (Pillow's `BILINEAR`)"
-    if data.image_size is None:
-        return f"{height} x {width}, neither cropped nor scaled; as training did"
-    if data.resize is None:
-        part = f"the centre square of each image, scaled to {height} x {width}, {scaled}"
-    else:
-        part = f"the shorter side of each image scaled to {data.resize}, {scaled}, and of that the {height} x {width} in the centre"
-    return f"{part}; as {'training' if data.augment.resized_crop is None else 'testing'} did"
+def _part_to_feed(recipe: Recipe) -> str:
+    size, scaled = f"{recipe.height} x {recipe.width}", "bilinear with antialiasing (Pillow's `BILINEAR`)"
+    match recipe.framing:
+        case preprocess.WHOLE:
+            return f"{size}, neither cropped nor scaled"
+        case preprocess.SHORTER_SIDE:
+            return f"the shorter side scaled to {recipe.resize}, {scaled}, and of that the {size} in the centre"
+        case _:
+            return f"the centre square, scaled to {size}, {scaled}"
 
 
 def _how_to_verify(network: str) -> str:

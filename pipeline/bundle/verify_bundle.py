@@ -6,6 +6,7 @@ why they did not.
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from deploy.report.verification import Verification
 from deploy.runners.runtimes import has_torch
 from deploy.runners.tensorrt import EngineFile
 from deploy.verify.links import Batches, Chain, Record, required_runtimes, selected
+from deploy.verify.pixels import is_only_the_pixels, pixels_link, verdict_on_pixels
 from deploy.verify.request import BundleRequest
 from deploy.verify.run_chain import run_chain
 from deploy.verify.verdict import FrozenStatistics, Verdict, together
@@ -54,6 +56,7 @@ from pipeline.bundle.contents import (
     require_the_metrics_of_the_manifest,
 )
 from pipeline.bundle.engines import stored_engines
+from pipeline.bundle.stored_images import stored_images
 from pipeline.config import Config
 from pipeline.progress import Console, shown
 
@@ -91,8 +94,8 @@ def verify_bundle(
         certificate = certificate_of(models[EXACT_MODEL]) if EXACT_MODEL in models else None
         if certificate is not None:
             _require_the_stored_certificate(bundle, certificate)
-        chains = selected(_chains(config, models, rebuilt, wanted), request)
-        verdict = together(_verdicts(chains, batches, record, request))
+        chains = [] if is_only_the_pixels(request.only) else selected(_chains(config, models, rebuilt, wanted), request)
+        verdict = _with_the_pixels(_verdicts(chains, batches, record, request), bundle, record, request)
     if verdict.passed and (certificate is None or certificate.holds):
         require_its_own_verdict(bundle)
     return Verification(
@@ -157,6 +160,15 @@ def _verdicts(chains: Sequence[Chain], batches: Batches, record: Record, request
         if verdicts[-1].interrupted:
             break
     return verdicts
+
+
+def _with_the_pixels(verdicts: Sequence[Verdict], bundle: Bundle, record: Record, request: BundleRequest) -> Verdict:
+    """Return the verdicts as one, which begins with the link from image files to pixels."""
+    images = stored_images(bundle)
+    if not verdicts:
+        return verdict_on_pixels(images, record)
+    verdict = together(verdicts)
+    return verdict if request.only is not None else replace(verdict, links=(pixels_link(images), *verdict.links))
 
 
 def _record(

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": ("pipeline.cli.train", "Train and keep checkpoints; export comes later."),
     "export": ("pipeline.cli.export", "Fold, export and verify a training run's last checkpoint, or a network trained elsewhere."),
     "verify": ("pipeline.cli.verify", "Check that a bundle's models, or any two forms of a model, give the same outputs."),
+    "predict": ("pipeline.cli.predict", "Show which classes a bundle's model gives image files."),
     "reproduce": ("pipeline.cli.reproduce", "Run a table of a paper and show its figures next to ours."),
     "compare": ("pipeline.cli.reproduce", "Compare any runs side by side, grouped by their config without the seed."),
     "doctor": ("pipeline.cli.doctor", "Show what this machine can run."),

@@ -85,6 +85,9 @@ class Data(Section):
     image_size out of it (256 and 224 are usual for ImageNet). None: the centre square, scaled."""
     color: Literal["auto", "rgb", "gray"] = "auto"
     """imagefolder: auto takes gray only where every image is gray."""
+    sixteen_bits: Literal["refuse", "high_byte"] = "refuse"
+    """imagefolder: whether files with 16 bits per channel are refused, or read without the lower 8
+    bits."""
     normalisation: Literal["centred", "dataset", "unit", "imagenet", "cifar100"] | tuple[tuple[float, ...], tuple[float, ...]] = "centred"
     """centred: (p - 128) / 64, exact in floating point. dataset: the mean and deviation of the data
     set. unit: p / 255, with no mean subtracted (EquiNorm). imagenet: mean and deviation of ImageNet

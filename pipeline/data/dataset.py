@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from export.errors import UsageError
+from export.preprocess import Recipe
 from pipeline.data.images import Draws, Images
 
 Item = TypeVar("Item")
@@ -59,6 +60,8 @@ class Source:
     train: LabelledImages
     test: LabelledImages
     notes: tuple[str, ...] = ()
+    recipe: Recipe | None = None
+    """How a file becomes pixels. None: the pixels are the data set's own."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,10 @@ class DataSet:
     notes: tuple[str, ...]
     """One line each, for the user and the report: what was converted or left out, and where the
     images are kept."""
+    recipe: Recipe
+    """How an image file becomes the pixels that the network takes."""
+    test_files: tuple[str, ...] = ()
+    """The image files of the test split, if it consists of files."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

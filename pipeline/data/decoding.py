@@ -1,64 +1,49 @@
-"""Decode an image, and take a part of it at a given size.
+"""Image files of a data set: their headers, and their pixels by the recipe that a bundle states.
 
-The part is the centre for testing, and a random part for training if requested. Takes paths of
-image files and returns pixels; scaling is bilinear with antialiasing. Knows no data set.
+In training a random part may be taken instead of the recipe's. Takes paths; what a worker process
+cannot read is returned as a value. Knows no data set.
 """
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from export.preprocess import (
+    REFUSE,
+    TURNS,
+    ImageError,
+    Pixels,
+    Recipe,
+    as_pixels,
+    framed,
+    has_16_bits,
+    is_gray,
+    opened,
+    orientation_of,
+    require_readable,
+    scaled,
+    upright,
+)
 
 _RATIOS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
+_LIES = range(5, 9)
+"""The orientations that swap width and height."""
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
+Area = tuple[float, float]
+"""The least and the largest share of the image that a random part has."""
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Framing:
-    """Brings any image to `size` x `size`."""
-
-    size: int
-    resize: int | None = None
-    """What the shorter side is scaled to before the centre is cut out. None: the centre square is
-    scaled."""
-    area: tuple[float, float] | None = None
-    """The least and the largest share of the image that a random part has. None: no random
-    parts."""
-
-    def framed(self, image: Image.Image, draw: int | None) -> Image.Image:
-        """Return the part that the random number `draw` selects.
-
-        Without `draw`, or without random parts, return the centre.
-        """
-        if self.area is not None and draw is not None:
-            return _scaled(image.crop(random_box(image.width, image.height, self.area, Random(draw))), self.size, self.size)
-        if self.resize is None:
-            return self._centre_square(image)
-        return self._centre(_with_shorter_side(image, self.resize))
-
-    def _centre_square(self, image: Image.Image) -> Image.Image:
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
-        return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
-
-    def _centre(self, image: Image.Image) -> Image.Image:
-        left, top = (round((length - self.size) / 2) for length in image.size)
-        return image.crop((left, top, left + self.size, top + self.size))
-
-
-def random_box(width: int, height: int, area: tuple[float, float], random: Random) -> Box:
+def random_box(width: int, height: int, area: Area, random: Random) -> Box:
     """Choose a random part by torchvision's rule.
 
     Draw an area and the logarithm of a ratio, both uniform, until the part fits; after ten attempts
@@ -81,56 +66,16 @@ def _largest_in_the_centre(width: int, height: int) -> Box:
     return left, top, left + wide, top + high
 
 
-def _with_shorter_side(image: Image.Image, side: int) -> Image.Image:
-    """Scale the image; the other side is rounded down."""
-    shorter = min(image.size)
-    return _scaled(image, *(side if length == shorter else int(side * length / shorter) for length in image.size))
-
-
-def _scaled(image: Image.Image, width: int, height: int) -> Image.Image:
-    return image.resize((width, height), Image.Resampling.BILINEAR)
-
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""The transposition that undoes each EXIF orientation. 1 is already upright, and other numbers have
-no meaning."""
-_LIES = range(5, 9)
-"""The orientations that swap width and height."""
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Mode:
-    """How the pixels of a file are read."""
-
-    gray: bool
-    conversion: str = ""
-    """The conversion applied to them, if it is worth mentioning."""
-
-
 _ALPHA = "with transparency read without it"
-_MODES = {
-    "1": Mode(gray=True),
-    "L": Mode(gray=True),
-    "LA": Mode(True, _ALPHA),
-    "RGB": Mode(gray=False),
-    "RGBA": Mode(False, _ALPHA),
-    "P": Mode(False, "with a palette read as colour"),
-    "PA": Mode(False, "with a palette read as colour"),
-    "CMYK": Mode(False, "in CMYK converted without a colour profile"),
-    "YCbCr": Mode(False, "in YCbCr converted to RGB"),
+_CONVERSIONS = {
+    "LA": _ALPHA,
+    "RGBA": _ALPHA,
+    "P": "with a palette read as colour",
+    "PA": "with a palette read as colour",
+    "CMYK": "in CMYK converted without a colour profile",
+    "YCbCr": "in YCbCr converted to RGB",
 }
+"""What is worth mentioning about the kinds of pixels that are converted."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +87,9 @@ class Header:
 
     width: int
     height: int
-    mode: Mode
+    gray: bool
+    conversion: str
+    """The conversion applied to its pixels, if it is worth mentioning."""
     turned: bool
     """Whether its EXIF orientation turns or mirrors it."""
 
@@ -164,23 +111,13 @@ class DecodeRequest:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes files to one shape; with a framing, a part of each image is brought to that shape.
+    """Decodes files by a recipe; with an area, training gets random parts."""
 
-    An image is turned upright as its EXIF orientation says. Gray from colour is ITU-R 601 luma. Of
-    several frames, the first is used.
-    """
-
-    channels: int
-    height: int
-    width: int
-    framing: Framing | None = None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.channels, self.height, self.width
+    recipe: Recipe
+    area: Area | None = None
 
     def __call__(self, files: Sequence[DecodeRequest]) -> torch.Tensor | UnreadableImage:
-        pixels = torch.empty((len(files), *self.shape), dtype=torch.uint8)
+        pixels = torch.empty((len(files), *self.recipe.shape), dtype=torch.uint8)
         for target, wanted in zip(pixels.numpy(), files, strict=True):
             decoded = _or_unreadable(wanted.path, partial(self._decoded, draw=wanted.draw))
             if isinstance(decoded, UnreadableImage):
@@ -188,19 +125,24 @@ class Decoder:
             target[:] = decoded
         return pixels
 
-    def _decoded(self, image: Image.Image, draw: int | None) -> np.ndarray:
-        turn = _UPRIGHT.get(_orientation(image))
-        plain = _converted(image, "L" if self.channels == 1 else "RGB")
-        upright = plain if turn is None else plain.transpose(turn)
-        sized = upright if self.framing is None else self.framing.framed(upright, draw)
-        if sized.size != (self.width, self.height):
-            raise ValueError(f"it is {sized.width}x{sized.height} and was {self.width}x{self.height} a moment ago")
-        return np.asarray(sized).reshape(self.height, self.width, self.channels).transpose(2, 0, 1)
+    def _decoded(self, image: Image.Image, draw: int | None) -> Pixels:
+        return as_pixels(self.framed(upright(image, self.recipe), draw))
+
+    def framed(self, image: Image.Image, draw: int | None) -> Image.Image:
+        """Return the part that the random number `draw` selects.
+
+        Without `draw`, or without random parts, return the recipe's part.
+        """
+        if self.area is None or draw is None:
+            return framed(image, self.recipe)
+        box = random_box(image.width, image.height, self.area, Random(draw))
+        part = image.crop(box)
+        return scaled(part, (self.recipe.width, self.recipe.height), (0, 0, *part.size))
 
 
-def read_headers(paths: Sequence[str]) -> list[Header | UnreadableImage]:
+def read_headers(paths: Sequence[str], sixteen_bits: str = REFUSE) -> list[Header | UnreadableImage]:
     """Return the header of each file, or the reason why it has none."""
-    return [_or_unreadable(path, _header) for path in paths]
+    return [_or_unreadable(path, partial(_header, sixteen_bits=sixteen_bits)) for path in paths]
 
 
 def printable(text: str) -> str:
@@ -208,65 +150,17 @@ def printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def _header(image: Image.Image) -> Header:
-    orientation = _orientation(image)
+def _header(image: Image.Image, sixteen_bits: str) -> Header:
+    orientation = orientation_of(image)
+    require_readable(image, sixteen_bits)
     width, height = image.size[::-1] if orientation in _LIES else image.size
-    return Header(width, height, _mode(image), turned=orientation in _UPRIGHT)
-
-
-def _mode(image: Image.Image) -> Mode:
-    mode, wide = _MODES.get(image.mode), _has_16_bits(image)
-    if mode is None or wide:
-        # Which 8 of the 16 bits matter depends on the image, so only its owner can choose.
-        kind = f"{image.mode} of 16 bits" if wide else image.mode
-        raise ValueError(f"its pixels are {kind}, not 8-bit gray, RGB, palette, CMYK or YCbCr; convert it")
-    return mode
-
-
-def _has_16_bits(image: Image.Image) -> bool:
-    """Tell 16-bit colour from 8-bit colour.
-
-    Pillow has no mode for 16-bit colour: it drops the low byte and reports RGB. The raw mode of the
-    tiles shows the difference.
-    """
-    arguments = (tile.args for tile in getattr(image, "tile", []))
-    raw_modes = (args[0] if isinstance(args, tuple) and args else args for args in arguments)
-    return any(isinstance(raw, str) and raw.startswith(("RGB", "LA")) and ";16" in raw for raw in raw_modes)
-
-
-def _orientation(image: Image.Image) -> int:
-    # Read only EXIF data in front of the pixels: Pillow would decode a whole PNG to look for more.
-    # Pillow turns a TIFF by itself.
-    orientation = image.getexif().get(_ORIENTATION) if "exif" in image.info else None
-    return orientation if isinstance(orientation, int) else 1
-
-
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    _mode(image)
-    image.load()
-    return image if image.mode == mode else image.convert(mode)
+    conversion = "of 16 bits read without the lower 8" if has_16_bits(image) else _CONVERSIONS.get(image.mode, "")
+    return Header(width, height, is_gray(image), conversion, turned=orientation in TURNS)
 
 
 def _or_unreadable(path: str, read: Callable[[Image.Image], Result]) -> Result | UnreadableImage:
     try:
-        with _bombs_raise(), Image.open(path, formats=_FORMATS) as image:
+        with opened(path) as image:
             return read(image)
-    # Pillow's plugins raise nearly any exception for damaged bytes: OSError, SyntaxError, ...
-    except Exception as error:
-        return UnreadableImage(f"{printable(path)} cannot be used: {_reason(path, error)}; fix or remove it")
-
-
-@contextmanager
-def _bombs_raise() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-def _reason(path: str, error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "it is empty" if Path(path).stat().st_size == 0 else f"it is not an image in one of {', '.join(_FORMATS)}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    except ImageError as error:
+        return UnreadableImage(f"{printable(path)} cannot be used: {error}; fix or remove it")

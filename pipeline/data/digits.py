@@ -3,9 +3,12 @@
 It comes with the package and needs no network access.
 """
 
+from dataclasses import replace
+
 import torch
 from sklearn.datasets import load_digits
 
+from export.preprocess import SIXTEENTHS, recipe_for
 from pipeline.config.sections import Data
 from pipeline.data.dataset import LabelledImages, Progress, Source
 from pipeline.data.images import MemoryImages
@@ -26,6 +29,7 @@ def read(options: Data, progress: Progress) -> Source:
         classes=tuple(str(digit) for digit in range(10)),
         train=LabelledImages(MemoryImages(pixels[~is_test]), labels[~is_test]),
         test=LabelledImages(MemoryImages(pixels[is_test]), labels[is_test]),
+        recipe=replace(recipe_for((1, 8, 8)), trained_on=SIXTEENTHS),
     )
 
 

@@ -7,14 +7,16 @@ in the notes.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from export.errors import DamagedError, UsageError
+from export.preprocess import CENTRE_SQUARE, SHORTER_SIDE, WHOLE, Recipe, recipe_for
 from pipeline.config.sections import Data
 from pipeline.data.dataset import LabelledImages, Progress, Source
-from pipeline.data.decoding import SUFFIXES, Decoder, Framing, Header, UnreadableImage, printable, read_headers
+from pipeline.data.decoding import SUFFIXES, Decoder, Header, UnreadableImage, printable, read_headers
 from pipeline.data.images import FileImages, WorkerPool
 
 _HEADERS_AT_ONCE = 256
@@ -41,16 +43,17 @@ def read(options: Data, progress: Progress) -> Source:
     train_folder, test_folder, unused = _split_folders(root)
     train, test = _listed(train_folder), _listed(test_folder)
     _require_same_classes(train.classes, test.classes, test_folder)
-    headers = _headers(train.paths + test.paths, options.workers, progress)
-    decoder = _decoder(headers, options)
+    headers = _headers(train.paths + test.paths, options, progress)
+    recipe = _recipe(headers, options)
+    decoder = Decoder(recipe, options.augment.resized_crop)
 
     def labelled(listing: _Listing) -> LabelledImages:
         num_pixels = sum(headers[path].width * headers[path].height for path in listing.paths)
         images = FileImages(listing.paths, decoder, options.workers, num_pixels)
         return LabelledImages(images, torch.tensor(listing.labels, dtype=torch.int64))
 
-    notes = (*_conversions(headers, decoder, root), *_left_out(train.others + test.others + unused, root))
-    return Source(train.classes, labelled(train), labelled(test), notes)
+    notes = (*_conversions(headers, recipe, root), *_left_out(train.others + test.others + unused, root))
+    return Source(train.classes, labelled(train), labelled(test), notes, recipe)
 
 
 def _split_folders(root: Path) -> tuple[Path, Path, tuple[str, ...]]:
@@ -114,9 +117,10 @@ def _one_sided(train: tuple[str, ...], test: tuple[str, ...], test_name: str) ->
     yield test_name, set(test) - set(train)
 
 
-def _headers(paths: tuple[str, ...], workers: int, progress: Progress) -> dict[str, Header]:
+def _headers(paths: tuple[str, ...], options: Data, progress: Progress) -> dict[str, Header]:
     chunks = [list(paths[start : start + _HEADERS_AT_ONCE]) for start in range(0, len(paths), _HEADERS_AT_ONCE)]
-    pool = WorkerPool(read_headers, workers if len(paths) > _FILES_FOR_WORKERS else 0)
+    read = partial(read_headers, sixteen_bits=options.sixteen_bits)
+    pool = WorkerPool(read, options.workers if len(paths) > _FILES_FOR_WORKERS else 0)
     what = f"checking {len(paths):,} images"
     found = [header for some in progress(pool.read(chunks), what, len(chunks)) for header in some]
     _require_readable(found)
@@ -130,13 +134,14 @@ def _require_readable(found: list[Header | UnreadableImage]) -> None:
         raise DamagedError(unreadable[0] + more)
 
 
-def _decoder(headers: dict[str, Header], options: Data) -> Decoder:
-    all_gray = all(header.mode.gray for header in headers.values())
+def _recipe(headers: dict[str, Header], options: Data) -> Recipe:
+    all_gray = all(header.gray for header in headers.values())
     channels = 1 if options.color == "gray" or (options.color == "auto" and all_gray) else 3
     if (size := options.image_size) is not None:
-        return Decoder(channels, size, size, Framing(size, options.resize, options.augment.resized_crop))
+        framing = CENTRE_SQUARE if options.resize is None else SHORTER_SIDE
+        return recipe_for((channels, size, size), framing=framing, resize=options.resize, sixteen_bits=options.sixteen_bits)
     width, height = _common_size(headers)
-    return Decoder(channels, height, width)
+    return recipe_for((channels, height, width), framing=WHOLE, sixteen_bits=options.sixteen_bits)
 
 
 def _common_size(headers: dict[str, Header]) -> tuple[int, int]:
@@ -149,15 +154,15 @@ def _common_size(headers: dict[str, Header]) -> tuple[int, int]:
     return next(iter(first_of_size))
 
 
-def _conversions(headers: dict[str, Header], decoder: Decoder, root: Path) -> Iterator[str]:
+def _conversions(headers: dict[str, Header], recipe: Recipe, root: Path) -> Iterator[str]:
     def note(what: str, concerns: Callable[[Header], bool]) -> Iterator[str]:
         return _note(what, (path for path, header in headers.items() if concerns(header)), root)
 
-    to_gray = decoder.channels == 1
+    to_gray = recipe.colour == "L"
     source, target = ("colour", "grayscale") if to_gray else ("grayscale", "colour")
-    yield from note(f"in {source} converted to {target}", lambda header: header.mode.gray != to_gray)
-    for what in sorted({header.mode.conversion for header in headers.values()} - {""}):
-        yield from note(what, lambda header, what=what: header.mode.conversion == what)  # type: ignore[misc]
+    yield from note(f"in {source} converted to {target}", lambda header: header.gray != to_gray)
+    for what in sorted({header.conversion for header in headers.values()} - {""}):
+        yield from note(what, lambda header, what=what: header.conversion == what)  # type: ignore[misc]
     yield from note("turned upright as their EXIF orientation says", lambda header: header.turned)
 
 

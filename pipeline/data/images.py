@@ -153,8 +153,12 @@ class FileImages(Images):
         return len(self._paths)
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        return self._paths
+
+    @property
     def shape(self) -> Shape:
-        return self._decoder.shape
+        return self._decoder.recipe.shape
 
     def batches(self, order: torch.Tensor, batch_size: int, device: torch.device, draws: Draws = None) -> Iterator[torch.Tensor]:
         paths = [self._paths[index] for index in order.tolist()]

@@ -5,7 +5,7 @@ floating point: 128 and 64 leave every pixel a multiple of 1/64.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from math import sqrt
 from typing import cast
@@ -13,6 +13,7 @@ from typing import cast
 import torch
 
 from export.errors import DamagedError, UsageError
+from export.preprocess import CENTRE_SQUARE, UNCHANGED, WHOLE, Recipe, recipe_for
 from pipeline.config.sections import DATA_SETS, Data
 from pipeline.data.dataset import DataSet, LabelledImages, Normalisation, Progress, Source, Split, silent, too_large_a_batch
 from pipeline.data.images import FileImages, Images, MemoryImages
@@ -87,7 +88,19 @@ def open_data(options: Data, device: torch.device, progress: Progress = silent) 
         train=train,
         test=test,
         notes=(*source.notes, placing.note(source)),
+        recipe=source.recipe or _recipe_of_pixels(train.images.shape),
+        test_files=source.test.images.paths if isinstance(source.test.images, FileImages) else (),
     )
+
+
+def _recipe_of_pixels(shape: tuple[int, int, int]) -> Recipe:
+    """Return the recipe for files where a data set has pixels of its own.
+
+    A file of the right size goes in as it is. One of another size is brought to it, where it is a
+    square.
+    """
+    _, height, width = shape
+    return replace(recipe_for(shape, framing=CENTRE_SQUARE if height == width else WHOLE), trained_on=UNCHANGED)
 
 
 def _reader(name: str) -> Reader:

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import nn
 from torch.fx import Graph, GraphModule
 
+from export.preprocess import SHORTER_SIDE, SIXTEENTHS, UNCHANGED, WHOLE, Recipe, recipe_for
 from pipeline.bundle.make import TrainedRun, _model_card
 from pipeline.config import parse_config
 from pipeline.config.sections import Data
@@ -119,36 +121,27 @@ def test_the_methods_are_those_of_the_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "shape", "network", "words"),
+    ("recipe", "network", "words"),
     [
-        ({"name": "digits"}, (1, 8, 8), "small", ("min(16 v, 255)", "from these files alone")),
-        ({"name": "cifar10"}, (3, 32, 32), "resnet20", ("RGB, unchanged",)),
-        ({"name": "cifar100"}, (3, 32, 32), "resnet18", ("RGB, unchanged",)),
-        ({"name": "svhn"}, (3, 32, 32), "wrn-16-8", ("RGB, unchanged",)),
+        (replace(recipe_for((1, 8, 8)), trained_on=SIXTEENTHS), "small", ("min(16 v, 255)", "from these files alone")),
+        (replace(recipe_for((3, 32, 32)), trained_on=UNCHANGED), "resnet20", ("RGB, unchanged",)),
         (
-            {"name": "imagefolder", "image_size": 224, "resize": 256, "augment": {"resized_crop": [0.08, 1.0]}},
-            (3, 224, 224),
+            recipe_for((3, 224, 224), framing=SHORTER_SIDE, resize=256),
             "torchvision:resnet50",
-            ("the shorter side of each image scaled to 256, bilinear", "and of that the 224 x 224 in the centre; as testing did"),
+            ("the shorter side scaled to 256, bilinear", "and of that the 224 x 224 in the centre."),
         ),
-        (
-            {"name": "imagefolder", "image_size": 32},
-            (3, 32, 32),
-            "my_net:build",
-            ("RGB, upright", "centre square", "as training did", "--network my_net:build`"),
-        ),
-        ({"name": "imagefolder"}, (1, 20, 30), "torchvision:resnet18", ("gray", "20 x 30, neither cropped nor scaled", "from these files alone")),
+        (recipe_for((3, 32, 32)), "my_net:build", ("RGB, upright", "centre square", "`python preprocess.py IMAGE...`", "--network my_net:build`")),
+        (recipe_for((1, 20, 30), framing=WHOLE), "torchvision:resnet18", ("gray", "20 x 30, neither cropped nor scaled", "from these files alone")),
     ],
-    ids=["digits", "cifar10", "cifar100", "svhn", "imagefolder as ImageNet", "imagefolder", "imagefolder as it is"],
+    ids=["digits", "a data set of pixels", "imagefolder as ImageNet", "imagefolder", "imagefolder as it is"],
 )
-def test_the_readme_of_a_bundle_says_what_to_feed_and_how_to_verify(
-    data: dict[str, object], shape: tuple[int, int, int], network: str, words: tuple[str, ...]
-) -> None:
-    """The graph is not read: the card is written from the config and the shapes alone."""
-    config = parse_config({"data": data, "network": {"name": network}, "method": {"name": "nonorm"}})
-    pixels = torch.zeros((1, *shape), dtype=torch.uint8)
+def test_the_readme_of_a_bundle_says_what_to_feed_and_how_to_verify(recipe: Recipe, network: str, words: tuple[str, ...]) -> None:
+    """The graph is not read: the card is written from the config, the recipe and the shapes."""
+    config = parse_config({"network": {"name": network}, "method": {"name": "nonorm"}})
+    pixels = torch.zeros((1, *recipe.shape), dtype=torch.uint8)
     test = Split(MemoryImages(pixels), torch.zeros(1, dtype=torch.int64), torch.device("cpu"))
-    trained = TrainedRun(config, GraphModule(nn.Identity(), Graph()), ("a", "b"), shape, test, {}, b"", "cpu", "float32", NoExactForm("not wanted"))
+    graph, no_exact = GraphModule(nn.Identity(), Graph()), NoExactForm("not wanted")
+    trained = TrainedRun(config, graph, ("a", "b"), recipe.shape, test, {}, b"", "cpu", "float32", no_exact, recipe)
     card = _model_card(trained)
     assert all(each in card for each in words)
 

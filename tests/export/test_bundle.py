@@ -9,6 +9,7 @@ import pytest
 
 from export.bundle import Facts, TensorEntry, open_bundle, write_manifest
 from export.errors import DamagedError, UsageError
+from export.preprocess import recipe_for
 
 FACTS = Facts(
     network="small",
@@ -16,7 +17,7 @@ FACTS = Facts(
     input=TensorEntry(name="image", dtype="uint8", shape=[None, 1, 8, 8]),
     output=TensorEntry(name="logits", dtype="float32", shape=[None, 10]),
     classes=[str(digit) for digit in range(10)],
-    preprocessing="raw pixels",
+    recipe=recipe_for((1, 8, 8)),
     versions={"torch": "2"},
     device="cpu",
     training_precision="float32",
@@ -89,11 +90,20 @@ def make_a_folder(folder: Path) -> None:
         (lambda f: edit(f, lambda m: m.update(device="banana")), "at device"),
         (lambda f: edit(f, lambda m: m.update(metrics={"test_accuracy": float("nan")})), "not finite"),
         (lambda f: edit(f, lambda m: m["input"].update(shape=[None, 1, -8, 8])), "at input.shape"),
-        (lambda f: (f / "manifest.json").write_bytes(b"{"), "is not a manifest of format 1"),
-        (lambda f: (f / "manifest.json").write_bytes(b"\xff"), "is not a manifest of format 1"),
-        (lambda f: edit(f, lambda m: m.update(format_version=2)), "at format_version"),
+        (lambda f: (f / "manifest.json").write_bytes(b"{"), "is not a manifest of format 2"),
+        (lambda f: (f / "manifest.json").write_bytes(b"\xff"), "is not a manifest of format 2"),
+        (lambda f: edit(f, lambda m: m.update(format_version=3)), "at format_version"),
         (lambda f: edit(f, lambda m: m.update(unknown=1)), "at unknown"),
         (lambda f: edit(f, lambda m: m.pop("classes")), "at classes"),
+        (lambda f: edit(f, lambda m: m.pop("recipe")), "is not a manifest of format 2: at recipe: Field required; export the bundle again"),
+        (lambda f: edit(f, lambda m: m["recipe"].update(version=2)), "at recipe: Value error, the recipe has version 2; this code follows version 1"),
+        (lambda f: edit(f, lambda m: m["recipe"].update(filter="Lanczos")), "recipe: filter is 'Lanczos'"),
+        (lambda f: edit(f, lambda m: m["recipe"].update(height=0)), "recipe: height is 0"),
+        (lambda f: edit(f, lambda m: m["recipe"].update(width=9)), "gives squares, got height 8 and width 9"),
+        (lambda f: edit(f, lambda m: m["recipe"].update(resize=9)), "goes with resize"),
+        (lambda f: edit(f, lambda m: m["recipe"].update(rounding="up")), "recipe: rounding is 'up'"),
+        (lambda f: edit(f, lambda m: m["recipe"].pop("luma")), "one of them is missing or unknown: luma"),
+        (lambda f: edit(f, lambda m: m.update(recipe="as usual")), "a recipe is a JSON object, got str"),
     ],
 )
 def test_a_damaged_bundle_is_refused_in_one_line(folder: Path, fault: Callable[[Path], object], message: str) -> None:

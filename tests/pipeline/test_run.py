@@ -37,10 +37,18 @@ def test_the_bundle_holds_what_is_promised(finished_run: Path) -> None:
         "model.exact.onnx",
         "model.exact.trt.onnx",
         "model.onnx",
+        "preprocess.py",
         "report.html",
         "training/config.yaml",
         "training/exact.metrics.jsonl",
         "training/exact.safetensors",
+        "training/images.json",
+        "training/images/cmyk.jpg",
+        "training/images/gray.png",
+        "training/images/palette.png",
+        "training/images/progressive.jpg",
+        "training/images/transparent.png",
+        "training/images/turned.jpg",
         "training/metrics.jsonl",
         "training/samples.safetensors",
         "training/weights.safetensors",
@@ -53,8 +61,9 @@ def test_the_bundle_holds_what_is_promised(finished_run: Path) -> None:
     assert bundle.read("labels.txt").decode().split() == bundle.manifest.classes
     metadata = {each.key: each.value for each in onnx.load_from_string(bundle.read("model.onnx")).metadata_props}
     assert json.loads(metadata["classes"]) == bundle.manifest.classes
+    assert json.loads(metadata["recipe"]) == json.loads(bundle.manifest.recipe.text)
     assert metadata["sha256.training/weights.safetensors"] == bundle.hashes["training/weights.safetensors"]
-    assert {"network", "method", "preprocessing", "version.torch", "sha256.weights.safetensors"} <= metadata.keys()
+    assert {"network", "method", "version.torch", "sha256.weights.safetensors"} <= metadata.keys()
     assert str(finished_run).encode() not in b"".join(bundle.read(name) for name in bundle.manifest.files)
 
 
@@ -70,6 +79,7 @@ def test_the_verdict_names_links_files_and_samples(finished_run: Path) -> None:
     verification["links"] = [link for link in verification["links"] if link not in engines]
     links = [(link["from"], link["to"], link["required"], link["status"]) for link in verification["links"]]
     assert links == [
+        ("image file", "pixels", "bitwise", "passed"),
         ("training graph", "evaluation graph", "bitwise", "passed"),
         ("evaluation graph", "folded graph", "bitwise", "passed"),
         ("folded graph", "ONNX file", "budget", "passed"),
@@ -80,6 +90,7 @@ def test_the_verdict_names_links_files_and_samples(finished_run: Path) -> None:
         ("exact ONNX file", "exact onnxruntime-cpu, all optimisations", "bitwise", "passed"),
         ("exact ONNX file", "exact ONNX file for TensorRT", "bitwise", "passed"),
     ]
+    assert verification["links"].pop(0)["samples"] == 6
     assert all(link["samples"] == 100 + 19 for link in verification["links"])
     in_bits = [*verification["links"][:2], *verification["links"][4:]]
     assert [link["max_ulp"] for link in in_bits] == [0] * 7
@@ -222,7 +233,7 @@ def test_the_other_methods_pass_the_same_chain(tmp_path: Path, capfd: Capture, m
     done = pipeline(capfd, "train-export", QUICKSTART, "--out", tmp_path / "run", *options)
     assert done.code == 0, done.err
     verification = json.loads((tmp_path / "run" / "bundle" / "verification.json").read_bytes())
-    assert [link["observed"] for link in verification["links"][:2]] == ["bitwise", "bitwise"]
+    assert [link["observed"] for link in verification["links"][:3]] == ["bitwise"] * 3
     expected = {"batchnorm": 7, "czmi": 3}.get(method, 0)
     assert len(verification["training_only"]) == expected
     is_foldable = method != "groupnorm"

@@ -2,18 +2,18 @@
 
     python -m benchmarks.house.mutations draw --tree TREE --out MUTATIONS.json
         [--number 200] [--seed 0]
-    python -m benchmarks.house.mutations map --tree TREE --out MAP.json [--only tests/FILE.py ...]
-    python -m benchmarks.house.mutations run --tree TREE --mutations MUTATIONS.json --map MAP.json
-        --out RESULTS.jsonl [--only ID ...]
-    python -m benchmarks.house.mutations compare BEFORE.jsonl AFTER.jsonl
+    python -m benchmarks.house.mutations run --tree TREE --mutations MUTATIONS.json
+        --out RESULTS.jsonl [--only ID ...] [--files N] [--renamed NAMES.json]
+    python -m benchmarks.house.mutations compare BEFORE.jsonl AFTER.jsonl [--out FILE.json]
 
-`draw` writes changes to operators, constants and conditions, drawn from the tree before. `map` runs
-each test file by itself and writes which functions it runs, including those in child processes;
-each tree has its own map. `run` makes one change after the other in a copy of the tree and runs the
-test files that run the changed function, fastest first, until one fails. A run that takes much
-longer than for the map is a failure too. `compare` exits with 1 if a change that was caught before
-is not caught after. Only one process at a time; `map` and `run` take hours and continue where they
-were stopped.
+`draw` writes changes to operators, constants and conditions, drawn from the tree before. `run`
+makes one change after the other in a copy of the tree and runs its test files, nearest to the
+changed module first, until one fails. It takes hours and continues where it was stopped. --files N
+stops after the nearest N test files; the result says so. `compare` looks at the changes that were
+run in both trees and exits with 1 if one was caught before and is not caught after.
+
+A failure counts only if the same test fails again by itself and passes without the change, so that
+a busy machine catches nothing.
 """
 
 import argparse
@@ -21,27 +21,25 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.house.mutating import AREAS, Function, Mutation, NotPlacedError, drawn, functions_of, mutated, placed
-from benchmarks.house.trees import Tree, recorded_calls, traced
+from benchmarks.environment import environment
+from benchmarks.house.mutating import AREAS, Mutation, NotPlacedError, drawn, functions_of, mutated, placed
+from benchmarks.house.nearness import ImportGraph
+from benchmarks.house.test_runs import TestRun, Tests
+from benchmarks.house.trees import Tree
 
 Json = dict[str, Any]
 Status = Literal["caught", "escaped", "not placed"]
 
 _NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "runs", "*.egg-info")
-_SMALLEST_LIMIT, _SLOWER = 120, 4
-"""The least time limit in seconds, and how many times the time of the map tests may take. After
-that they count as hanging."""
 _BATCHES = (1, 3, 10)
 """How many test files are run in a process. The first is alone, because most changes are caught
 there; then come more at a time, and the rest together."""
@@ -53,28 +51,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw = commands.add_parser("draw")
     draw.add_argument("--number", type=int, default=200)
     draw.add_argument("--seed", type=int, default=0)
-    mapping = commands.add_parser("map")
-    mapping.add_argument("--only", action="append", help="Only this test file. Repeatable.")
     run = commands.add_parser("run")
     run.add_argument("--mutations", type=Path, required=True)
-    run.add_argument("--map", type=Path, required=True)
     run.add_argument("--only", action="append", type=int, help="Only the change of this number. Repeatable.")
+    run.add_argument("--files", type=int, help="Run this many test files at most.  [default: all]")
     run.add_argument("--renamed", type=Path, help="A JSON object: functions of the tree of the draw -> their names in this one.")
-    run.add_argument("--patience", type=float, metavar="SECONDS", help="Leave out test files once those in front of them take so long together.")
-    for command in (draw, mapping, run):
+    for command in (draw, run):
         command.add_argument("--tree", type=Path, required=True)
         command.add_argument("--out", type=Path, required=True)
     comparing = commands.add_parser("compare")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
+    comparing.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    if options.command != "compare":
+    if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
     match options.command:
         case "draw":
             return _draw(options)
-        case "map":
-            return _map(options)
         case "run":
             return _run(options)
         case _:
@@ -112,121 +106,114 @@ def copied(tree: Tree) -> Iterator[Tree]:
         yield Tree.at(root)
 
 
-@dataclass(frozen=True)
-class PytestRun:
-    """How a run of test files ended."""
-
-    code: int | None
-    """The exit code; None if the run was stopped because it took too long."""
-    seconds: float
-    output: str
-
-
-def pytest_run(tree: Tree, files: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> PytestRun:
-    """Run test files of a tree, up to the first failure."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *files]
-    started = time.monotonic()
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:  # not a pipe: a process that a test starts may keep it open
-        process = subprocess.Popen(
-            command,
-            cwd=tree.root,
-            env=dict(tree.environment() if environment is None else environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        code: int | None = None
-        try:
-            code = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # including what the tests left running
-            process.wait()
-        output.seek(0)
-        return PytestRun(code, time.monotonic() - started, output.read())
-
-
-def _map(options: argparse.Namespace) -> int:
-    tree = Tree.at(options.tree)
-    content: Json = {"digest": tree.digest, "tests": {}}
-    if options.out.exists():
-        content = json.loads(options.out.read_bytes())
-        if content["digest"] != tree.digest:
-            raise SystemExit(f"{options.out} is the map of another tree; name another file")
-    names = sorted(path.relative_to(tree.root).as_posix() for path in (tree.root / "tests").rglob("test_*.py"))
-    wanted = [name for name in names if (not options.only or name in options.only) and name not in content["tests"]]
-    with copied(tree) as copy:
-        for number, name in enumerate(wanted, start=1):
-            content["tests"][name] = mapped(copy, name)
-            _write_whole(options.out, json.dumps(content, indent=1) + "\n")
-            told = content["tests"][name]
-            print(f"{number}/{len(wanted)} {name}: {len(told['functions'])} functions, {told['seconds']:.0f} s, code {told['code']}", flush=True)
-    return 0
-
-
-def mapped(tree: Tree, file: str, most_seconds: float = 7200) -> Json:
-    """Return which functions a test file runs, how long that takes, and how it ends."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = pytest_run(tree, [file], most_seconds, traced(tree, Path(folder)))
-        functions = sorted({":".join(call.callee) for call in recorded_calls(Path(folder))})
-    if done.code != 0:  # tracing is slow, and some tests measure time
-        done = pytest_run(tree, [file], most_seconds)
-    return {"seconds": round(done.seconds, 2), "code": done.code, "functions": functions}
-
-
 def _run(options: argparse.Namespace) -> int:
-    tree, map_ = Tree.at(options.tree), json.loads(options.map.read_bytes())
-    if map_["digest"] != tree.digest:
-        raise SystemExit(f"{options.map} is the map of another tree; make one of this tree with map")
+    tree = Tree.at(options.tree)
+    commit = tree.commit
     renamed = json.loads(options.renamed.read_bytes()) if options.renamed else {}
     before = read_results(options.out) if options.out.exists() else []
     _write_whole(options.out, "".join(json.dumps(line) + "\n" for line in before))  # without a half line that a kill may have left
     done = {line["id"] for line in before}
-    wanted = [each for each in read_mutations(options.mutations) if each.id not in done and (not options.only or each.id in options.only)]
-    with copied(tree) as copy:
-        functions = [function for path in copy.sources for function in functions_of(_name(copy, path), path.read_text("utf-8"))]
+    wanted = [each for each in _spread(read_mutations(options.mutations)) if each.id not in done and (not options.only or each.id in options.only)]
+    with copied(tree) as changed, copied(tree) as unchanged, closing(Trial(changed, unchanged, renamed, options.files)) as trial:
         for number, mutation in enumerate(wanted, start=1):
-            result = tried(copy, functions, mutation, map_["tests"], renamed, options.patience)
+            result = {**trial.of(mutation), "commit": commit}
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(result) + "\n")
             print(f"{number}/{len(wanted)} {mutation.area}, {mutation.function}: {result['status']} {result['by']}", flush=True)
     return 0
 
 
+def _spread(mutations: Sequence[Mutation]) -> list[Mutation]:
+    """Return the changes in an order in which any first part of them is of all areas."""
+    place: dict[str, int] = {}
+    turns = {}
+    for each in mutations:
+        turns[each.id] = place[each.area] = place.get(each.area, -1) + 1
+    return sorted(mutations, key=lambda each: turns[each.id])
+
+
+class Trial:
+    """Tries changes in one copy of a tree; the other stays as it is."""
+
+    def __init__(self, tree: Tree, unchanged: Tree, renamed: Mapping[str, str], most_files: int | None = None) -> None:
+        self._tree, self._renamed, self._most_files = tree, renamed, most_files
+        self._functions = [function for path in tree.sources for function in functions_of(_name(tree, path), path.read_text("utf-8"))]
+        self._imports = ImportGraph(tree.root)
+        self._tests, self._tests_unchanged = Tests(tree), Tests(unchanged)
+        self._known: dict[str, bool] = {}
+        """Whether a test passes without a change."""
+
+    def close(self) -> None:
+        self._tests.close()
+        self._tests_unchanged.close()
+
+    def of(self, mutation: Mutation) -> Json:
+        """Make a change, run tests until one fails, undo the change, and return the result."""
+        started = time.monotonic()
+
+        def result(status: Status, by: str, place: str = "", files: int = 0) -> Json:
+            told = {"id": mutation.id, "area": mutation.area, "function": mutation.function, "line": mutation.line, "old": mutation.old}
+            ran = {"files_run": files, "seconds": round(time.monotonic() - started, 1)}
+            return {**told, "new": mutation.new, "status": status, "by": by, "place": place, **ran}
+
+        try:
+            place = placed(self._functions, mutation, self._renamed)
+            path = self._tree.root / place.function.file
+            source = path.read_text("utf-8")
+            changed = mutated(source, place, mutation.new)
+        except (NotPlacedError, SyntaxError) as error:
+            return result("not placed", str(error))
+        where = f"{place.function.file}:{place.start[0]}"
+        every = self._imports.tests_by_distance(place.function.file)
+        files = every[: self._most_files]
+        try:
+            _replace(path, changed)
+            number, caught = self._caught_by(files)
+        finally:
+            _replace(path, source)
+        return result("caught", caught, where, number) if caught else result("escaped", f"{len(files)} of {len(every)} test files", where, number)
+
+    def _caught_by(self, files: Sequence[str]) -> tuple[int, str]:
+        """Return how many test files were run, and the first test that fails because of the change;
+        an empty text if none does."""
+        left, number = list(files), 0
+        for size in (*_BATCHES, len(left)):
+            batch, left = left[:size], left[size:]
+            number += len(batch)
+            if batch and (caught := self._caught_in(batch)):
+                return number, caught
+        return number, ""
+
+    def _caught_in(self, batch: Sequence[str]) -> str:
+        """Return the first test of some files that fails because of the change."""
+        left, not_counted = list(batch), set[str]()
+        while left:
+            run = self._tests.run([*left, *(f"--deselect={test}" for test in sorted(not_counted))])
+            if not run.failed or run.code == _NOTHING_LEFT:
+                break
+            test = run.first_failure or run.in_work or left[0]
+            if self._fails_again(test, run) and self._passes_unchanged(test):
+                return f"{'no end of ' if run.code is None else ''}{test}"
+            if test in not_counted or test in left:  # a file that cannot be read
+                left.remove(test.partition("::")[0])
+            not_counted.add(test)
+        return ""
+
+    def _fails_again(self, test: str, run: TestRun) -> bool:
+        return run.code is None or self._tests.run([test]).failed
+
+    def _passes_unchanged(self, test: str) -> bool:
+        if test not in self._known:
+            self._known[test] = not self._tests_unchanged.run([test]).failed
+        return self._known[test]
+
+
+_NOTHING_LEFT = 5
+"""The exit code of pytest if all tests were deselected."""
+
+
 def _name(tree: Tree, path: Path) -> str:
     return path.relative_to(tree.root).as_posix()
-
-
-def tried(
-    tree: Tree, functions: Sequence[Function], mutation: Mutation, tests: Json, renamed: Mapping[str, str], patience: float | None = None
-) -> Json:
-    """Make a change, run the tests that matter, undo the change, and return the result."""
-    started = time.monotonic()
-
-    def result(status: Status, by: str, place: str = "") -> Json:
-        told = {"id": mutation.id, "area": mutation.area, "function": mutation.function, "line": mutation.line, "old": mutation.old}
-        return {**told, "new": mutation.new, "status": status, "by": by, "place": place, "seconds": round(time.monotonic() - started, 1)}
-
-    try:
-        place = placed(functions, mutation, renamed)
-        path = tree.root / place.function.file
-        source = path.read_text("utf-8")
-        changed = mutated(source, place, mutation.new)
-    except (NotPlacedError, SyntaxError) as error:
-        return result("not placed", str(error))
-    where = f"{place.function.file}:{place.start[0]}"
-    files = files_for(place.function, tests, patience)
-    if not files:
-        return result("escaped", "no test file runs the function", where)
-    try:
-        _replace(path, changed)
-        caught = caught_by(tree, files)
-    finally:
-        _replace(path, source)
-    return result("caught", caught, where) if caught else result("escaped", f"{len(files)} test files passed", where)
 
 
 def _replace(path: Path, source: str) -> None:
@@ -238,39 +225,6 @@ def _replace(path: Path, source: str) -> None:
     Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
 
 
-def files_for(function: Function, tests: Json, patience: float | None = None) -> list[tuple[str, float]]:
-    """Return the test files that run a function and pass without a change, fastest first.
-
-    Each has the seconds that it took.
-    """
-    name = f"{function.file}:{function.name}"
-    found = sorted((facts["seconds"], file) for file, facts in tests.items() if facts["code"] == 0 and name in facts["functions"])
-    chosen: list[tuple[str, float]] = []
-    together = 0.0
-    for seconds, file in found:
-        together += seconds
-        if patience is None or together <= patience or not chosen:
-            chosen.append((file, seconds))
-    return chosen
-
-
-def caught_by(tree: Tree, files: Sequence[tuple[str, float]]) -> str:
-    """Return the first test that fails, or an empty text."""
-    left = list(files)
-    for size in (*_BATCHES, len(left)):
-        batch, left = left[:size], left[size:]
-        if not batch:
-            break
-        limit = max(_SMALLEST_LIMIT, _SLOWER * sum(seconds for _, seconds in batch))
-        done = pytest_run(tree, [file for file, _ in batch], limit)
-        if done.code is None:
-            return f"no end within {limit:.0f} s of {batch[0][0]}{f' and {len(batch) - 1} more' if len(batch) > 1 else ''}"
-        if done.code != 0:
-            failed = [line for line in done.output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-            return " ".join(failed[0].split()[1:2]) if failed else f"exit code {done.code} of {batch[0][0]}"
-    return ""
-
-
 def read_results(path: Path) -> list[Json]:
     """Return what `run` wrote; a line that was cut off is left out."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
@@ -278,9 +232,14 @@ def read_results(path: Path) -> list[Json]:
 
 def _compare(options: argparse.Namespace) -> int:
     before, after = read_results(options.before), read_results(options.after)
+    both = {each["id"] for each in before} & {each["id"] for each in after}
+    before, after = ([each for each in results if each["id"] in both] for results in (before, after))
     print(table(before, after))
     worse = escapes(before, after)
     print("\n".join(worse) or "everything that was caught before is caught after")
+    if options.out:
+        content = {"environment": environment(), "compared": len(both), "lost": worse, "before": before, "after": after}
+        _write_whole(options.out, json.dumps(content, indent=1) + "\n")
     return 1 if worse or not before else 0
 
 

@@ -141,16 +141,21 @@ WORDING: Mapping[str, Mapping[Keys, str]] = {
         ("training_only", "[]", "what"): "what a part does, in words",
         ("not_foldable", "[]", "what"): "what a part does, in words",
     },
+    "manifest.json": {("metrics", "exact", "not_run"): "why there is no exact form, in words"},
 }
 """Text of which only the figures must be equal."""
 
 PROSE = ("report.html", "README.md")
 """Text files for people: their figures must be equal, except for times."""
 
-DOCUMENTED: Mapping[tuple[str, Keys], str] = {}
-"""Values that only one tree may have, or that may differ, because CHANGELOG.md says so: (file,
-path) -> what it says. Nothing so far. If a value of the config is listed here, its size in
-manifest.json is a line of its own."""
+DOCUMENTED: Mapping[str, Mapping[Keys, str]] = {
+    "verification.json": {
+        ("training_only", "[]", "kind"): "CHANGELOG: everything that exists in training only has a kind",
+        ("environment", "packages", "tensorrt-rtx"): "every package of the table of runtimes is listed with its version, TensorRT-RTX too",
+    },
+}
+"""Values that only one tree may have, or that may differ, by the end of the file's name, with the
+reason. If a value of the config is listed here, its size in manifest.json is a line of its own."""
 
 TEXTS = (".json", ".jsonl", ".yaml", ".html", ".md")
 BYTES = ("certificate.json",)
@@ -423,13 +428,13 @@ def _compared_values(name: str, file: str, before: Mapping[Keys, object], after:
     for path in dict.fromkeys([*before, *after]):
         spoken = ".".join(path).replace(".[", "[")
         if path not in before or path not in after:
-            documented = (file, path) in DOCUMENTED
+            documented = _named(path, _of_file(DOCUMENTED, file))
             (left_out if documented else differences).append(f"{spoken}: only {'before' if path in before else 'after'}")
             continue
         one, other = before[path], after[path]
         if repr(one) == repr(other):  # so that 1, 1.0 and True are three values, and a float equals only itself
             continue
-        if _named(path, _of_file(VARYING, file)) or (file, path) in DOCUMENTED:
+        if _named(path, _of_file(VARYING, file)) or _named(path, _of_file(DOCUMENTED, file)):
             left_out.append(spoken)
         elif _named(path, _of_file(WORDING, file)) and isinstance(one, str) and isinstance(other, str) and _figures(one) == _figures(other):
             wording.append((spoken, one, other))
@@ -458,6 +463,8 @@ _FIGURE = re.compile(r"\b[0-9a-f]{64}\b|(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)*(?:e[+-
 """A hash, a number or a version."""
 _VARYING_FIGURE = re.compile(r"[\d.,]+(?= (?:h|min|s|images per second|MiB)\b)")
 """Figures in prose that vary: times, and the memory that the process held."""
+_PACKAGES = re.compile(r"(?<=<dt>packages</dt><dd><dl>).*?(?=</dl>)")
+"""The report's list of packages, which are versions: verification.json has them by name."""
 
 
 def _figures(text: str) -> list[str]:
@@ -466,6 +473,7 @@ def _figures(text: str) -> list[str]:
 
 
 def _compared_prose(name: str, file: str, before: str, after: str) -> Found:
+    before, after = (_PACKAGES.sub("*", text) for text in (before, after))
     one, other = (_figures(_VARYING_FIGURE.sub("", text)) for text in (before, after))
     wording = tuple((file, *pair) for pair in _worded_differently(_VARYING_FIGURE.sub("*", before), _VARYING_FIGURE.sub("*", after)))
     if one == other:
@@ -502,9 +510,15 @@ def told(found: Iterable[Found]) -> Iterator[str]:
 
 def result(before: Tree, after: Tree, found: Sequence[Found]) -> dict[str, Any]:
     """Return what is written."""
-    tables = {"varying": _spoken(VARYING), "wording": _spoken(WORDING)}
-    files = [asdict(each) for each in found]
-    return {"environment": environment(), "before": before.commit, "after": after.commit, "same": same(found), "may_differ": tables, "files": files}
+    tables = {"varying": _spoken(VARYING), "wording": _spoken(WORDING), "documented": _spoken(DOCUMENTED)}
+    files: dict[str, dict[str, Any]] = {}
+    for each in found:
+        told = {key: value for key, value in asdict(each).items() if key not in ("bundle", "file") and value}
+        files.setdefault(each.bundle, {})[each.file] = {**told, "wording": sorted({place for place, _, _ in each.wording})} if each.wording else told
+    sentences = dict.fromkeys((one, other) for each in found for _, one, other in each.wording)
+    wording = [{"before": one, "after": other} for one, other in sentences]
+    commits = {"before": before.commit, "after": after.commit}
+    return {"environment": environment(), **commits, "same": same(found), "may_differ": tables, "bundles": files, "worded_differently": wording}
 
 
 def _spoken(table: Mapping[str, Mapping[Keys, str]]) -> dict[str, dict[str, str]]:

@@ -5,14 +5,19 @@ They are drawn and made in the same way in a tree whose files have moved.
 
 import ast
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.house import mutating, mutations
+from benchmarks.house import mutating, mutations, test_runs
 from benchmarks.house.mutating import Mutation, NotPlacedError, drawn, functions_of, mutated, mutations_of, placed
-from benchmarks.house.mutations import escapes, files_for, main, mapped, read_mutations, read_results, table, tried
+from benchmarks.house.mutations import Trial, copied, escapes, main, read_mutations, read_results, table
+from benchmarks.house.nearness import ImportGraph
+from benchmarks.house.test_runs import Tests
 from benchmarks.house.trees import Tree
 
 SOURCE = '''
@@ -182,8 +187,17 @@ def alone(x):
 """,
     "tests/test_a.py": "from export.fold import fold\n\ndef test_small():\n    assert fold(0) == 0\n",
     "tests/test_b.py": "from export.fold import fold\n\ndef test_large():\n    assert fold(3) == 6\n    assert fold(20) == 9\n",
+    "tests/test_alone.py": "def test_nothing():\n    pass\n",
+    "tests/test_slow.py": "import time\nfrom export.fold import fold\n\ndef test_waits():\n    time.sleep(3)\n",
     "tests/test_c.py": "from export.fold import fold\n\ndef test_wrong():\n    assert fold(3) == 7\n",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_heavy() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(test_runs, "HEAVY", ())
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -219,42 +233,84 @@ def test_what_is_drawn_from_real_code_is_found_in_it_and_makes_another_program(m
         mutated((tree / each.file).read_text("utf-8"), place, each.new)
 
 
-def test_tests_are_mapped_and_changes_are_caught_by_those_that_matter(root: Path) -> None:
-    tree = Tree.at(root)
-    tests = {name: mapped(tree, name) for name in TREE if name.startswith("tests/")}
-    assert {name: (each["code"], each["functions"]) for name, each in tests.items()} == {
-        "tests/test_a.py": (0, ["export/fold.py:fold"]),
-        "tests/test_b.py": (0, ["export/fold.py:fold"]),
-        "tests/test_c.py": (1, ["export/fold.py:fold"]),
-    }
-    functions = functions_of("export/fold.py", TREE["export/fold.py"])
-    by_old = {(each.line, each.old): each for each in mutations_of("fold", "export/fold.py", TREE["export/fold.py"])}
-    caught = tried(tree, functions, by_old["x = x * 2", "2"], tests, {})
+def change(line: str, old: str) -> Mutation:
+    found = mutations_of("fold", "export/fold.py", TREE["export/fold.py"])
+    return next(each for each in found if (each.line, each.old) == (line, old))
+
+
+@pytest.fixture(scope="module")
+def trial(root: Path) -> Iterator[Trial]:
+    with copied(Tree(root)) as changed, copied(Tree(root)) as unchanged, closing(Trial(changed, unchanged, {})) as trial:
+        yield trial
+
+
+def test_the_nearest_test_files_come_first(root: Path) -> None:
+    (root / "tests/far").mkdir()
+    (root / "tests/export").mkdir()
+    (root / "tests/far/test_over_two.py").write_text("from pipeline.two import two\n", encoding="utf-8")
+    (root / "pipeline/two.py").write_text("def two():\n    from export import fold\n", encoding="utf-8")
+    (root / "tests/export/test_fold.py").write_text("import subprocess\n", encoding="utf-8")
+    try:
+        found = ImportGraph(root).tests_by_distance("export/fold.py")
+    finally:
+        shutil.rmtree(root / "tests/far")
+        shutil.rmtree(root / "tests/export")
+        (root / "pipeline/two.py").unlink()
+    direct = ["tests/test_a.py", "tests/test_b.py", "tests/test_c.py", "tests/test_slow.py"]
+    assert found == ["tests/export/test_fold.py", *direct, "tests/far/test_over_two.py", "tests/test_alone.py"]
+
+
+def test_a_change_is_caught_by_a_test_that_fails_because_of_it(trial: Trial) -> None:
+    caught = trial.of(change("x = x * 2", "2"))
     assert (caught["status"], caught["by"], caught["place"]) == ("caught", "tests/test_b.py::test_large", "export/fold.py:3")
-    escaped = tried(tree, functions, by_old["if x > 1:", ">"], tests, {})
-    assert (escaped["status"], escaped["by"]) == ("escaped", "2 test files passed")  # test_c fails without a change, so it says nothing
-    nobody = tried(tree, functions, by_old["return x + 1", "+"], tests, {})
-    assert (nobody["status"], nobody["by"]) == ("escaped", "no test file runs the function")
-    gone = tried(tree, [], by_old["x = x * 2", "2"], tests, {})
-    assert gone["status"] == "not placed"
+    escaped = trial.of(change("if x > 1:", ">"))
+    assert (escaped["status"], escaped["by"]) == ("escaped", "5 of 5 test files")  # test_c fails without a change, so it says nothing
+
+
+def test_a_change_that_cannot_be_made_is_told(trial: Trial, root: Path) -> None:
+    gone = Mutation(**{**vars(change("x = x * 2", "2")), "function": "other", "words": ("x",)})
+    assert trial.of(gone)["status"] == "not placed"
     assert (root / "export/fold.py").read_text(encoding="utf-8") == TREE["export/fold.py"]
 
 
-def test_what_does_not_end_is_caught(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mutations, "_SMALLEST_LIMIT", 3)
-    tests = {"tests/test_b.py": {"seconds": 0.1, "code": 0, "functions": ["export/fold.py:fold"]}}
-    functions = functions_of("export/fold.py", TREE["export/fold.py"])
-    endless = next(each for each in mutations_of("fold", "export/fold.py", TREE["export/fold.py"]) if (each.line, each.old) == ("x = x - 1", "-"))
-    result = tried(Tree(root), functions, endless, tests, {})
-    assert (result["status"], result["by"]) == ("caught", "no end within 3 s of tests/test_b.py")
+def test_what_does_not_end_is_caught_and_a_slow_machine_is_not(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_runs, "MOST_CPU_SECONDS", 2.0)
+    endless = trial.of(change("x = x - 1", "-"))
+    assert (endless["status"], endless["by"]) == ("caught", "no end of tests/test_b.py::test_large")
 
 
-def test_the_fastest_files_come_first_and_patience_ends() -> None:
-    function = functions_of("export/fold.py", TREE["export/fold.py"])[0]
-    runs = {"functions": ["export/fold.py:fold"], "code": 0}
-    tests = {"slow": {**runs, "seconds": 9.0}, "fast": {**runs, "seconds": 1.0}, "broken": {**runs, "seconds": 0.5, "code": 1}}
-    assert files_for(function, tests) == [("fast", 1.0), ("slow", 9.0)]
-    assert files_for(function, tests, patience=5) == [("fast", 1.0)]
+def test_what_waits_for_nothing_is_stopped(trial: Trial, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_runs, "MOST_IDLE_SECONDS", 1.0)
+    monkeypatch.setattr(test_runs, "MOST_CPU_SECONDS", 60.0)
+    with closing(Tests(Tree(root))) as tests:
+        run = tests.run(["tests/test_slow.py"])
+    assert (run.code, run.in_work) == (None, "tests/test_slow.py::test_waits")
+
+
+def test_a_failure_that_does_not_come_again_catches_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONCE", str(tmp_path / "once"))
+    with copied(Tree(root)) as changed, copied(Tree(root)) as unchanged:
+        for tree in (changed, unchanged):
+            for file in ("test_b.py", "test_c.py", "test_slow.py"):
+                (tree.root / "tests" / file).unlink()
+            (tree.root / "tests/test_a.py").write_text(FAILS_ONCE, encoding="utf-8")
+        with closing(Trial(changed, unchanged, {})) as trial:
+            assert trial.of(change("x = x * 2", "2"))["status"] == "escaped"
+    assert (tmp_path / "once").exists()
+
+
+FAILS_ONCE = """import os
+from pathlib import Path
+
+from export.fold import fold
+
+
+def test_once():
+    once = Path(os.environ["ONCE"])
+    if not once.exists():
+        once.touch()
+        assert fold is None
+"""
 
 
 def test_what_was_drawn_is_read_back_and_what_was_run_is_not_run_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,17 +319,19 @@ def test_what_was_drawn_is_read_back_and_what_was_run_is_not_run_again(root: Pat
     words = ("--tree", str(root), "--out")
     assert main(["draw", *words, str(tmp_path / "drawn.json"), "--number", "5"]) == 0
     assert read_mutations(tmp_path / "drawn.json") == drawn(root, 5, seed=0)
-    (tmp_path / "map.json").write_text(json.dumps({"digest": Tree(root).digest, "tests": {}}), encoding="utf-8")
-    run = ["run", *words, str(tmp_path / "results.jsonl"), "--mutations", str(tmp_path / "drawn.json"), "--map", str(tmp_path / "map.json")]
+    run = ["run", *words, str(tmp_path / "results.jsonl"), "--mutations", str(tmp_path / "drawn.json"), "--files", "1"]
     assert main([*run, "--only", "3"]) == 0
     with (tmp_path / "results.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"id": 4, "st')  # a run that was killed
     assert [each["id"] for each in read_results(tmp_path / "results.jsonl")] == [3]
     assert main(run) == 0
     assert sorted(each["id"] for each in read_results(tmp_path / "results.jsonl")) == [0, 1, 2, 3, 4]
-    (tmp_path / "map.json").write_text(json.dumps({"digest": "another", "tests": {}}), encoding="utf-8")
-    with pytest.raises(SystemExit, match="the map of another tree"):
-        main(run)
+
+
+def test_any_first_part_of_a_run_has_changes_of_all_areas() -> None:
+    first = changes()[0]
+    lots = [Mutation(**{**vars(first), "id": index, "area": area}) for index, area in enumerate(["a", "a", "b", "b", "b", "c"])]
+    assert [each.id for each in mutations._spread(lots)] == [0, 2, 5, 1, 3, 4]
 
 
 def outcome(number: int, status: str) -> Json:

@@ -22,7 +22,10 @@ VERIFICATION: dict[str, Any] = {
     "stages": {"folded graph": {"version": "2.14.1", "threads": 1}},
     "files": {},
 }
-REPORT = '<meta content="{digest}"><p>2 epochs in 0.42 s of training steps; 7,302 images per second; error 1.5e-06</p>'
+REPORT = (
+    '<meta content="{digest}"><p>2 epochs in 0.42 s of training steps; 7,302 images per second; error 1.5e-06</p>'
+    "<dt>packages</dt><dd><dl><dt>torch</dt><dd>2.14.1</dd></dl></dd><dt>num_cpus</dt><dd>2</dd>"
+)
 Edit = Callable[[dict[str, Any]], None]
 
 
@@ -100,7 +103,9 @@ def _other_times(parts: dict[str, Any]) -> None:
 def _other_versions(parts: dict[str, Any]) -> None:
     parts["verification"]["environment"]["packages"]["torch"] = "2.15.0"
     parts["verification"]["stages"]["folded graph"]["version"] = "2.15.0"
+    parts["verification"]["environment"]["packages"]["tensorrt-rtx"] = "1.7.1"  # documented: only one tree lists it
     parts["manifest"]["versions"]["torch"] = "2.15.0"
+    parts["report"] = REPORT.replace("<dt>torch</dt><dd>2.14.1</dd>", "<dt>tensorrt-rtx</dt><dd>1.7.1</dd><dt>torch</dt><dd>2.15.0</dd>")
 
 
 def test_times_and_versions_may_differ(tmp_path: Path) -> None:
@@ -134,6 +139,7 @@ def test_wording_may_differ_and_is_told(tmp_path: Path) -> None:
         ("training/metrics.jsonl", lambda parts: parts["epoch"].pop("seconds")),
         ("manifest.json", lambda parts: parts["manifest"]["metrics"].update(test_loss=0.3)),
         ("report.html", lambda parts: parts.update(report=REPORT.replace("1.5e-06", "1.6e-06"))),
+        ("report.html", lambda parts: parts.update(report=REPORT.replace("<dd>2</dd>", "<dd>4</dd>"))),
         ("training/config.yaml", lambda parts: parts.update(config="method: {name: czmi}\n")),
         ("training/config.yaml", lambda parts: parts.update(config="method:  {name: czmig}\n")),
     ],
@@ -162,7 +168,7 @@ def test_a_documented_change_of_the_config_may_change_its_hash_and_nothing_else(
     def longer(parts: dict[str, Any]) -> None:
         parts["config"] += "new: 1\n"
 
-    documented = {("training/config.yaml", ("new",)): "a new key", ("manifest.json", ("files", "training/config.yaml", "size")): "a new key"}
+    documented = {"config.yaml": {("new",): "a new key"}, "manifest.json": {("files", "training/config.yaml", "size"): "a new key"}}
     monkeypatch.setattr(same_bundles, "DOCUMENTED", documented)
     different = ("training/config.yaml", "model.onnx", "verification.json", "report.html", "manifest.json")
     assert statuses(tmp_path / "config", longer) == dict.fromkeys(different, "equal but for what varies")

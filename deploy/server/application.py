@@ -70,6 +70,8 @@ class Page:
     method: str
     handle: Callable[[Request], Awaitable[Response]]
     most_bytes: int = 0
+    open_to_all: bool = False
+    """Whether no token is needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +134,7 @@ class Application:
         method, path = scope["method"], scope["path"]
         parts = _parts_of(scope.get("raw_path") or path.encode())
         kind, name, version = _route(parts)
-        if self._token is not None and kind not in ("live", "ready"):
+        if self._token is not None and not self._is_open(kind, path):
             self._require_token(headers)
         if kind == "infer":
             _require_method(method, ("POST",))
@@ -208,6 +210,10 @@ class Application:
         _require_method(scope["method"], ("GET", "HEAD") if page.method == "GET" else (page.method,))
         body = await self._body(headers, receive, page.most_bytes) if page.most_bytes else b""
         return await page.handle(Request(path, scope["query_string"].decode("latin-1"), headers, body))
+
+    def _is_open(self, kind: str, path: str) -> bool:
+        page = self._options.pages.get(path) if kind == "page" else None
+        return kind in ("live", "ready") or (page is not None and page.open_to_all)
 
     def _require_token(self, headers: Mapping[bytes, bytes]) -> None:
         assert self._token is not None

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -84,7 +84,7 @@ class LoadedModel:
     """The batch sizes that are run; smaller batches are padded. Empty: all up to the largest."""
     max_batch_size: int = 64
     labels: tuple[str, ...] = ()
-    folder: Path = field(default_factory=Path)
+    bundle: Bundle | None = None
 
     @property
     def bits(self) -> str:
@@ -136,7 +136,7 @@ def open_model(bundle: Bundle, options: ModelOptions) -> LoadedModel:
             sha256=sha256_of((bundle.folder / MANIFEST).read_bytes()),
             max_batch_size=_largest_batch(runners[0], options.max_batch_size),
             labels=tuple(bundle.manifest.classes),
-            folder=bundle.folder,
+            bundle=bundle,
         )
         if expected is not None:
             model.verified = _verified(model, expected, unverified=options.unverified) and passed

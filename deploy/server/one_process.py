@@ -19,6 +19,7 @@ from deploy.server.application import Application, ApplicationOptions
 from deploy.server.counts import Counts
 from deploy.server.http import HttpOptions, HttpServer
 from deploy.server.model import LoadedModel, ModelOptions, open_model
+from deploy.server.page import pages_of
 from deploy.server.service import Phase, Service, ServiceOptions
 from deploy.server.tracing import Tracer
 from export.bundle import MANIFEST, open_bundle
@@ -81,7 +82,8 @@ class Host:
             loop.add_signal_handler(number, self._stop)
         tls = None if options.certificate is None else _tls(options.certificate)
         tracer = None if options.otlp is None else Tracer(options.otlp, {"service.version": version(), "model": service.spec.name})
-        application = Application(service, ApplicationOptions(token=options.token, metrics_compat=options.metrics_compat, tracer=tracer))
+        pages = pages_of(service)
+        application = Application(service, ApplicationOptions(token=options.token, metrics_compat=options.metrics_compat, tracer=tracer, pages=pages))
         http = HttpServer(application, options.http, self._counts, tls)
         grpc_server, bound = await self._grpc(service, grpc_port)
         await http.start(sockets)

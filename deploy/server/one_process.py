@@ -18,8 +18,8 @@ from typing import Any
 from deploy.server.application import Application, ApplicationOptions
 from deploy.server.counts import Counts
 from deploy.server.http import HttpOptions, HttpServer
+from deploy.server.image_page import pages_of
 from deploy.server.model import LoadedModel, ModelOptions, open_model
-from deploy.server.page import pages_of
 from deploy.server.service import Phase, Service, ServiceOptions
 from deploy.server.tracing import Tracer
 from export.bundle import MANIFEST, open_bundle

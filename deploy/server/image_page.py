@@ -39,7 +39,7 @@ def pages_of(service: Service) -> dict[str, Page]:
 
 @functools.cache
 def _html() -> bytes:
-    return Path(__file__).with_name("page.html").read_bytes()
+    return Path(__file__).with_name("image_page.html").read_bytes()
 
 
 async def _page(request: Request) -> Response:

@@ -177,6 +177,7 @@ class Application:
         outcome = "cancelled"
         try:
             spec = service.require_model(name, version)
+            service.require_room()
             body = await self._body(headers, receive, spec.most_bytes)
             length = headers.get(_HEADER_LENGTH)
             request = decode(spec, body, None if length is None else length.decode("latin-1"))

@@ -25,6 +25,8 @@ from deploy.server.counts import Counts
 
 _MOST_PIPELINED = 16
 _LARGEST_HEADERS = 32 * 2**10
+_DIGITS = 6
+"""The length of a body that is read to its end after the request was refused, in digits."""
 _LINGER = 2.0
 """Seconds in which a client may end its request after it was refused."""
 
@@ -82,6 +84,8 @@ class Connection(HttpToolsProtocol):
         self._gone: list[Callable[[], object]] = []
         self._header_bytes = 0
         self._in_headers = False
+        self._refused = False
+        """Whether the request that arrives has its answer already."""
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -111,9 +115,28 @@ class Connection(HttpToolsProtocol):
         if self._in_headers and self._header_bytes > _LARGEST_HEADERS and not self.transport.is_closing():
             self._refuse(431, f"the headers have more than {_LARGEST_HEADERS} bytes")
 
+    def on_body(self, body: bytes) -> None:
+        if not self._refused:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
         self._lingering.receiving = False
-        super().on_message_complete()
+        if self._refused:
+            self._refused = False
+        else:
+            super().on_message_complete()
+
+    def _may_be_refused_at_once(self) -> bool:
+        """Whether this is a request for the model while the queue is full.
+
+        In an overload most requests end here, before anything is made for them. What is large, or
+        follows a request that has no answer yet, takes the ordinary way.
+        """
+        if not self._owner.is_full() or not self.url.endswith(b"/infer") or self.pipeline:
+            return False
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        idle = self.cycle is None or self.cycle.response_complete
+        return idle and self.parser.should_keep_alive() and 0 < len(length) <= _DIGITS
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -126,6 +149,10 @@ class Connection(HttpToolsProtocol):
         self._cancel_deadline()
         if len(self.pipeline) >= _MOST_PIPELINED:
             self._refuse(429, f"more than {_MOST_PIPELINED} requests were sent ahead")
+            return
+        if self._may_be_refused_at_once():
+            self._refused = True
+            self.transport.write(self._owner.refusal())
             return
         self.scope["extensions"] = {GONE: self._gone}  # type: ignore[dict-item]  # ours: a list of what to call
         super().on_headers_complete()
@@ -175,6 +202,11 @@ class HttpServer:
 
     def __init__(self, application: Application, options: HttpOptions, counts: Counts, tls: ssl.SSLContext | None = None) -> None:
         self.options, self.counts = options, counts
+        self._service = application.service
+        error = self._service.full()
+        body = json.dumps({"error": error.message}).encode()
+        lines = {**error.headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
+        self._refusal = "".join(f"{name.lower()}: {value}\r\n" for name, value in lines.items()).encode() + b"\r\n" + body
         self.stopping = False
         self.config = Config(
             application,
@@ -239,6 +271,15 @@ class HttpServer:
                 each.setblocking(False)
                 with suppress(OSError):
                     await loop.connect_accepted_socket(lambda: Connection(self), each, ssl=self._tls)
+
+    def is_full(self) -> bool:
+        return self._service.is_full
+
+    def refusal(self) -> bytes:
+        """Return a whole answer that says that the queue is full."""
+        self._service.note("http", "rejected", time.perf_counter_ns())
+        date = b"".join(b"%s: %s\r\n" % header for header in self.state.default_headers)
+        return b"HTTP/1.1 503 Service Unavailable\r\n" + date + self._refusal
 
     def _connections(self) -> list[Connection]:
         return [each for each in self.state.connections if isinstance(each, Connection)]

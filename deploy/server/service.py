@@ -92,6 +92,20 @@ class Service:
             raise ProtocolError(404, f"{self.spec.name} has no version {version[:80]!r}, expected {self.spec.version}")
         return self.spec
 
+    def require_room(self) -> None:
+        """Refuse before the body is read what would be refused after it: in an overload most
+        requests end here."""
+        if self.is_full:
+            raise self.full()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the queue takes no more requests."""
+        return self._dispatcher.requests_waiting >= self._options.max_queue_size
+
+    def full(self) -> ProtocolError:
+        return ProtocolError(503, f"the queue is full: {self._options.max_queue_size} requests wait", _RETRY_AFTER)
+
     async def infer(self, rows: Array, timeout: float | None) -> Array:
         """Return the outputs for the rows of one request."""
         if self.phase not in (Phase.READY, Phase.DOUBTED):
@@ -105,7 +119,7 @@ class Service:
                 if dispatcher is self._dispatcher:
                     raise ProtocolError(503, "the server is stopping", _RETRY_AFTER) from None
             except QueueFullError:
-                raise ProtocolError(503, f"the queue is full: {self._options.max_queue_size} requests wait", _RETRY_AFTER) from None
+                raise self.full() from None
             except ExpiredError:
                 raise ProtocolError(504, "the request timed out before it was computed") from None
             except FailedError:

@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
-from server_process import ServerProcess
+from server_process import ServerProcess, serving
 
 from deploy.compare.validated import ValidatedOutputs
 from deploy.server.messages import CLASSES
@@ -271,3 +272,31 @@ def test_many_at_once_from_many_connections(server: ServerProcess, validated: Va
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_full_queue_is_said_at_once_and_the_connection_stays(finished_run: Path, tmp_path: Path) -> None:
+    """One request waits, and the others are refused, before their bodies and after."""
+    options = ("--runtime", "onnxruntime-cpu", "--max-queue-size", "1", "--max-queue-delay-microseconds", "1500000", "--no-grpc")
+    with serving(finished_run / "bundle", tmp_path, *options) as server:
+        image = bytes(64)
+        with closing(server.connection()) as waiting, closing(server.connection()) as refused:
+            waiting.sendall(post(server, image, RAW))
+            time.sleep(0.3)
+            for _ in range(3):
+                text = post(server, image, RAW)
+                refused.sendall(text[:-10])
+                time.sleep(0.05)
+                refused.sendall(text[-10:])
+                status, headers, body = read(refused)
+                assert (status, headers["retry-after"], headers["content-type"]) == (503, "1", "application/json")
+                assert "the queue is full: 1 requests wait" in json.loads(body)["error"]
+            refused.sendall(
+                post(server, image, RAW)
+                .replace(b"Content-Length: 64", b"Transfer-Encoding: chunked")
+                .replace(image, b"40\r\n" + image + b"\r\n0\r\n\r\n")
+            )
+            assert read(refused)[0] == 503, "the ordinary way gives the same answer"
+            assert read(waiting)[0] == 200
+            refused.sendall(post(server, image, RAW))
+            assert read(refused)[0] == 200
+        assert server.get("/v2/models/stats")["model_stats"][0]["inference_stats"]["fail"]["count"] == 4

@@ -36,6 +36,7 @@ IMAGES, IMAGE_FOLDER = "training/images.json", "training/images"
 """A few image files, and by name the SHA-256 of the pixels that each gave."""
 MANIFEST = "manifest.json"
 FORMAT_VERSION: Literal[2] = 2
+_OF_FILE_BROWSERS = (".DS_Store", "Thumbs.db", "desktop.ini")
 _LARGEST_MANIFEST = 16 * 2**20
 _LONGEST_NAME = 200
 
@@ -118,14 +119,19 @@ def open_bundle(folder: Path) -> Bundle:
 
 
 def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not (path.is_dir() or _of_the_system(path))}
     if unlisted := sorted(found - set(manifest.files) - {MANIFEST}):
         raise DamagedError(f"{folder / unlisted[0]} is not listed in the manifest; remove it, or export the bundle again")
 
 
+def _of_the_system(path: Path) -> bool:
+    """Whether a file browser left this file. It is never read."""
+    return path.name in _OF_FILE_BROWSERS and path.is_file()
+
+
 def write_manifest(folder: Path, facts: Facts) -> Manifest:
     """List every file of the folder, with its hash, in a manifest. This comes last in a bundle."""
-    names = sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST})
+    names = sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and not _of_the_system(path)} - {MANIFEST})
     files = {name: _entry_of(folder / name) for name in names}
     manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts.model_dump())
     write_file(folder / MANIFEST, json_bytes(manifest.model_dump()))

@@ -5,6 +5,7 @@ is written, and a run folder is written for them. Trains nothing.
 """
 
 import json
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +44,16 @@ class GivenWeights:
             ) from error
 
     def _without_counters(self, network: nn.Module) -> dict[str, torch.Tensor]:
-        """Return the tensors, with counters from the network.
+        """Return the tensors, with counters and versions of layers from the network.
 
         The number of batches that a norm has seen affects no output, and many files leave it out.
+        A safetensors file has no versions, and some layers, as MNASNet's, do not load without.
         """
-        counters = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
-        return counters | self._tensors()
+        own = network.state_dict()
+        counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+        tensors = OrderedDict(counters | self._tensors())
+        tensors._metadata = own._metadata  # type: ignore[attr-defined]  # where torch keeps the versions
+        return tensors
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         try:

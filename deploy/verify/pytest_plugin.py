@@ -5,7 +5,9 @@ Imports nothing heavy until it is used.
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -108,10 +110,26 @@ def _verdict_on(request: "Callable[[], PairRequest]") -> "Verdict":
     from deploy.verify.pair import verify_pair
 
     try:
-        return verify_pair(request())
+        with _without_traces():
+            return verify_pair(request())
     except SamegraphError as error:
         message = str(error)
     pytest.fail(message, pytrace=False)
+
+
+@contextmanager
+def _without_traces() -> Iterator[None]:
+    """Keep what torch.export notes for its own developers out of the log that pytest shows."""
+    logger = logging.getLogger("torch.__trace")
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(drop)  # torch itself sets `propagate` again
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
 
 
 def _tensors(samples: Samples) -> "dict[str, torch.Tensor]":

@@ -22,8 +22,11 @@ __all__ = ["dump_config", "json_schema", "load_config", "parse_config", "trainin
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `key.path=value` overrides and validate the result."""
-    return parse_config(_text_of(Path(path)), str(path), overrides)
+    """Read a YAML file, apply `key.path=value` overrides and validate the result.
+
+    A file must name its data set: a forgotten section must not start a training on other data.
+    """
+    return _validated(_drafted(_text_of(Path(path)), str(path), overrides), ("data", "name"))
 
 
 def parse_config(content: str | Mapping[str, object], source: str = "config", overrides: Sequence[str] = ()) -> Config:
@@ -31,13 +34,24 @@ def parse_config(content: str | Mapping[str, object], source: str = "config", ov
 
     `source` names the input in error messages.
     """
+    return _validated(_drafted(content, source, overrides))
+
+
+def _drafted(content: str | Mapping[str, object], source: str, overrides: Sequence[str]) -> "_Draft":
     draft = _Draft.of(content, source)
     for override in overrides:
         draft.set(override)
+    return draft
+
+
+def _validated(draft: "_Draft", required: tuple[str, str] | None = None) -> Config:
     try:
-        return Config.model_validate(_with_tuples(draft.values))
+        config = Config.model_validate(_with_tuples(draft.values))
     except ValidationError as error:
         raise UsageError(in_one_line(error, draft.values, json_schema(), draft.place_of)) from error
+    if required is not None and not draft.has(required):
+        raise UsageError(f"{draft.source}: {'.'.join(required)} is missing; name the data set, or let pipeline init write a config to start from")
+    return config
 
 
 def dump_config(config: Config) -> str:
@@ -85,6 +99,11 @@ class _Draft:
             raise UsageError(f"{place}: expected key.path=value, such as training.epochs=3")
         self._section(path[:-1], place)[path[-1]] = read_yaml(text, place).value
         self.set_here.append((path, place))
+
+    def has(self, path: tuple[str, str]) -> bool:
+        """Return whether a key of a section was written."""
+        section = self.values.get(path[0])
+        return isinstance(section, Mapping) and path[1] in section
 
     def place_of(self, path: yaml_text.Path) -> str:
         """Return where a value was written.

@@ -63,6 +63,16 @@ else:
     DataSetName = Literal[tuple(DATA_SETS)]
 
 
+_DATA_READ_BY = {
+    "root": ("imagefolder", "cifar10", "cifar100", "svhn"),
+    "download": ("cifar10", "cifar100", "svhn"),
+    "image_size": ("imagefolder",),
+    "color": ("imagefolder",),
+    "sixteen_bits": ("imagefolder",),
+}
+"""The data sets that read each field which others ignore."""
+
+
 class Data(Section):
     """What is trained and tested on."""
 
@@ -118,6 +128,9 @@ class Data(Section):
         for key in (key for key, value in framing.items() if value is not None):
             if self.name != "imagefolder" or self.image_size is None:
                 raise ValueError(f"{key} is for name: imagefolder, with the image_size that images are cut to; set both, or leave it out")
+        for key, readers in _DATA_READ_BY.items():
+            if getattr(self, key) != type(self).model_fields[key].default and self.name not in readers:
+                raise ValueError(f"{key} is read by {' and '.join(readers)}, not by {self.name}; leave it out")
         if self.resize is not None and self.image_size is not None and self.resize < self.image_size:
             raise ValueError(f"resize {self.resize} is less than image_size {self.image_size}, which is cut out of it")
         if self.augment.resized_crop is not None and self.residence == "device":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import relist
 
 from export.bundle import Facts, TensorEntry, open_bundle, write_manifest
 from export.errors import DamagedError, UsageError
@@ -86,6 +87,7 @@ def make_a_folder(folder: Path) -> None:
         (link_the_folder, "is a link"),
         (make_a_folder, "is not a plain file"),
         (lambda f: (f / "extra").touch(), "extra is not listed"),
+        (lambda f: (f / ".DS_Store").symlink_to("manifest.json"), ".DS_Store is not listed"),
         (lambda f: (f / "training" / "evil.py").touch(), "training/evil.py is not listed"),
         (lambda f: edit(f, lambda m: m.update(device="banana")), "at device"),
         (lambda f: edit(f, lambda m: m.update(metrics={"test_accuracy": float("nan")})), "not finite"),
@@ -158,3 +160,12 @@ def test_what_is_no_bundle_at_all_is_the_users_mistake(tmp_path: Path) -> None:
 def test_opening_a_bundle_needs_neither_torch_nor_a_runtime() -> None:
     code = "import sys, export.bundle; sys.exit(bool({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "training/Thumbs.db", "desktop.ini"])
+def test_what_a_file_browser_leaves_does_no_harm(bundle: Path, name: str) -> None:
+    (bundle / name).write_bytes(b"left by a file browser")
+    opened = open_bundle(bundle)
+    assert not opened.has(name)
+    relist(bundle)
+    assert not open_bundle(bundle).has(name)

@@ -122,3 +122,4 @@ def test_in_a_pytest_of_its_own(tmp_path: Path) -> None:
     ], done.stdout + done.stderr
     assert "6 failed, 5 passed" in lines[-1]
     assert any("  reference -> candidate: failed: the error against float64 is max 0.01" in line for line in lines)
+    assert "torch.__trace" not in done.stdout, "notes of the exporter for its own developers"

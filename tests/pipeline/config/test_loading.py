@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -340,6 +341,7 @@ def test_overrides_win_over_the_file_in_their_order() -> None:
             "training.epochs=9",
             "training.schedule.milestones=[2, 4]",
             "method={name: nonorm}",
+            "data.name=cifar10",
             "data.root=a=b",
         ],
     )
@@ -378,7 +380,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
-    (path := tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfmethod: {name: czmig}")
+    (path := tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfmethod: {name: czmig}\ndata: {name: digits}")
     assert load_config(path).method.name == "czmig"
 
 
@@ -398,3 +400,26 @@ def test_whatever_is_written_is_read_back(text: str, number: float, count: int) 
     values = {"text": text, "number": number, "count": count, "list": [text, number], "none": None, "yes": True}
     read = read_yaml(write_yaml(values), "x").value
     assert json.dumps(read) == json.dumps(values)
+
+
+@pytest.mark.parametrize("content", ["method: {name: czmig}", "method: {name: czmig}\ndata: {batch_size: 8}"])
+def test_a_file_without_a_data_set_starts_no_training(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"a\.yaml: data\.name is missing; name the data set, or let pipeline init write"):
+        load_config(path)
+    assert load_config(path, ["data.name=digits"]).data.name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("{name: digits, image_size: 16}", "image_size is read by imagefolder, not by digits; leave it out"),
+        ("{name: digits, root: pictures}", "root is read by imagefolder and cifar10 and cifar100 and svhn, not by digits"),
+        ("{name: cifar10, color: gray}", "color is read by imagefolder, not by cifar10"),
+        ("{name: imagefolder, download: true}", "download is read by cifar10 and cifar100 and svhn, not by imagefolder"),
+    ],
+)
+def test_settings_that_a_data_set_does_not_read_are_refused(data: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        parse_config(f"method: {{name: czmig}}\ndata: {data}")

@@ -15,7 +15,7 @@ import torch
 
 from deploy.verify.environment import cpu_model
 
-_PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "numpy")
+_PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "numpy", "pillow")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -171,6 +171,13 @@ class TestWithoutTorch:
         assert f"note: what exists in training only was not looked at: {NO_TORCH}" in told
         assert "certificate: no sum depends on its order" in told
 
+    def test_classes_of_an_image(self, without_torch: Path, tmp_path: Path, finished_run: Path) -> None:
+        image = next((finished_run / "bundle" / "training" / "images").glob("*.jpg"))
+        told = json.loads(run(without_torch / "pipeline", "predict", finished_run / "bundle", image, "--json", cwd=tmp_path))
+        assert told["model"] == "model.exact.onnx"
+        hashes = json.loads((finished_run / "bundle" / "training" / "images.json").read_bytes())
+        assert told["predictions"][0]["sha256_of_pixels"] == hashes[f"training/images/{image.name}"]
+
     def test_what_needs_torch_says_so(self, without_torch: Path, tmp_path: Path, finished_run: Path) -> None:
         run(without_torch / "pipeline", "init", cwd=tmp_path)
         needed = "needs PyTorch, which is not installed; pip install 'samegraph[train]'\n"

@@ -1,5 +1,6 @@
 """The files of docs/serving say what the command line, Ray's application and KServe take."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -74,3 +75,28 @@ def test_the_page_names_every_option() -> None:
     plain = {"--runtime", "--name", "--host", "--port", "--no-grpc", "--threads", "--max-connections", "--log-level", "--json", "--help"}
     options = {option for parameter in serve.params for option in parameter.opts if option.startswith("--")} - plain
     assert sorted(option for option in options if option not in PAGE) == ["--drain-timeout"]
+
+
+def test_the_figures_are_those_of_the_result_files() -> None:
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    cost = json.loads((results / "serving_cost.json").read_bytes())["figures"]
+    throughput = json.loads((results / "serving_throughput_onnxruntime.json").read_bytes())["figures"]
+    apart = {name: throughput[f"{name}, the client's time counted apart"]["median"] for name in ("saturated / loop", "overload / saturated")}
+    shown = dict(re.findall(r"^\| ([^|]+?) \| ([\d.]+)(?: ms)? \|$", PAGE.partition("## What it costs")[2], flags=re.MULTILINE))
+    assert shown == {
+        "HTTP, binary, 16 connections": f"{cost['ours, 16 connections']['cpu_us']['median']:.0f}",
+        "HTTP, binary, 1 connection": f"{cost['ours, 1 connections']['cpu_us']['median']:.0f}",
+        "gRPC, 16 channels": f"{cost['ours, gRPC, 16 channels']['cpu_us']['median']:.0f}",
+        "for comparison: a bare ASGI application, 16 connections": f"{cost['bare ASGI, 16 connections']['cpu_us']['median']:.0f}",
+        "one-image requests at saturation, as a share of a loop over full batches in one process": f"{throughput['saturated / loop']['median']:.2f}",
+        "the same, with the client's CPU time counted apart": f"{apart['overload / saturated']:.2f}",
+        "at four times that rate, as a share of the saturated rate": f"{throughput['overload / saturated']['median']:.2f}",
+        "added to a call in the process, at 20 requests a second": f"{throughput['added when idle, ms']['median']:.1f}",
+    }
+    assert f"{apart['saturated / loop']:.2f} |" in PAGE
+    bits = json.loads((results / "serving_bits.json").read_bytes())
+    assert bits["wrong"] == 0
+    assert bits["images"] == 10_000
+    crowds = [row for row in bits["rows"] if row["check"].startswith("random sizes")]
+    assert {(row["form"], row["runtime"]) for row in crowds} == {(a, b) for a in ("exact", "float32") for b in ("onnxruntime-cpu", "openvino-cpu")}
+    assert all(row["requests"] >= row["requests_of_all_images"] for row in crowds), "all images were asked for"

@@ -26,31 +26,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     A file must name its data set: a forgotten section must not start a training on other data.
     """
-    return _validated(_drafted(_text_of(Path(path)), str(path), overrides), ("data", "name"))
+    return parse_config(_text_of(Path(path)), str(path), overrides, required=("data", "name"))
 
 
-def parse_config(content: str | Mapping[str, object], source: str = "config", overrides: Sequence[str] = ()) -> Config:
+def parse_config(
+    content: str | Mapping[str, object], source: str = "config", overrides: Sequence[str] = (), *, required: tuple[str, str] | None = None
+) -> Config:
     """Do the same with YAML text or with values that are already parsed.
 
-    `source` names the input in error messages.
+    `source` names the input in error messages. `required` is a key that must be written.
     """
-    return _validated(_drafted(content, source, overrides))
-
-
-def _drafted(content: str | Mapping[str, object], source: str, overrides: Sequence[str]) -> "_Draft":
     draft = _Draft.of(content, source)
     for override in overrides:
         draft.set(override)
-    return draft
-
-
-def _validated(draft: "_Draft", required: tuple[str, str] | None = None) -> Config:
     try:
         config = Config.model_validate(_with_tuples(draft.values))
     except ValidationError as error:
         raise UsageError(in_one_line(error, draft.values, json_schema(), draft.place_of)) from error
     if required is not None and not draft.has(required):
-        raise UsageError(f"{draft.source}: {'.'.join(required)} is missing; name the data set, or let pipeline init write a config to start from")
+        raise UsageError(f"{source}: {'.'.join(required)} is missing; name the data set, or let pipeline init write a config to start from")
     return config
 
 

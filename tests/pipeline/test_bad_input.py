@@ -25,7 +25,7 @@ def folders(root: Path, *classes: str) -> None:
 
 
 def refused(capfd: Capture, tmp_path: Path, *settings: str) -> str:
-    (config := tmp_path / "a.yaml").write_text("network: {name: small}\nmethod: {name: batchnorm}\n")
+    (config := tmp_path / "a.yaml").write_text("data: {name: digits}\nnetwork: {name: small}\nmethod: {name: batchnorm}\n")
     run = tmp_path / "run"
     options = [option for setting in settings for option in ("--set", setting)]
     done = pipeline(capfd, "train-export", config, "--out", run, *options)

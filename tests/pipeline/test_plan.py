@@ -211,9 +211,9 @@ def test_the_graph_is_built_once_to_train_and_once_to_verify(tmp_path: Path, cap
     def counted(module: Any, name: str) -> None:
         function = getattr(module, name)
 
-        def counting(*arguments: Any) -> Any:
+        def counting(*arguments: Any, **named: Any) -> Any:
             calls[name] += 1
-            return function(*arguments)
+            return function(*arguments, **named)
 
         monkeypatch.setattr(module, name, counting)
 

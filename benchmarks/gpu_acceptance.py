@@ -45,6 +45,7 @@ from torch import nn
 
 from benchmarks.environment import RESULTS, environment
 from benchmarks.replayed_training import METHODS, different_tensors, seconds_a_step
+from deploy.progress import Outcome
 from deploy.runners.runner import Runner
 from deploy.runners.runtimes import open_file, require_runtimes
 from deploy.runners.tensorrt import EngineFile, open_engine
@@ -66,7 +67,6 @@ from pipeline import run
 from pipeline.bundle.engines import EngineOptions
 from pipeline.cli.console import Console
 from pipeline.config import load_config, parse_config
-from pipeline.progress import Outcome
 from pipeline.run_folder import RunFolder
 from pipeline.run_request import EngineExportRequest, TrainExportRequest
 from pipeline.training_graph import ImageFacts, training_graph

@@ -12,19 +12,20 @@ ROOT = Path(__file__).parents[1]
 OURS = ("pipeline", "export", "deploy")
 SOURCES = [path.relative_to(ROOT) for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 PIPELINE = (
-    *("config", "run_folder", "data", "networks", "methods", "training", "training_graph", "progress", "exact_training"),
-    *("bundle", "run_verification", "run_request", "importing", "plan", "run", "reproduction", "cli"),
+    *("config", "run_folder", "data", "networks", "methods", "training", "training_graph", "exact_training"),
+    *("bundle", "run_request", "importing", "plan", "run", "reproduction", "cli"),
 )
 """The rooms of `pipeline`, each of which may import those before it. Only the command line imports
 `reproduction`."""
 DEPLOY = {
+    "progress": (),
     "runners": (),
     "compare": ("runners",),
     "certificate": ("runners",),
     "predict": ("runners",),
     "sandbox": ("runners", "compare"),
-    "verify": ("runners", "compare", "certificate", "sandbox"),
-    "report": ("runners", "compare", "certificate", "sandbox", "verify"),
+    "verify": ("progress", "runners", "compare", "certificate", "sandbox"),
+    "report": ("progress", "runners", "compare", "certificate", "sandbox", "verify"),
     "server": ("runners", "compare", "predict", "report"),
 }
 """The rooms of `deploy`, and those that each may import."""

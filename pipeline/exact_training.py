@@ -13,6 +13,7 @@ import torch
 from pydantic import JsonValue
 from torch.fx import GraphModule
 
+from deploy.progress import Console
 from export.bundle import json_bytes
 from export.errors import UsageError
 from export.exact.calibration import calibrate, coarsen_steps, search
@@ -23,9 +24,8 @@ from pipeline.config import Config
 from pipeline.config.sections import Schedule, Training
 from pipeline.data import DataSet, TrainingBatches
 from pipeline.methods import RewrittenGraph
-from pipeline.progress import Console, EpochLines
 from pipeline.run_folder import RunFolder
-from pipeline.training import Checkpoint, Settings, TrainingData, read_checkpoint
+from pipeline.training import Checkpoint, EpochLines, Settings, TrainingData, read_checkpoint
 from pipeline.training import train as train_graph
 from pipeline.training.checkpoint import first_difference
 from pipeline.training.evaluation import BATCH_SIZE, evaluate

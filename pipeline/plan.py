@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from pydantic import JsonValue
 
+from deploy.progress import Console, shown
 from deploy.verify.request import runtimes_among
 from export.bundle import Bundle
 from export.errors import NotHereError, UsageError
@@ -25,7 +26,6 @@ from pipeline.data.published import NotFetchedError
 from pipeline.exact_training import ExactStage, NoExactForm, planned_stage
 from pipeline.importing import GivenWeights
 from pipeline.methods import RewrittenGraph
-from pipeline.progress import Console, shown
 from pipeline.run_folder import BundlePlace, RunFolder
 from pipeline.run_request import EngineExportRequest, ExportRequest, ImportRequest, RunRequest, Start, TrainExportRequest, TrainRequest
 from pipeline.training import Checkpoint, autocast_type, device_by_name, load_checkpoint, require_same_steps, steps_per_epoch

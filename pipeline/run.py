@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from deploy.compare.inputs import SampleSource
+from deploy.progress import Console, Outcome
 from deploy.report.verification import Verification
 from deploy.verify.request import BundleRequest, runtimes_among
 from export.bundle import REPORT, VERIFICATION, Bundle, Facts, Manifest, open_bundle, write_manifest
@@ -25,9 +26,8 @@ from pipeline.config import training_part
 from pipeline.exact_training import ExactRun, ExactStage, NoExactForm, trained_on_the_grid
 from pipeline.importing import GivenWeights, store_as_run
 from pipeline.plan import Plan, PlannedTraining, Publication, StoredWeights, engine_plan, plan_of
-from pipeline.progress import Console, EpochLines, Outcome
 from pipeline.run_request import EngineExportRequest, RunRequest, bitwise
-from pipeline.training import Settings, TrainingData
+from pipeline.training import EpochLines, Settings, TrainingData
 from pipeline.training import train as train_graph
 
 

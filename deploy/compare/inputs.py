@@ -11,7 +11,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -196,6 +196,25 @@ class SampleSource:
     num_batches: int
     num_samples: int
     description: str
+
+    @classmethod
+    def of_array(cls, name: str, rows: Array, batch_size: int, description: str) -> "SampleSource":
+        """An array in memory as the input of that name."""
+
+        def batches() -> Iterator[dict[str, Array]]:
+            for start in range(0, len(rows), batch_size):
+                yield {name: rows[start : start + batch_size]}
+
+        return cls(batches, -(-len(rows) // batch_size), len(rows), description)
+
+    def followed_by(self, batch: Mapping[str, Array]) -> "SampleSource":
+        """The same batches and one more."""
+
+        def batches() -> Iterator[dict[str, Array]]:
+            yield from self.batches()
+            yield dict(batch)
+
+        return replace(self, batches=batches, num_batches=self.num_batches + 1)
 
 
 def samples_for(inputs: Sequence[TensorSpec], asked: str, batch_size: int, sizes: Mapping[str, int], seed: int = 0) -> SampleSource:

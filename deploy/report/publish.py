@@ -1,16 +1,23 @@
-"""Publishes a verdict: a folder with its report, a JUnit file, GitHub, and changes since a run.
+"""Runs a verification and publishes its verdict: a folder with its report, a JUnit file, GitHub.
 
-Takes a verification. If the disk refuses to write, the verdict is still reported.
+Takes a request or what runs it. If the disk refuses to write, the verdict is still reported.
 """
 
 import os
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
+
+from deploy.progress import Console, Outcome
 from deploy.report.changes import Json, changes, read_verification
 from deploy.report.ci import annotations, junit_xml, summary
-from deploy.report.verification import Verification
+from deploy.report.differences import pictures_of
+from deploy.report.verification import Verification, printable
+from deploy.verify.pair import compare_pair
+from deploy.verify.request import PairRequest
 from export.bundle import REPORT
 from export.errors import UsageError
 from export.files import make_folder, write_file
@@ -51,6 +58,33 @@ class Publication:
             return []
         counted = "nothing has changed" if not self.changes else f"{len(self.changes)} changes"
         return [f"since {earlier}: {counted}", *(f"  {line}" for line in self.changes)]
+
+
+def published_pair(request: PairRequest, destinations: Destinations, console: Console) -> Outcome:
+    """Compare two forms of a model and publish the verdict. Nothing of this imports torch."""
+
+    def verification() -> Verification:
+        result = compare_pair(request, console)
+        facts = {"reference": request.reference.name, "candidate": request.candidate.name}
+        return Verification(result.verdict, (), (), facts, pictures=pictures_of(result.rows))
+
+    return published(request.subject, verification, destinations)
+
+
+def published(subject: Mapping[str, str], verify: Callable[[], Verification], destinations: Destinations) -> Outcome:
+    """Run a verification, write the requested files, and return the result.
+
+    What is verified stays as it is.
+    """
+    earlier = destinations.prepared()
+    found = verify()
+    publication = publish(found, destinations, earlier)
+    told: dict[str, JsonValue] = {**subject, **({"report": str(publication.report)} if publication.report else {})}
+    lines = [*found.lines, *(f"{kind}: {path}" for kind, path in told.items()), *publication.lines(destinations.against)]
+    facts: dict[str, JsonValue] = {**told, "verification": found.as_json}
+    if publication.changes is not None:
+        facts["changes"] = list[JsonValue](publication.changes)
+    return Outcome(facts, "\n".join(map(printable, lines)), found.failure, found.verdict.interrupted, publication.unwritten)
 
 
 def publish(found: Verification, destinations: Destinations, earlier: Json | None) -> Publication:

@@ -3,7 +3,7 @@
 Takes a chain and batches. Knows no particular runtime.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
 from deploy.compare.bits import Arrays, Comparator
@@ -24,7 +24,11 @@ NUM_IN_FLOAT64 = 500
 """How many samples are evaluated in float64 in any case."""
 
 
-def one_pass(chain: Chain, batches: Batches, record: Record, require: Collection[str] = ()) -> Verdict:
+Watch = Callable[[Iterable[Arrays]], Iterator[Arrays]]
+"""Passes batches on, and may show how many have passed."""
+
+
+def one_pass(chain: Chain, batches: Batches, record: Record, require: Collection[str] = (), watch: Watch = iter) -> Verdict:
     """Run every stage once per batch and judge every link.
 
     NotHereError if a runtime in `require` is not available. Ctrl-C ends the pass. The verdict then
@@ -35,7 +39,7 @@ def one_pass(chain: Chain, batches: Batches, record: Record, require: Collection
         running = {stage.name: _RunningStage(stage, stack, require) for stage in chain.everything}
         course = _Course(chain, running)
         with Interruption() as interruption:
-            for batch in batches():
+            for batch in watch(batches()):
                 course.step(batch)
                 if interruption.asked:
                     break

@@ -5,7 +5,7 @@ is decided elsewhere.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from deploy.compare.bits import Arrays
 from deploy.compare.inputs import SampleSource, samples_for
+from deploy.progress import Console, comparing
 from deploy.runners.forms import Form, OpenedForm, RenamedForm
 from deploy.runners.runner import TensorSpec
 from deploy.runners.runtimes import RUNTIMES
@@ -28,8 +29,6 @@ from export.errors import NotHereError, UsageError
 
 _STATE = "state what may differ with --max-ulp, or with --atol and --rtol"
 REFERENCE, CANDIDATE, FLOAT64 = "reference", "candidate", "float64 evaluation"
-Shown = Callable[[Iterator[Arrays], int], Iterator[Arrays]]
-"""Passes batches on, and shows how many of the total have passed."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ def verify_pair(pair: PairRequest) -> Verdict:
     return compare_pair(pair).verdict
 
 
-def compare_pair(pair: PairRequest, shown: Shown | None = None) -> PairResult:
-    """Run both forms on the samples and judge the link between them."""
+def compare_pair(pair: PairRequest, console: Console | None = None) -> PairResult:
+    """Run both forms on the samples and judge the link between them; show how far it is."""
     if pair.bitwise and pair.tolerance:
         raise UsageError("--require bitwise and a tolerance exclude each other; drop one of them")
     if pair.precision and (pair.bitwise or pair.tolerance):
@@ -62,11 +61,8 @@ def compare_pair(pair: PairRequest, shown: Shown | None = None) -> PairResult:
             files={f"{REFERENCE} {reference.path.name}": reference.sha256, f"{CANDIDATE} {candidate.path.name}": candidate.sha256},
             samples_made=(given.description,),
         )
-
-        def batches() -> Iterator[Arrays]:
-            yield from shown(given.batches(), given.num_batches) if shown else given.batches()
-
-        verdict = run_chain(chain, batches, record, require=pair.require, inside=pair.inside)
+        watch = comparing(console, given.num_batches) if console else iter
+        verdict = run_chain(chain, given.batches, record, require=pair.require, inside=pair.inside, watch=watch)
         if not verdict.interrupted and all(link.status == "not run" for link in verdict.links):
             raise NotHereError(verdict.links[0].reason)
         return PairResult(verdict, rows_of(given.batches(), worst_samples(verdict)))
@@ -217,9 +213,4 @@ def _numbers_of_rows(one: RecordingSide, other: RecordingSide, batch_size: int) 
     """Row numbers as samples: two recordings are compared row by row, without the samples."""
     if one.num_rows != other.num_rows:
         raise UsageError(f"{one.name} holds outputs of {one.num_rows} samples, {other.name} of {other.num_rows}; record both on the same samples")
-
-    def batches() -> Iterator[dict[str, np.ndarray]]:
-        for start in range(0, one.num_rows, batch_size):
-            yield {"row": np.arange(start, min(start + batch_size, one.num_rows))}
-
-    return SampleSource(batches, -(-one.num_rows // batch_size), one.num_rows, f"{one.num_rows} rows of two recordings")
+    return SampleSource.of_array("row", np.arange(one.num_rows), batch_size, f"{one.num_rows} rows of two recordings")

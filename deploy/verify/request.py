@@ -43,6 +43,11 @@ class BundleRequest(VerifyRequest):
     network: str | None = None
     """The user's own code that may build the network. A bundle alone names no code to import."""
 
+    @property
+    def subject(self) -> dict[str, str]:
+        """What is verified, by its kind."""
+        return {"bundle": str(self.folder)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairRequest(VerifyRequest):
@@ -65,6 +70,11 @@ class PairRequest(VerifyRequest):
     seed: int = 0
     batched: bool = True
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def subject(self) -> dict[str, str]:
+        """What is verified, by its kind."""
+        return {"reference": str(self.reference), "candidate": str(self.candidate)}
 
 
 def runtimes_among(required: Iterable[str]) -> tuple[str, ...]:

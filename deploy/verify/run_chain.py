@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from deploy.compare.bits import Arrays
 from deploy.compare.samples import num_samples
-from deploy.verify.course import one_pass
+from deploy.verify.course import Watch, one_pass
 from deploy.verify.cuts import cut_link
 from deploy.verify.invariance import PARTIAL
 from deploy.verify.links import Batches, Chain, Link, Record
@@ -18,12 +18,12 @@ from deploy.verify.verdict import LinkVerdict, Verdict, failed_outputs
 NUM_SAMPLES_INSIDE = 8
 
 
-def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collection[str] = (), inside: bool = False) -> Verdict:
+def run_chain(chain: Chain, batches: Batches, record: Record, *, require: Collection[str] = (), inside: bool = False, watch: Watch = iter) -> Verdict:
     """The verdict on a chain; see `one_pass`.
 
     `inside`: also measure the errors at inner tensors, for the last link that has a budget.
     """
-    verdict = one_pass(chain, batches, record, require)
+    verdict = one_pass(chain, batches, record, require, watch)
     return verdict if verdict.interrupted else _looked_into(verdict, chain, batches, inside=inside)
 
 

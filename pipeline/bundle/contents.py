@@ -4,7 +4,7 @@ Takes an opened bundle. Contradictions within it are a DamagedError. Needs no to
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -61,12 +61,7 @@ def stored_samples(bundle: Bundle) -> SampleSource:
         wanted = f"uint8, N x {' x '.join(map(str, image_shape_of(bundle)))}, N at least 1"
         raise DamagedError(f"{bundle.folder / SAMPLES}: images are {found}; expected {wanted}; export the bundle again")
     size = bundle_config(bundle).verify.batch_size
-
-    def batches() -> Iterator[dict[str, NDArray[np.uint8]]]:
-        for start in range(0, len(images), size):
-            yield {bundle.manifest.input.name: images[start : start + size]}
-
-    return SampleSource(batches, -(-len(images) // size), len(images), f"{len(images)} test images stored in the bundle")
+    return SampleSource.of_array(bundle.manifest.input.name, images, size, f"{len(images)} test images stored in the bundle")
 
 
 def _images(bundle: Bundle) -> NDArray[np.uint8]:

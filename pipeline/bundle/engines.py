@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from deploy.progress import Console
 from deploy.runners.tensorrt import EngineFile, require_tensorrt
 from export.bundle import EXACT_TENSORRT_MODEL, MODEL, Bundle
 from export.errors import NotHereError, UsageError
@@ -18,7 +19,6 @@ from export.tensorrt.float16 import float16_onnx
 from export.tensorrt.record import FOLDER, ONNX_FILES, EnginePrecision, EngineRecord, Gpus, SecondBuild, plan_name, record_name
 from export.tensorrt.runtime import FLAVOURS, Flavour, FlavourName, gpu_here
 from pipeline.config.sections import Batch, Export
-from pipeline.progress import Console
 
 
 @dataclass(frozen=True, kw_only=True)

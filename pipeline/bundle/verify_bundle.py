@@ -5,7 +5,7 @@ why they did not.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +14,15 @@ from pydantic import JsonValue
 
 from deploy.certificate.certificate import Certificate
 from deploy.certificate.walk import certificate_of
-from deploy.compare.bits import Arrays
 from deploy.compare.inputs import SampleSource
 from deploy.compare.samples import NamedImages, hostile_images
+from deploy.progress import Console, comparing
 from deploy.report.differences import pictures_of
 from deploy.report.stored import require_its_own_verdict
 from deploy.report.verification import Verification
 from deploy.runners.runtimes import has_torch
 from deploy.runners.tensorrt import EngineFile, stored_engines
-from deploy.verify.links import Batches, Chain, Record, required_runtimes, selected
+from deploy.verify.links import Chain, Record, required_runtimes, selected
 from deploy.verify.pixels import is_only_the_pixels, pixels_link, verdict_on_pixels
 from deploy.verify.request import BundleRequest
 from deploy.verify.run_chain import run_chain
@@ -42,6 +42,7 @@ from export.bundle import (
     WEIGHTS,
     Bundle,
     json_bytes,
+    open_bundle,
 )
 from export.errors import DamagedError
 from export.tensorrt.record import plan_name
@@ -54,16 +55,22 @@ from pipeline.bundle.contents import (
     records_in,
     require_one_story,
     require_the_metrics_of_the_manifest,
+    samples_of,
 )
 from pipeline.bundle.stored_images import stored_images
 from pipeline.bundle.stored_outputs import require_its_own_outputs
 from pipeline.config import Config
-from pipeline.progress import Console, shown
 
 if TYPE_CHECKING:
     from pipeline.bundle.rebuild import RebuiltModel
 
 COMPARED_FILES = {MODEL, FLOAT16_MODEL, WEIGHTS, TRAINING_WEIGHTS, CONFIG, *EXACT_FILES}
+
+
+def verify_folder(request: BundleRequest, console: Console) -> Verification:
+    """Open a bundle and verify it on the samples that the user requests, or on its own."""
+    bundle = open_bundle(request.folder)
+    return verify_bundle(bundle, samples_of(bundle, request.samples), request, console)
 
 
 def verify_bundle(
@@ -81,11 +88,7 @@ def verify_bundle(
     require_one_story(bundle, config)
     require_the_metrics_of_the_manifest(bundle)
     hostile = hostile_images(image_shape_of(bundle))
-
-    def batches() -> Iterator[Arrays]:
-        yield from shown(console, samples.batches(), "comparing", samples.num_batches)
-        yield {bundle.manifest.input.name: hostile.images}
-
+    everything = samples.followed_by({bundle.manifest.input.name: hostile.images})
     engines = dict(stored_engines(bundle))
     record = _record(bundle, samples, hostile, frozen, rebuilt, engines)
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +98,7 @@ def verify_bundle(
         if certificate is not None:
             _require_the_stored_certificate(bundle, certificate)
         chains = [] if is_only_the_pixels(request.only) else selected(_chains(config, models, rebuilt, wanted), request)
-        verdict = _with_the_pixels(_verdicts(chains, batches, record, request), bundle, record, request)
+        verdict = _with_the_pixels(_verdicts(chains, everything, record, request, console), bundle, record, request)
         if verdict.passed and (certificate is None or certificate.holds):
             require_its_own_verdict(bundle)
         if chains and verdict.passed and not verdict.interrupted:
@@ -108,7 +111,7 @@ def verify_bundle(
         () if rebuilt is None else rebuilt.filters,
         _facts(bundle, config, rebuilt),
         diagnosis_of(bundle),
-        pictures_of(rows_of(_with(samples, hostile, bundle), worst_samples(verdict))),
+        pictures_of(rows_of(everything.batches(), worst_samples(verdict))),
         certificate if request.only is None else None,
         () if rebuilt is not None else (f"what exists in training only was not looked at: {NO_TORCH}",),
     )
@@ -121,11 +124,6 @@ def _rebuilt(bundle: Bundle, config: Config, network: str | None, frozen: Frozen
     from pipeline.bundle.rebuild import rebuilt_model
 
     return rebuilt_model(bundle, config, network, frozen)
-
-
-def _with(samples: SampleSource, hostile: NamedImages, bundle: Bundle) -> Iterator[Arrays]:
-    yield from samples.batches()
-    yield {bundle.manifest.input.name: hostile.images}
 
 
 def _chains(config: Config, models: Mapping[str, Path], rebuilt: "RebuiltModel | None", engines: Engines) -> list[Chain]:
@@ -155,12 +153,13 @@ def _chains(config: Config, models: Mapping[str, Path], rebuilt: "RebuiltModel |
     return [chain_of(floating), chain_of(exact)]
 
 
-def _verdicts(chains: Sequence[Chain], batches: Batches, record: Record, request: BundleRequest) -> list[Verdict]:
+def _verdicts(chains: Sequence[Chain], samples: SampleSource, record: Record, request: BundleRequest, console: Console) -> list[Verdict]:
     """Return the verdict of each chain, until the user interrupts."""
     verdicts = []
     for chain in chains:
         require = required_runtimes(chain, request, ("onnxruntime-cpu",))
-        verdicts.append(run_chain(chain, batches, record, require=require, inside=request.inside))
+        watch = comparing(console, samples.num_batches)
+        verdicts.append(run_chain(chain, samples.batches, record, require=require, inside=request.inside, watch=watch))
         if verdicts[-1].interrupted:
             break
     return verdicts

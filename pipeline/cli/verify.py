@@ -84,9 +84,8 @@ def verify(
     if certificate is not None:
         _show_certificate(console, certificate)
         return
-    from deploy.report.publish import Destinations
+    from deploy.report.publish import Destinations, published, published_pair
     from deploy.verify.request import BITWISE, BundleRequest, PairRequest, runtimes_among
-    from pipeline.run_verification import verify as verified
 
     of_both: dict[str, Any] = {
         "samples": samples,
@@ -95,9 +94,14 @@ def verify(
         "only": only,
         "inside": report is not None,
     }
-    pair: dict[str, Any] = {} if bundle is not None else _of_a_pair(context.params)
-    request = PairRequest(**of_both, **pair) if bundle is None else BundleRequest(**of_both, folder=bundle, network=network)
-    outcome = verified(request, Destinations(against=against, report=report, junit=junit), console)
+    destinations = Destinations(against=against, report=report, junit=junit)
+    if bundle is None:
+        outcome = published_pair(PairRequest(**of_both, **_of_a_pair(context.params)), destinations, console)
+    else:
+        from pipeline.bundle.verify_bundle import verify_folder
+
+        request = BundleRequest(**of_both, folder=bundle, network=network)
+        outcome = published(request.subject, lambda: verify_folder(request, console), destinations)
     console.result(outcome.facts, outcome.text)
     outcome.raise_failure()
 

@@ -6,8 +6,8 @@ Takes a plan or folders, and a console.
 from collections.abc import Sequence
 from pathlib import Path
 
+from deploy.progress import Console, Outcome
 from export.files import sole_use
-from pipeline.progress import Console, Outcome
 from pipeline.reproduction.comparison import comparison_of
 from pipeline.reproduction.outputs import json_facts, markdown, require_same_table, write_outputs
 from pipeline.reproduction.planned_runs import Plan

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from deploy.progress import Console
 from deploy.verify.environment import cpu_model
 from export.errors import SamegraphError, UsageError
 from export.files import make_folder, write_file
 from pipeline import run
 from pipeline.config import Config, training_part
-from pipeline.progress import Console
 from pipeline.reproduction.figures import RunFigures, run_figures
 from pipeline.reproduction.planned_runs import Plan, PlannedRun
 from pipeline.run_folder import RunFolder

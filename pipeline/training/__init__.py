@@ -8,10 +8,11 @@ from pipeline.training.device import autocast_type, device_by_name
 from pipeline.training.finite import NotFiniteError
 from pipeline.training.loop import History, Settings, require_same_steps, steps_per_epoch, train
 from pipeline.training.metrics import EpochRecord
-from pipeline.training.protocols import SilentWatcher, TrainingData, Watcher
+from pipeline.training.protocols import EpochLines, SilentWatcher, TrainingData, Watcher
 
 __all__ = [
     "Checkpoint",
+    "EpochLines",
     "EpochRecord",
     "History",
     "NotFiniteError",

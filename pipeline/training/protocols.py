@@ -1,6 +1,6 @@
 """What the loop needs from others: batches to train and test on, and a watcher.
 
-Types only, except for the prefetching of batches and the watcher that prints nothing.
+Types, the prefetching of batches, and two watchers: one prints a line per epoch, one nothing.
 """
 
 import itertools
@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from deploy.progress import Progress
 from pipeline.training.metrics import EpochRecord
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -91,6 +92,34 @@ class Watcher(Protocol):
     def step_done(self, epoch: int, step_in_epoch: int, loss: float) -> None: ...
 
     def epoch_done(self, record: EpochRecord) -> None: ...
+
+
+class EpochLines:
+    """Watches the training loop and prints a line per epoch."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._num_epochs = progress, 0
+
+    def run_started(self, num_epochs: int, steps_per_epoch: int, steps_done: int) -> None:
+        self._num_epochs = num_epochs
+        if steps_done:
+            self._progress.advance(steps_done)
+            self._progress.line(f"continuing after step {steps_done} of {num_epochs * steps_per_epoch}")
+
+    def statistics_frozen(self, step: int, test_accuracy: float) -> None:
+        self._progress.line(f"batch statistics recomputed and frozen after step {step}  test {test_accuracy:.2%}")
+
+    def epoch_started(self, epoch: int) -> None:
+        return
+
+    def step_done(self, epoch: int, step_in_epoch: int, loss: float) -> None:
+        self._progress.advance()
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        self._progress.line(
+            f"epoch {record.epoch}/{self._num_epochs}  loss {record.train_loss:.4f}  train {record.train_accuracy:.2%}  "
+            f"test {record.test_accuracy:.2%}  {record.images_per_second:,.0f} images/s"
+        )
 
 
 class SilentWatcher:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from small_table import CONFIGS, EPOCHS, Watched, small_table
 
+from deploy.progress import Outcome
 from export.errors import UsageError
 from pipeline.config import load_config
-from pipeline.progress import Outcome
 from pipeline.reproduction.commands import reproduce
 from pipeline.reproduction.figures import run_figures
 from pipeline.reproduction.papers import Table

@@ -1,21 +1,16 @@
-"""How a run is shown and how it ends: progress, lines per epoch, and the outcome of a command.
+"""What a command shows while it runs, and how it ends: progress, and its result as data and text.
 
 Interfaces and plain data; the terminal itself belongs to the command line.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import JsonValue
 
 from export.errors import NotTheSameError
-
-if TYPE_CHECKING:
-    from pipeline.training import EpochRecord
 
 Item = TypeVar("Item")
 
@@ -29,39 +24,11 @@ class Progress(Protocol):
 
 
 class Console(Protocol):
-    """What a run needs from its display."""
+    """Shows what a command is doing."""
 
     def say(self, text: str) -> None: ...
 
     def progress(self, title: str, total: int) -> AbstractContextManager[Progress]: ...
-
-
-class EpochLines:
-    """Watches the training loop and prints a line per epoch."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress, self._num_epochs = progress, 0
-
-    def run_started(self, num_epochs: int, steps_per_epoch: int, steps_done: int) -> None:
-        self._num_epochs = num_epochs
-        if steps_done:
-            self._progress.advance(steps_done)
-            self._progress.line(f"continuing after step {steps_done} of {num_epochs * steps_per_epoch}")
-
-    def statistics_frozen(self, step: int, test_accuracy: float) -> None:
-        self._progress.line(f"batch statistics recomputed and frozen after step {step}  test {test_accuracy:.2%}")
-
-    def epoch_started(self, epoch: int) -> None:
-        return
-
-    def step_done(self, epoch: int, step_in_epoch: int, loss: float) -> None:
-        self._progress.advance()
-
-    def epoch_done(self, record: EpochRecord) -> None:
-        self._progress.line(
-            f"epoch {record.epoch}/{self._num_epochs}  loss {record.train_loss:.4f}  train {record.train_accuracy:.2%}  "
-            f"test {record.test_accuracy:.2%}  {record.images_per_second:,.0f} images/s"
-        )
 
 
 def shown(console: Console, items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
@@ -70,6 +37,11 @@ def shown(console: Console, items: Iterable[Item], what: str, total: int) -> Ite
         for item in items:
             yield item
             progress.advance()
+
+
+def comparing(console: Console, num_batches: int) -> Callable[[Iterable[Item]], Iterator[Item]]:
+    """What shows a comparison while batches pass."""
+    return lambda batches: shown(console, batches, "comparing", num_batches)
 
 
 @dataclass(frozen=True)
